@@ -1,0 +1,251 @@
+"""The tables of an evidence store, once: DuckDB's DDL, Arrow's schemas and Ibis's unbound tables all come from here.
+
+Pure data: no I/O and no DuckDB. OTLP's names became column names; ids are numbers here (UUID, UBIGINT) because joins on
+them run two to three times faster than on hex text, and hex everywhere that people or other programs see them.
+
+Everything that arrives is appended as Arrow record batches keyed by table name; so decoders and witnesses know these
+schemas and the store knows nothing else about them.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import pyarrow as pa
+
+SCHEMA_VERSION: Final = 1
+
+SqlType = Literal["UUID", "UBIGINT", "BIGINT", "INTEGER", "BOOLEAN", "VARCHAR", "MAP(VARCHAR, VARCHAR)"]
+
+_ARROW: Final[dict[str, pa.DataType]] = {
+    "UUID": pa.uuid(),
+    "UBIGINT": pa.uint64(),
+    "BIGINT": pa.int64(),
+    "INTEGER": pa.int32(),
+    "BOOLEAN": pa.bool_(),
+    "VARCHAR": pa.string(),
+    "MAP(VARCHAR, VARCHAR)": pa.map_(pa.string(), pa.string()),
+}
+
+_IBIS: Final[dict[str, str]] = {
+    "UUID": "uuid",
+    "UBIGINT": "uint64",
+    "BIGINT": "int64",
+    "INTEGER": "int32",
+    "BOOLEAN": "boolean",
+    "VARCHAR": "string",
+    "MAP(VARCHAR, VARCHAR)": "map<string, string>",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, DuckDB type, meaning, and whether NULL is allowed."""
+
+    name: str
+    type: SqlType
+    doc: str
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HotAttribute:
+    """A span attribute that has a typed column of its own.
+
+    `key` is the semantic convention's current name. `older` are names that earlier conventions used: they fill the
+    column when `key` is absent. A value whose type does not fit the column stays in the maps, and so does every `older`
+    key, so that nothing is lost or renamed.
+    """
+
+    key: str
+    type: Literal["VARCHAR", "BIGINT"]
+    older: tuple[str, ...] = ()
+
+    @property
+    def column(self) -> str:
+        """The column's name: the key with underscores."""
+        return self.key.replace(".", "_").replace(":", "_").replace("-", "_")
+
+
+HOT_ATTRIBUTES: Final = (
+    HotAttribute("http.request.method", "VARCHAR", ("http.method",)),
+    HotAttribute("http.route", "VARCHAR"),
+    HotAttribute("http.response.status_code", "BIGINT", ("http.status_code",)),
+    HotAttribute("url.full", "VARCHAR", ("http.url",)),
+    HotAttribute("url.path", "VARCHAR", ("http.target",)),
+    HotAttribute("rpc.system", "VARCHAR", ("rpc.system.name",)),
+    HotAttribute("rpc.service", "VARCHAR"),
+    HotAttribute("rpc.method", "VARCHAR"),
+    HotAttribute("rpc.grpc.status_code", "BIGINT", ("rpc.response.status_code",)),
+    HotAttribute("server.address", "VARCHAR", ("net.peer.name",)),
+    HotAttribute("server.port", "BIGINT", ("net.peer.port",)),
+    HotAttribute("network.peer.address", "VARCHAR", ("net.peer.ip", "net.sock.peer.addr")),
+    HotAttribute("network.peer.port", "BIGINT", ("net.sock.peer.port",)),
+    HotAttribute("client.address", "VARCHAR", ("http.client_ip",)),
+    HotAttribute("user_agent.original", "VARCHAR", ("http.user_agent",)),
+    HotAttribute("db.system.name", "VARCHAR", ("db.system",)),
+    HotAttribute("messaging.system", "VARCHAR"),
+    HotAttribute("peer.service", "VARCHAR"),
+    HotAttribute("error.type", "VARCHAR"),
+    # What Envoy writes into its spans.
+    HotAttribute("component", "VARCHAR"),
+    HotAttribute("upstream_cluster", "VARCHAR", ("upstream_cluster.name",)),
+    HotAttribute("response_flags", "VARCHAR"),
+    HotAttribute("guid:x-request-id", "VARCHAR"),
+    # Ours: see provenance.names.
+    HotAttribute("provenance.request.hash", "VARCHAR"),
+    HotAttribute("provenance.request.size", "BIGINT"),
+    HotAttribute("provenance.response.size", "BIGINT"),
+    HotAttribute("provenance.request_id", "VARCHAR"),
+    HotAttribute("provenance.stamp.status", "VARCHAR"),
+    HotAttribute("provenance.stamp.kid", "VARCHAR"),
+    HotAttribute("provenance.stamp.nonce", "VARCHAR"),
+    HotAttribute("provenance.stamp.time_unix_ms", "BIGINT"),
+    HotAttribute("provenance.peer.principal", "VARCHAR"),
+)
+
+_ATTRIBUTES = (
+    Column("attributes", "MAP(VARCHAR, VARCHAR)", "the remaining attributes whose value is a string"),
+    Column(
+        "attributes_json",
+        "MAP(VARCHAR, VARCHAR)",
+        "the remaining attributes of every other type, each as JSON that keeps it: 5, 5.0, true, [..], {..}; "
+        'bytes as {"bytesValue": "<base64>"}',
+    ),
+    Column("dropped_attributes_count", "BIGINT", "how many attributes the sender dropped"),
+)
+
+SPANS: Final = (
+    Column("trace_id", "UUID", "16 bytes, big-endian; prints as the hex trace id with hyphens", required=True),
+    Column("span_id", "UBIGINT", "8 bytes, big-endian", required=True),
+    Column("parent_span_id", "UBIGINT", "NULL at a root"),
+    Column("trace_state", "VARCHAR", "W3C tracestate, NULL when empty"),
+    Column("flags", "BIGINT", "W3C trace flags and OTLP's is_remote bits"),
+    Column("name", "VARCHAR", "span name", required=True),
+    Column("kind", "VARCHAR", "UNSPECIFIED, INTERNAL, SERVER, CLIENT, PRODUCER, CONSUMER", required=True),
+    Column("start_time_unix_nano", "BIGINT", "ns since the Unix epoch", required=True),
+    Column("end_time_unix_nano", "BIGINT", "ns since the Unix epoch", required=True),
+    Column("duration_ns", "BIGINT", "end - start; negative when the sender's clock stepped back", required=True),
+    Column("status_code", "VARCHAR", "UNSET, OK, ERROR", required=True),
+    Column("status_message", "VARCHAR", "NULL when empty"),
+    Column("service_name", "VARCHAR", "resource service.name, 'unknown_service' if absent", required=True),
+    Column("service_namespace", "VARCHAR", "resource service.namespace"),
+    Column("service_instance_id", "VARCHAR", "resource service.instance.id, else k8s.pod.name, else host.name"),
+    Column(
+        "witness",
+        "VARCHAR",
+        "'proxy' for a span that a sidecar or gateway wrote (Envoy: component=proxy), else 'app'",
+        required=True,
+    ),
+    Column("resource_id", "UBIGINT", "row of `resources`", required=True),
+    Column("scope_id", "UBIGINT", "row of `scopes`", required=True),
+    Column("received_unix_nano", "BIGINT", "when the collector received it, by the collector's clock", required=True),
+    *(Column(a.column, a.type, f"attribute {a.key}") for a in HOT_ATTRIBUTES),
+    *_ATTRIBUTES,
+    Column("dropped_events_count", "BIGINT", "how many events the sender dropped"),
+    Column("dropped_links_count", "BIGINT", "how many links the sender dropped"),
+)
+
+SPAN_EVENTS: Final = (
+    Column("trace_id", "UUID", "of the span", required=True),
+    Column("span_id", "UBIGINT", "of the span", required=True),
+    Column("time_unix_nano", "BIGINT", "ns since the Unix epoch", required=True),
+    Column("name", "VARCHAR", "event name", required=True),
+    *_ATTRIBUTES,
+)
+
+SPAN_LINKS: Final = (
+    Column("trace_id", "UUID", "of the span", required=True),
+    Column("span_id", "UBIGINT", "of the span", required=True),
+    Column("linked_trace_id", "UUID", "the other trace", required=True),
+    Column("linked_span_id", "UBIGINT", "the other span", required=True),
+    Column("trace_state", "VARCHAR", "NULL when empty"),
+    Column("flags", "BIGINT", "as in spans"),
+    *_ATTRIBUTES,
+)
+
+RESOURCES: Final = (
+    Column("resource_id", "UBIGINT", "hash of the content, so that every process gives it the same id", required=True),
+    Column("service_name", "VARCHAR", "service.name", required=True),
+    Column("schema_url", "VARCHAR", "NULL when empty"),
+    *_ATTRIBUTES,
+)
+
+SCOPES: Final = (
+    Column("scope_id", "UBIGINT", "hash of the content", required=True),
+    Column("name", "VARCHAR", "instrumentation scope", required=True),
+    Column("version", "VARCHAR", "NULL when empty"),
+    Column("schema_url", "VARCHAR", "NULL when empty"),
+    *_ATTRIBUTES,
+)
+
+PROXY_RECORDS: Final = (
+    Column("record_id", "UBIGINT", "hash of source and position: reading a file again gives the same ids", required=True),
+    Column("source", "VARCHAR", "the file or stream that it was read from", required=True),
+    Column("service_name", "VARCHAR", "the workload whose proxy wrote it", required=True),
+    Column("service_instance_id", "VARCHAR", "which replica's proxy, where known"),
+    Column("direction", "VARCHAR", "'inbound' or 'outbound' as the proxy's own workload sees it; NULL if not known"),
+    Column("start_time_unix_nano", "BIGINT", "when the proxy saw the request begin", required=True),
+    Column("duration_ns", "BIGINT", "until the last byte of the response; NULL if not logged"),
+    Column("request_id", "VARCHAR", "x-request-id"),
+    Column("trace_id", "UUID", "only where the mesh logs it; none does by default"),
+    Column("method", "VARCHAR", "HTTP method"),
+    Column("path", "VARCHAR", "path with query, as logged"),
+    Column("authority", "VARCHAR", "host header"),
+    Column("protocol", "VARCHAR", "HTTP/1.1, HTTP/2, ..."),
+    Column("response_code", "BIGINT", "HTTP status; 0 when the connection ended without one"),
+    Column("response_flags", "VARCHAR", "Envoy's flags, NULL for '-'"),
+    Column("bytes_received", "BIGINT", "request body"),
+    Column("bytes_sent", "BIGINT", "response body"),
+    Column("upstream_host", "VARCHAR", "address:port that the proxy dialled"),
+    Column("upstream_cluster", "VARCHAR", "Istio's names carry the direction: outbound|8000||host"),
+    Column("upstream_local_address", "VARCHAR", "address:port"),
+    Column("downstream_local_address", "VARCHAR", "address:port"),
+    Column("downstream_remote_address", "VARCHAR", "address:port of the peer"),
+    Column("requested_server_name", "VARCHAR", "SNI; NULL on plaintext"),
+    Column("user_agent", "VARCHAR", "as logged"),
+    Column("received_unix_nano", "BIGINT", "when the collector read it", required=True),
+    Column("attributes", "MAP(VARCHAR, VARCHAR)", "every other key of the line, values as JSON text"),
+)
+
+INGEST_ERRORS: Final = (
+    Column("received_unix_nano", "BIGINT", "when it was refused", required=True),
+    Column("source", "VARCHAR", "'otlp' or the access log's path", required=True),
+    Column("reason", "VARCHAR", "what was wrong, without the data", required=True),
+    Column("count", "BIGINT", "how many spans or lines", required=True),
+)
+
+EGRESS_ALLOW: Final = (
+    Column("service_name", "VARCHAR", "the workload that may; NULL: every workload"),
+    Column("destination", "VARCHAR", "host name, *.suffix, address or CIDR block", required=True),
+    Column("port", "INTEGER", "NULL: every port"),
+)
+
+TABLES: Final[dict[str, tuple[Column, ...]]] = {
+    "spans": SPANS,
+    "span_events": SPAN_EVENTS,
+    "span_links": SPAN_LINKS,
+    "resources": RESOURCES,
+    "scopes": SCOPES,
+    "proxy_records": PROXY_RECORDS,
+    "ingest_errors": INGEST_ERRORS,
+    "egress_allow": EGRESS_ALLOW,
+}
+
+CONTENT_KEYS: Final = {"resources": "resource_id", "scopes": "scope_id"}
+"""Tables whose rows repeat with every request and are stored once, by their content hash."""
+
+
+def ddl(table: str) -> str:
+    """The CREATE TABLE statement of one table."""
+    columns = ",\n  ".join(f"{c.name} {c.type}{' NOT NULL' if c.required else ''}" for c in TABLES[table])
+    return f"CREATE TABLE IF NOT EXISTS {table} (\n  {columns}\n)"
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The schema that record batches for this table have."""
+    return pa.schema([pa.field(c.name, _ARROW[c.type], nullable=not c.required) for c in TABLES[table]])
+
+
+def ibis_schema(table: str) -> dict[str, str]:
+    """Column name to Ibis type, for `ibis.table(ibis_schema("spans"), name="spans")`."""
+    return {c.name: _IBIS[c.type] for c in TABLES[table]}

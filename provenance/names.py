@@ -1,0 +1,60 @@
+"""Every header, metadata key and span attribute that stamps and witnesses use, once.
+
+Keys from OpenTelemetry's semantic conventions keep their names; what the conventions lack is `provenance.*`.
+"""
+
+from typing import Final
+
+# --- on the wire: HTTP headers and gRPC metadata (lowercase: HTTP/2 and gRPC demand it) ---------------------------
+
+CONTENT_DIGEST: Final = "content-digest"
+"""RFC 9530: `sha-256=:<base64>:` over the request body as sent (for gRPC: the serialised message)."""
+
+STAMP: Final = "provenance"
+"""RFC 9651 dictionary: `v=1, kid="checkout", t=<unix ms>, n=:<12 random bytes>:`."""
+
+REQUEST_ID: Final = "x-request-id"
+"""The only join key that Istio's and Envoy's access logs share with a call by default: read, recorded and forwarded."""
+
+# --- span attributes of our own -----------------------------------------------------------------------------------
+
+REQUEST_HASH: Final = "provenance.request.hash"
+"""Lowercase hex SHA-256 of the request's wire bytes, as this side of the call saw them."""
+
+REQUEST_SIZE: Final = "provenance.request.size"
+"""Bytes of the request that `provenance.request.hash` covers."""
+
+RESPONSE_SIZE: Final = "provenance.response.size"
+"""Bytes of the response body (gRPC: the serialised message)."""
+
+REQUEST_ID_ATTRIBUTE: Final = "provenance.request_id"
+"""The `x-request-id` that travelled with the call."""
+
+STAMP_STATUS: Final = "provenance.stamp.status"
+"""On SERVER spans, what the middleware found: one of `STAMP_STATUSES`. No attribute: no middleware looked."""
+
+STAMP_KID: Final = "provenance.stamp.kid"
+"""Whose key made the stamp; an unsigned stamp names the calling service alone."""
+
+STAMP_NONCE: Final = "provenance.stamp.nonce"
+"""Lowercase hex of the stamp's 12 random bytes."""
+
+STAMP_TIME: Final = "provenance.stamp.time_unix_ms"
+"""When the caller made the stamp, by its clock."""
+
+PEER_PRINCIPAL: Final = "provenance.peer.principal"
+"""The authenticated identity of the peer (SPIFFE id, Linkerd identity), where a proxy vouched for one."""
+
+STAMP_ABSENT: Final = "absent"
+STAMP_MALFORMED: Final = "malformed"
+STAMP_MISMATCHED: Final = "mismatched"
+STAMP_UNSIGNED: Final = "unsigned"
+STAMP_STATUSES: Final = (STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED, STAMP_UNSIGNED)
+"""absent: no stamp; malformed: not parseable; mismatched: `content-digest` differs from the body's; unsigned: well-formed, no MAC."""
+
+# --- semantic conventions that the middleware sets where nobody else did --------------------------------------------
+
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+NETWORK_PEER_ADDRESS: Final = "network.peer.address"
+NETWORK_PEER_PORT: Final = "network.peer.port"
