@@ -1,12 +1,12 @@
 """Every error that the collector and the commands on top of it raise on purpose.
 
-    CollectorError
-    ├── DecodeError            bytes that are not what they claim to be; carries the reason, never the data
-    ├── ConfigError            a flag, a file or a setting that cannot be used          exit 2
-    ├── StoreError             the database file cannot be opened, written or read
-    │   └── StoreBusyError     another process holds the file: ask its collector instead
-    ├── SourceUnreachableError no file there, or no collector answering                 exit 3
-    └── QueryError             the SQL was refused or failed                            exit 2
+CollectorError
+├── DecodeError            bytes that are not what they claim to be; carries the reason, never the data
+├── ConfigError            a flag, a file or a setting that cannot be used          exit 2
+├── StoreError             the database file cannot be opened, written or read
+│   └── StoreBusyError     another process holds the file: ask its collector instead
+├── SourceUnreachableError no file there, or no collector answering                 exit 3
+└── QueryError             the SQL was refused or failed                            exit 2
 """
 
 

@@ -179,7 +179,9 @@ SCOPES: Final = (
 )
 
 PROXY_RECORDS: Final = (
-    Column("record_id", "UBIGINT", "hash of source and position: reading a file again gives the same ids", required=True),
+    Column(
+        "record_id", "UBIGINT", "hash of source and position: reading a file again gives the same ids", required=True
+    ),
     Column("source", "VARCHAR", "the file or stream that it was read from", required=True),
     Column("service_name", "VARCHAR", "the workload whose proxy wrote it", required=True),
     Column("service_instance_id", "VARCHAR", "which replica's proxy, where known"),

@@ -18,7 +18,9 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final[dict[str, Command]] = {
-    "demo": Command("collector.commands.demo", "demo", "start a small real mesh with four planted incidents, and find them"),
+    "demo": Command(
+        "collector.commands.demo", "demo", "start a small real mesh with four planted incidents, and find them"
+    ),
     "collect": Command("collector.commands.collect", "collector", "receive OTLP and access logs into a DuckDB file"),
     "scan": Command("collector.commands.scan", "collector", "print the findings of a file or a collector"),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
@@ -69,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run = _load(command)
     except ModuleNotFoundError as error:
-        if not command.extra:
-            raise
+        if (error.name or "").partition(".")[0] in {"provenance", "collector", "tui"}:
+            raise  # ours, so a defect and not a missing extra
         print(
             f"provenance {name}: the package {error.name!r} is not installed; "
             f'try: pip install "mesh-provenance[{command.extra}]"',

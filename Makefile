@@ -1,0 +1,56 @@
+# Everything a fresh machine with Python >= 3.11 and make needs: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+JOBS ?= auto
+CODE := provenance collector tui tests examples docs
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo tui test check bench format lock picture clean
+
+help:  ## this text
+	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  ARGS="--headless --format json" are handed on: make demo ARGS="…", make test ARGS="-k stamp"'
+
+setup: $(READY)  ## make .venv with exactly the versions of requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mesh-provenance needs Python 3.11 or later, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 …")'
+	@echo 'setting up $(VENV) (once)' >&2
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock >&2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . >&2
+	@touch $@
+
+demo: $(READY)  ## a real little mesh with four planted incidents, and the workbench on it
+	@$(BIN)/provenance demo $(ARGS)
+
+test: $(READY)  ## the whole test suite, the headless demo among it
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not demo' $(ARGS)
+	$(BIN)/python -m pytest -m demo $(ARGS)
+
+check: $(READY)  ## before every commit: ruff, mypy, import-linter, the fast tests
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow and not demo' $(ARGS)
+
+bench: $(READY)  ## the benchmarks, as JSON in bench.json
+	@$(BIN)/python tests/benchmarks/run.py --out bench.json $(ARGS)
+
+format: $(READY)  ## let ruff write the layout
+	$(BIN)/ruff check --fix --quiet $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+picture: $(READY)  ## draw docs/workbench.svg again
+	$(BIN)/python docs/picture.py
+
+lock: $(READY)  ## pin the newest versions that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --no-annotate --output-file requirements.lock
+
+clean:  ## remove what make made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json snapshot_report.html
