@@ -1,0 +1,201 @@
+"""Where the screens' snapshots come from: the `Evidence` Protocol, and its one real implementation over a `Source`.
+
+Every method of `Evidence` blocks and is called from worker threads only; each raises `CollectorError`s and nothing else
+on purpose. There are three lanes, so that an interrupted search never takes the refresh down with it.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from collector.client import Source
+from collector.forensics.tables import Window
+from tui.snapshots import (
+    SEARCH_LIMIT,
+    Edges,
+    EdgesView,
+    Findings,
+    FindingsView,
+    Health,
+    Hits,
+    SearchView,
+    Trace,
+    TraceQuery,
+    TraceView,
+    View,
+    decode_edges,
+    decode_findings,
+    decode_hits,
+    decode_trace,
+)
+
+Lane = Literal["live", "search", "trace"]
+
+
+class Evidence(Protocol):
+    """What the workbench asks."""
+
+    @property
+    def name(self) -> str:
+        """What the user typed."""
+        ...
+
+    @property
+    def is_live(self) -> bool:
+        """Whether more may arrive: a collector, not a file."""
+        ...
+
+    def status(self) -> Health:
+        """How much evidence there is."""
+        ...
+
+    def findings(self) -> Findings:
+        """What the detectors found."""
+        ...
+
+    def edges(self) -> Edges:
+        """Who calls whom, how often, how badly, how slowly."""
+        ...
+
+    def search(self, query: TraceQuery) -> Hits:
+        """The traces that match."""
+        ...
+
+    def trace(self, trace_id: str) -> Trace:
+        """One trace whole."""
+        ...
+
+    def sql_of(self, view: View) -> str:
+        """The SQL that answers a view, to be run anywhere else."""
+        ...
+
+    def interrupt(self, lane: Lane) -> None:
+        """End what this lane is asking; any thread may call it."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the source."""
+        ...
+
+
+class SourceEvidence:
+    """`Evidence` over a file or a collector: forensics decides, this only asks and decodes."""
+
+    def __init__(
+        self,
+        first: Source,
+        reopen: Callable[[], Source],
+        *,
+        is_live: bool,
+        window: Callable[[], Window] = Window,
+    ) -> None:
+        self._sources: dict[Lane, Source] = {"live": first}
+        self._reopen = reopen
+        self._window = window
+        self._lock = threading.Lock()
+        self._is_live = is_live
+
+    @property
+    def name(self) -> str:
+        """What the user typed."""
+        return self._sources["live"].name
+
+    @property
+    def is_live(self) -> bool:
+        """Whether more may arrive."""
+        return self._is_live
+
+    def status(self) -> Health:
+        """How much evidence there is, from `forensics.status`."""
+        from collector.forensics.status import status
+        from tui.health import health_of
+
+        return health_of(status(self._lane("live").query))
+
+    def findings(self) -> Findings:
+        """Every detector's findings in the window."""
+        from collector.forensics.scan import scan
+
+        return decode_findings(scan(self._lane("live").query, window=self._window()))
+
+    def edges(self) -> Edges:
+        """RED per edge in the window."""
+        from collector.forensics.edges import edges
+
+        return decode_edges(edges(self._lane("live").query, self._window()))
+
+    def search(self, query: TraceQuery) -> Hits:
+        """The traces that match, in the window."""
+        from collector.forensics.traces import search
+
+        return decode_hits(query, search(self._lane("search").query, self._filter(query)))
+
+    def trace(self, trace_id: str) -> Trace:
+        """One trace and its access-log records."""
+        from collector.forensics.traces import trace, trace_records
+
+        query = self._lane("trace").query
+        return decode_trace(trace_id, trace(query, trace_id), trace_records(query, trace_id))
+
+    def sql_of(self, view: View) -> str:
+        """Exactly the SQL that the view's method runs."""
+        from collector.forensics import edges, traces
+
+        match view:
+            case FindingsView():
+                return self._findings_sql()
+            case EdgesView():
+                return edges.edges_sql(self._window())
+            case SearchView(query):
+                return traces.search_sql(self._filter(query))
+            case TraceView(trace_id):
+                return _join({"spans": traces.trace_sql(trace_id), "access log": traces.trace_records_sql(trace_id)})
+
+    def interrupt(self, lane: Lane) -> None:
+        """End the lane's running query with a QueryError; nothing happens when none runs."""
+        with self._lock:
+            source = self._sources.get(lane)
+        if source is not None:
+            source.interrupt()
+
+    def close(self) -> None:
+        """Interrupt and close every lane."""
+        with self._lock:
+            sources, self._sources = list(self._sources.values()), {}
+        for source in sources:
+            with contextlib.closing(source):
+                source.interrupt()
+
+    def _lane(self, lane: Lane) -> Source:
+        with self._lock:
+            if lane not in self._sources:
+                self._sources[lane] = self._reopen()
+            return self._sources[lane]
+
+    def _filter(self, query: TraceQuery) -> "TraceFilter":
+        from collector.forensics.traces import TraceFilter
+
+        return TraceFilter(
+            service=query.service,
+            operation=query.operation,
+            text=query.text,
+            min_duration_ns=query.min_duration_ns,
+            max_duration_ns=query.max_duration_ns,
+            errors_only=query.errors_only,
+            window=self._window(),
+            limit=SEARCH_LIMIT,
+            order=query.order,
+        )
+
+    def _findings_sql(self) -> str:
+        from collector.forensics.scan import scan_sql
+
+        return _join(scan_sql(window=self._window()))
+
+
+def _join(parts: "Mapping[str, str] | str") -> str:
+    """Several statements as one text, each under the name of what it answers."""
+    if isinstance(parts, str):
+        return parts
+    return "\n\n".join(f"-- {name}\n{sql.rstrip().rstrip(';')};" for name, sql in parts.items())
