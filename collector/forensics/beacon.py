@@ -1,7 +1,7 @@
 """How much like a clock a stream of calls is: the beacon score of RITA v5, as a pure function.
 
-`score = (timestamps + sizes + duration + histogram) / 4`, over one source and one destination, in a window of 24 h whose
-start is floored to the hour, cut into 24 bins. Published by Active Countermeasures with RITA (github.com/activecm/rita,
+`score = (timestamps + sizes + duration + histogram) / 4`, over one source and one destination, in the last 24 h, the
+start floored to the hour, cut into 24 equal bins. Published by Active Countermeasures with RITA (github.com/activecm/rita,
 `analysis/beacons.go`); the formulas are restated here, and each rounding step is kept, so that scores agree with RITA's to
 the third decimal.
 
@@ -65,23 +65,23 @@ class Beacon:
 
 
 @dataclass(frozen=True, slots=True)
-class Span24:
+class Observation:
     """The window that a stream is judged in, in whole Unix seconds; `end_s` is greater than `start_s`."""
 
     start_s: int
     end_s: int
 
 
-def observation(start_unix_nano: int, end_unix_nano: int) -> Span24:
+def observation(start_unix_nano: int, end_unix_nano: int) -> Observation:
     """The window RITA would judge in: the last 24 h, floored to the hour, or what was observed where that is shorter."""
     start_s, end_s = start_unix_nano // _NS, -(-end_unix_nano // _NS)
     if end_s - start_s >= _DAY_S:
         floored = (end_s - _DAY_S) // _HOUR_S * _HOUR_S
-        return Span24(floored, floored + _DAY_S)
-    return Span24(start_s, max(end_s, start_s + 1))
+        return Observation(floored, end_s)
+    return Observation(start_s, max(end_s, start_s + 1))
 
 
-def beacon_score(times_unix_nano: Sequence[int], sizes: Sequence[int | None], window: Span24) -> Beacon | None:
+def beacon_score(times_unix_nano: Sequence[int], sizes: Sequence[int | None], window: Observation) -> Beacon | None:
     """RITA's beacon score of calls that started at these times; None with fewer than four distinct seconds in the window.
 
     `sizes` are the calls' bytes, None where unknown, in any order.
@@ -129,7 +129,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return median(values[:half]), median(values), median(values[-half:])
 
 
-def histogram(seconds: Sequence[int], window: Span24) -> list[int]:
+def histogram(seconds: Sequence[int], window: Observation) -> list[int]:
     """How many calls fell into each of `BINS` equal bins; a call at the very end belongs to the last one."""
     counts = [0] * BINS
     width = window.end_s - window.start_s
@@ -155,7 +155,7 @@ def bimodal_fit(counts: Sequence[int]) -> float:
     return min(1.0, _round3(sum(n for _, n in commonest) / max(len(filled) - BIMODAL_OUTLIERS, 1)))
 
 
-def duration_score(counts: Sequence[int], seconds: Sequence[int], window: Span24) -> float:
+def duration_score(counts: Sequence[int], seconds: Sequence[int], window: Observation) -> float:
     """The better of coverage (first to last call over the window) and the longest run of filled bins over 12, wrapping."""
     if sum(1 for c in counts if c) < MIN_BINS_FOR_DURATION:
         return 0.0

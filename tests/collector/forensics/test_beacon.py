@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from collector.forensics.beacon import (
     BINS,
-    Span24,
+    Observation,
     beacon_score,
     bimodal_fit,
     duration_score,
@@ -21,7 +21,7 @@ from collector.forensics.beacon import (
 )
 
 NS = 1_000_000_000
-DAY = Span24(0, 86_400)
+DAY = Observation(0, 86_400)
 # 2026-03-04T03:00:00Z, on the hour.
 HOUR = 1_772_593_200
 
@@ -97,7 +97,7 @@ def test_duration_is_the_better_of_coverage_and_run():
 
 
 def test_unknown_sizes_leave_three_parts():
-    beacon = beacon_score(clock(3, 20), [None] * 20, Span24(0, 60))
+    beacon = beacon_score(clock(3, 20), [None] * 20, Observation(0, 60))
     assert beacon is not None
     assert beacon.sizes is None
     assert beacon.score == pytest.approx((beacon.timestamps + beacon.duration + beacon.histogram) / 3, abs=0.001)
@@ -110,13 +110,13 @@ def test_fewer_than_four_distinct_seconds_have_no_score(times):
 
 def test_observation_floors_a_long_window_to_the_hour_and_keeps_a_short_one():
     now = HOUR + 1_234
-    assert observation((now - 100_000) * NS, now * NS) == Span24(HOUR - 86_400, HOUR)
-    assert observation(now * NS, (now + 30) * NS) == Span24(now, now + 30)
-    assert observation(now * NS, now * NS) == Span24(now, now + 1)
+    assert observation((now - 100_000) * NS, now * NS) == Observation(HOUR - 86_400, now)
+    assert observation(now * NS, (now + 30) * NS) == Observation(now, now + 30)
+    assert observation(now * NS, now * NS) == Observation(now, now + 1)
 
 
 def test_a_short_window_keeps_the_formulas():
-    beacon = beacon_score(clock(2, 90), [300] * 90, Span24(0, 180))
+    beacon = beacon_score(clock(2, 90), [300] * 90, Observation(0, 180))
     assert beacon is not None
     assert beacon.score > 0.95
 
