@@ -30,6 +30,10 @@ class StoreBusyError(StoreError):
     """Another process holds the database file."""
 
 
+class StoreFullError(StoreError):
+    """The writer's queue is full: retry after a moment."""
+
+
 class SourceUnreachableError(CollectorError):
     """No file there, or no collector answering."""
 

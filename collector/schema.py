@@ -222,6 +222,15 @@ EGRESS_ALLOW: Final = (
     Column("port", "INTEGER", "NULL: every port"),
 )
 
+ACCESS_LOGS: Final = (
+    Column("source", "VARCHAR", "the access log's path, as in proxy_records", required=True),
+    Column("service_name", "VARCHAR", "the workload whose proxy writes it", required=True),
+    Column("offset_bytes", "BIGINT", "everything before it is committed: where reading goes on", required=True),
+    Column("head_bytes", "BIGINT", "how many first bytes of the file `head_hash` covers", required=True),
+    Column("head_hash", "VARCHAR", "hex SHA-256 of them: tells this file from the one that replaced it", required=True),
+    Column("read_unix_nano", "BIGINT", "when it was last read", required=True),
+)
+
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "spans": SPANS,
     "span_events": SPAN_EVENTS,
@@ -231,10 +240,14 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "proxy_records": PROXY_RECORDS,
     "ingest_errors": INGEST_ERRORS,
     "egress_allow": EGRESS_ALLOW,
+    "access_logs": ACCESS_LOGS,
 }
 
 CONTENT_KEYS: Final = {"resources": "resource_id", "scopes": "scope_id"}
 """Tables whose rows repeat with every request and are stored once, by their content hash."""
+
+REPLACED_KEYS: Final = {"access_logs": "source"}
+"""Tables where an arriving row replaces the older row with the same key."""
 
 
 def ddl(table: str) -> str:

@@ -1,0 +1,1 @@
+"""Subcommands of `provenance`: one module each, with `main(argv) -> int`."""

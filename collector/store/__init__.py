@@ -1,0 +1,1 @@
+"""The only place that opens DuckDB: one writer with group commit, and read-only readers."""

@@ -1,0 +1,1 @@
+"""Records of calls that are not spans: access logs become the same Arrow record batches."""

@@ -1,0 +1,231 @@
+"""Frames on a terminal, in a pipe or in a file: table, json, ndjson, csv. Shared by every command that prints rows."""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Final, Literal, TextIO, TypeGuard, get_args
+
+import polars as pl
+
+Format = Literal["table", "json", "ndjson", "csv"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+
+_GAP: Final = "  "
+_NARROWEST: Final = 12
+"""A column is never squeezed below this many cells: less tells nobody anything."""
+
+# C0, DEL, C1, line separators and the bidirectional controls: what a log line can use to rewrite a terminal.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_UNSAFE_IN_JSON: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_ID: Final = re.compile(r"[0-9a-fA-F-]{12,36}(, [0-9a-fA-F-]{12,36})*|[0-9]+")
+
+
+def write_frame(frame: pl.DataFrame, format: str, stream: TextIO) -> None:  # noqa: A002 the word people type
+    """Print the frame in one of `FORMATS`.
+
+    The table is cut to the terminal's width only where the stream is a terminal, and ids are never cut. JSON keeps
+    64-bit integers as integers, writes maps as objects, and NaN and infinities as null. A format that is not in
+    `FORMATS` raises ValueError.
+    """
+    match format:
+        case "table":
+            width = shutil.get_terminal_size().columns if stream.isatty() else None
+            stream.writelines(line + "\n" for line in render_table(frame, width=width))
+        case "json":
+            _write_json_array(frame, stream)
+        case "ndjson":
+            stream.writelines(_json(row) + "\n" for row in _rows(frame))
+        case "csv":
+            _write_csv(frame, stream)
+        case _:
+            raise ValueError(f"no format {format!r}; there are {', '.join(FORMATS)}")
+
+
+def render_table(frame: pl.DataFrame, *, width: int | None) -> list[str]:
+    """The lines of a table: a header, a rule and one line a row; `width` in cells, None for as wide as it gets."""
+    if not frame.width:
+        return []
+    cells = [[_text(value) for value in frame.get_column(name).to_list()] for name in frame.columns]
+    header = [escape(name) for name in frame.columns]
+    widths = [max([_width(title), *(_width(c) for c in column)]) for title, column in zip(header, cells, strict=True)]
+    if width is not None:
+        fixed = [all(_ID.fullmatch(cell) for cell in column if cell) for column in cells]
+        widths = _squeeze(widths, fixed, width)
+    right = [dtype.is_numeric() for dtype in frame.dtypes]
+    rows: Iterable[Sequence[str]] = zip(*cells, strict=True)
+    return [
+        _line(header, widths, right),
+        _GAP.join("-" * w for w in widths),
+        *(_line(row, widths, right) for row in rows),
+    ]
+
+
+def escape(text: str) -> str:
+    r"""The text with control characters made visible (`\x1b`), so that no recorded value can drive the terminal."""
+    return _CONTROL.sub(lambda m: _visible(m.group()), text)
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _squeeze(widths: list[int], fixed: list[bool], total: int) -> list[int]:
+    """Narrow the widest columns first until the line fits, ids and short columns excepted."""
+    widths = list(widths)
+    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - total
+    while excess > 0:
+        candidates = [i for i, w in enumerate(widths) if not fixed[i] and w > _NARROWEST]
+        if not candidates:
+            return widths
+        widest = max(candidates, key=lambda i: widths[i])
+        others = [widths[i] for i in candidates if widths[i] < widths[widest]]
+        floor = max([_NARROWEST, *others])
+        step = max(1, min(excess, widths[widest] - floor))
+        widths[widest] -= step
+        excess -= step
+    return widths
+
+
+def _line(cells: Sequence[str], widths: list[int], right: list[bool]) -> str:
+    return _GAP.join(_pad(c, w, right=r) for c, w, r in zip(cells, widths, right, strict=True)).rstrip()
+
+
+def _pad(text: str, width: int, *, right: bool) -> str:
+    text = _cut(text, width)
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _cut(text: str, width: int) -> str:
+    if _width(text) <= width:
+        return text
+    kept, used = [], 1
+    for character in text:
+        used += _width(character)
+        if used > width:
+            break
+        kept.append(character)
+    return "".join(kept) + "…"
+
+
+def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return sum(_character_width(c) for c in text)
+
+
+def _character_width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
+
+
+def _text(value: object) -> str:
+    """One cell of a table."""
+    plain = _plain(value)
+    match plain:
+        case None:
+            return ""
+        case bool():
+            return str(plain).lower()
+        case float():
+            return f"{plain:.6g}"
+        case dict():
+            return ", ".join(f"{escape(str(k))}={_text(v)}" for k, v in plain.items())
+        case list():
+            return ", ".join(_text(v) for v in plain)
+        case _:
+            return escape(str(plain))
+
+
+def _plain(value: object) -> object:
+    """The value as JSON has it."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
+        case bytes():
+            return value.hex()
+        case datetime() | date() | time():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case list() if _is_map(value):
+            return {str(entry["key"]): _plain(entry["value"]) for entry in value}
+        case list() | tuple():
+            return [_plain(v) for v in value]
+        case dict():
+            return {str(k): _plain(v) for k, v in value.items()}
+        case pl.Series():
+            return _plain(value.to_list())
+        case _:
+            return str(value)
+
+
+def _is_map(value: list[object]) -> TypeGuard[list[dict[str, object]]]:
+    """Whether this is a MAP: Arrow and Polars have it as a list of structs with `key` and `value`."""
+    return bool(value) and all(isinstance(v, dict) and v.keys() == {"key", "value"} for v in value)
+
+
+def _rows(frame: pl.DataFrame) -> Iterable[dict[str, object]]:
+    maps = {n for n, t in frame.schema.items() if t == pl.List and _is_map_type(t)}
+    for row in frame.iter_rows(named=True):
+        yield {n: {} if n in maps and v == [] else _plain(v) for n, v in row.items()}
+
+
+def _is_map_type(dtype: pl.DataType) -> bool:
+    inner = dtype.inner if isinstance(dtype, pl.List) else None
+    return isinstance(inner, pl.Struct) and [f.name for f in inner.fields] == ["key", "value"]
+
+
+def _json(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _UNSAFE_IN_JSON.sub(lambda m: f"\\u{ord(m.group()):04x}", text)
+
+
+def _write_json_array(frame: pl.DataFrame, stream: TextIO) -> None:
+    stream.write("[")
+    stream.writelines(("," if i else "") + "\n  " + _json(row) for i, row in enumerate(_rows(frame)))
+    stream.write("\n]\n" if frame.height else "]\n")
+
+
+def _write_csv(frame: pl.DataFrame, stream: TextIO) -> None:
+    """RFC 4180 with a header line; lists and maps as JSON; values exact, except that a terminal gets no control codes."""
+    terminal = stream.isatty()
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(frame.columns)
+    for row in _rows(frame):
+        writer.writerow([_csv_cell(v) for v in row.values()])
+        _flush(buffer, stream, terminal=terminal)
+    _flush(buffer, stream, terminal=terminal)
+
+
+def _csv_cell(value: object) -> object:
+    match value:
+        case bool():
+            return str(value).lower()
+        case dict() | list():
+            return _json(value)
+        case _:
+            return value
+
+
+def _flush(buffer: io.StringIO, stream: TextIO, *, terminal: bool) -> None:
+    text = buffer.getvalue()
+    if terminal:
+        text = "\n".join(escape(line) for line in text.removesuffix("\n").split("\n")) + "\n" if text else text
+    stream.write(text)
+    buffer.seek(0)
+    buffer.truncate()

@@ -1,0 +1,194 @@
+"""One evidence file, opened: created with its tables, checked for its version, hardened before anyone can ask it anything.
+
+DuckDB's lock is the ownership rule: while one process has the file open for writing, no other can open it, not even to read.
+
+    Store.open(path)             create or open, for the collector; raises StoreError, StoreBusyError
+    Store.open_read_only(path)   for everyone else; raises the same
+"""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import duckdb
+
+from collector import schema
+from collector.errors import StoreBusyError, StoreError
+from provenance.version import __version__
+
+CREATE_META: Final = "CREATE TABLE IF NOT EXISTS meta (key VARCHAR NOT NULL, value VARCHAR NOT NULL)"
+
+_STORAGE_VERSION: Final = "v1.5.0"
+"""A default file of DuckDB 2 cannot be opened by 1.5; a file in 1.5's format can be opened by both."""
+
+_HARDENED: Final[dict[str, str | bool | int | float | list[str]]] = {
+    # Investigators' SQL runs in this process: no files, no network, no extensions, and no way to turn them on again.
+    # The database's own file, its WAL and its spill directory stay allowed.
+    "enable_external_access": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "lock_configuration": "true",
+}
+
+
+@dataclass(slots=True, eq=False)
+class Store:
+    """One open evidence file. Cursors are independent connections; each belongs to the thread that asked for it.
+
+    Attributes:
+        path: The file, absolute.
+        read_only: Whether it was opened without the right to write.
+    """
+
+    path: Path
+    read_only: bool
+    _connection: duckdb.DuckDBPyConnection
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Create the file or open it for writing; raises StoreBusyError, StoreError."""
+        store = cls._open(Path(path), read_only=False)
+        try:
+            _create(store._connection, store.path)  # noqa: SLF001 its own class
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def open_read_only(cls, path: str | Path) -> Self:
+        """Open an existing file that no collector holds; raises StoreBusyError, StoreError."""
+        store = cls._open(Path(path), read_only=True)
+        try:
+            _check_version(store._connection, store.path)  # noqa: SLF001 its own class
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def _open(cls, path: Path, *, read_only: bool) -> Self:
+        path = path.absolute()
+        config = dict(_HARDENED)
+        if not read_only and not path.exists():
+            config["storage_compatibility_version"] = _STORAGE_VERSION
+        _check_path(path, read_only=read_only)
+        try:
+            connection = duckdb.connect(str(path), read_only=read_only, config=config)
+        except duckdb.Error as e:
+            raise _translate(e, path) from e
+        return cls(path, read_only, connection)
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own to the same file; raises StoreError once the store is closed."""
+        with self._lock:
+            try:
+                return self._connection.cursor()
+            except duckdb.Error as e:
+                raise StoreError(f"{self.path}: the store is closed") from e
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the file."""
+        cursor = self.cursor()
+        try:
+            cursor.execute("CHECKPOINT")
+        except duckdb.Error as e:
+            raise StoreError(f"{self.path}: the checkpoint failed: {message(e)}") from e
+        finally:
+            cursor.close()
+
+    def close(self) -> None:
+        """Release the file; the last close also checkpoints. A second call does nothing."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def message(error: duckdb.Error) -> str:
+    """DuckDB's message without the names of its classes, its stack and its links."""
+    text = str(error).split("\n\nSee also", 1)[0].strip()
+    head, separator, rest = text.partition(" Error: ")
+    return rest if separator and "\n" not in head and len(head) < 40 else text
+
+
+def _check_path(path: Path, *, read_only: bool) -> None:
+    """The mistakes that DuckDB reports in its own terms, reported in ours."""
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory; name a file in it, such as {path / 'evidence.duckdb'}")
+    if read_only and not path.exists():
+        raise StoreError(f"{path}: no such file; `provenance collect --db {path}` creates one")
+    if not path.parent.is_dir():
+        raise StoreError(f"{path}: the directory {path.parent} does not exist; create it first")
+
+
+def _create(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Create the tables of a new file, or check those of an existing one, in one transaction."""
+    try:
+        if _tables(connection):
+            _check_version(connection, path)
+        connection.begin()
+        if "meta" not in _tables(connection):
+            connection.execute(CREATE_META)
+            rows = [("schema_version", str(schema.SCHEMA_VERSION)), ("created_by", f"mesh-provenance {__version__}")]
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+        for table in schema.TABLES:
+            connection.execute(schema.ddl(table))
+        connection.commit()
+    except duckdb.Error as e:
+        raise StoreError(f"{path}: the tables could not be created: {message(e)}") from e
+
+
+def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    rows = connection.execute(
+        "SELECT table_name FROM duckdb_tables() WHERE database_name = current_database()"
+    ).fetchall()
+    return {name for (name,) in rows}
+
+
+def _check_version(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    try:
+        tables = _tables(connection)
+        if "meta" not in tables:
+            raise StoreError(
+                f"{path} is a DuckDB file, but not an evidence store: it has no table `meta`; name another file"
+            )
+        row = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+    except duckdb.Error as e:
+        raise StoreError(f"{path} is a DuckDB file, but not an evidence store: {message(e)}") from e
+    version = row[0] if row else "none"
+    if version != str(schema.SCHEMA_VERSION):
+        raise StoreError(
+            f"{path} has schema version {version}, this mesh-provenance reads {schema.SCHEMA_VERSION}; "
+            "use the release that wrote it, or a new file"
+        )
+
+
+def _translate(error: duckdb.Error, path: Path) -> StoreError:
+    text = message(error)
+    lowered = text.lower()
+    if "conflicting lock" in lowered or "could not set lock" in lowered:
+        return StoreBusyError(
+            f"{path} is held by another process ({_holder(text)}); "
+            "if that is a collector, ask it instead: use its URL, such as http://127.0.0.1:4318"
+        )
+    if "different configuration" in lowered:
+        return StoreBusyError(f"{path} is already open in this process; close it first, or use the collector's URL")
+    if "not a valid duckdb database" in lowered:
+        return StoreError(f"{path} exists, but it is not a DuckDB file; name another file")
+    if "permission denied" in lowered or "read-only file system" in lowered:
+        return StoreError(
+            f"{path}: no permission to open it for this; check the owner and mode of it and its directory"
+        )
+    return StoreError(f"{path} cannot be opened: {text}")
+
+
+def _holder(text: str) -> str:
+    start = text.find("(PID ")
+    return text[start + 1 :].split(")", 1)[0] if start >= 0 else "its lock says so"
