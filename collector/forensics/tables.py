@@ -1,0 +1,60 @@
+"""What every detector starts from: the unbound tables, the time window, and the way to a Polars frame.
+
+Detectors build Ibis expressions over these tables and hand the compiled SQL to a `Query`; they never see a connection.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import ibis
+import ibis.expr.types as ir
+import polars as pl
+
+from collector.schema import ibis_schema
+
+Query = Callable[[str], pl.DataFrame]
+"""SQL in, frame out: a Source's `.query`. Raises QueryError, SourceUnreachableError."""
+
+NS_PER_S: Final = 1_000_000_000
+
+
+def spans() -> ir.Table:
+    """The unbound `spans` table."""
+    return _unbound("spans")
+
+
+def proxy_records() -> ir.Table:
+    """The unbound `proxy_records` table."""
+    return _unbound("proxy_records")
+
+
+def egress_allow() -> ir.Table:
+    """The unbound `egress_allow` table."""
+    return _unbound("egress_allow")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A half-open time range, ns since the Unix epoch: `since <= start < until`. None leaves that end open."""
+
+    since_unix_nano: int | None = None
+    until_unix_nano: int | None = None
+
+    def of(self, table: ir.Table, *, margin_ns: int = 0) -> ir.Table:
+        """The rows that start in the window, widened by `margin_ns` at both ends."""
+        start = table.start_time_unix_nano
+        if self.since_unix_nano is not None:
+            table = table.filter(start >= self.since_unix_nano - margin_ns)
+        if self.until_unix_nano is not None:
+            table = table.filter(start < self.until_unix_nano + margin_ns)
+        return table
+
+
+def compile_sql(expression: ir.Table, dialect: str = "duckdb") -> str:
+    """The expression as one SELECT statement of the dialect."""
+    return str(ibis.to_sql(expression, dialect=dialect))
+
+
+def _unbound(name: str) -> ir.Table:
+    return ibis.table(ibis_schema(name), name=name)
