@@ -8,6 +8,7 @@ DuckDB's lock is the ownership rule: while one process has the file open for wri
 
 import threading
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Final, Self
 
@@ -15,7 +16,6 @@ import duckdb
 
 from collector import schema
 from collector.errors import StoreBusyError, StoreError
-from provenance.version import __version__
 
 CREATE_META: Final = "CREATE TABLE IF NOT EXISTS meta (key VARCHAR NOT NULL, value VARCHAR NOT NULL)"
 
@@ -111,6 +111,14 @@ class Store:
         self.close()
 
 
+def release() -> str:
+    """This distribution's version; 'unknown' where it runs from a tree that was never installed."""
+    try:
+        return metadata.version("mesh-provenance")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def message(error: duckdb.Error) -> str:
     """DuckDB's message without the names of its classes, its stack and its links."""
     text = str(error).split("\n\nSee also", 1)[0].strip()
@@ -136,7 +144,7 @@ def _create(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         connection.begin()
         if "meta" not in _tables(connection):
             connection.execute(CREATE_META)
-            rows = [("schema_version", str(schema.SCHEMA_VERSION)), ("created_by", f"mesh-provenance {__version__}")]
+            rows = [("schema_version", str(schema.SCHEMA_VERSION)), ("created_by", f"mesh-provenance {release()}")]
             connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
         for table in schema.TABLES:
             connection.execute(schema.ddl(table))

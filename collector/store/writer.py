@@ -124,7 +124,7 @@ class Writer:
         while group := self._next_group():
             try:
                 self._write_group(group)
-            except BaseException as e:  # the thread is the only writer: without it every request would wait for ever
+            except BaseException as e:  # noqa: BLE001 the thread is the only writer: without it every request would wait for ever
                 self._break(f"{self._store.path}: the writer failed: {e!r}; restart the collector")
                 for request in group:
                     if not request.done.done():

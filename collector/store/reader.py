@@ -1,0 +1,238 @@
+"""One SELECT in, Arrow out: everything that anybody may ask of the evidence, and nothing else.
+
+Five walls, each enough against most of it:
+1. DuckDB's own parser must see exactly one statement, a SELECT or an EXPLAIN of one.
+2. Every table function in its syntax tree must be on a list; a few scalar functions are refused.
+3. It runs in a transaction that was begun READ ONLY.
+4. The database was opened without files, network and extensions, and its configuration is locked (see database.py).
+5. Rows, bytes and seconds are limited; what takes longer is interrupted.
+
+    Reader.query(sql) -> pyarrow.Table       raises QueryError, QueryTimeoutError
+"""
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+
+from collector.errors import QueryError
+from collector.store.arrow import plain_types
+from collector.store.database import Store, message
+
+TABLE_FUNCTIONS: Final = frozenset({
+    "duckdb_columns", "duckdb_constraints", "duckdb_databases", "duckdb_functions", "duckdb_indexes", "duckdb_keywords",
+    "duckdb_memory", "duckdb_schemas", "duckdb_settings", "duckdb_tables", "duckdb_types", "duckdb_views",
+    "generate_series", "histogram", "histogram_values", "json_each", "json_tree", "pragma_database_size",
+    "pragma_show", "pragma_storage_info", "pragma_table_info", "pragma_version", "range", "repeat", "repeat_row",
+    "summary", "unnest",
+})  # fmt: skip
+"""Table functions without effects on files, memory addresses, the log or other connections."""
+
+REFUSED_FUNCTIONS: Final = frozenset({"getenv", "nextval", "write_log", "json_execute_serialized_sql", "setseed"})
+"""Scalar functions that have an effect or look outside the evidence."""
+
+# The tree as text: a quote inside a user's literal is escaped in it, so the pattern matches keys only. Python's parser
+# would need a recursion as deep as the expression.
+_FUNCTION_NAME: Final = re.compile(r'(?<!\\)"function_name":"((?:[^"\\]|\\.)*)"')
+
+_BATCH_ROWS: Final = 8192
+_INTERRUPT_AGAIN_SECONDS: Final = 0.05
+
+
+class QueryTimeoutError(QueryError):
+    """The query ran into its time limit."""
+
+
+class QueryInterruptedError(QueryError):
+    """Somebody interrupted the query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one query may cost; None means no limit.
+
+    Attributes:
+        rows: Of the answer.
+        size_bytes: Of the answer, as Arrow.
+        seconds: From its start to its last row.
+    """
+
+    rows: int | None = None
+    size_bytes: int | None = None
+    seconds: float | None = None
+
+
+class Interrupt:
+    """A switch that ends one query from another thread, whether it runs already or not."""
+
+    __slots__ = ("_requested", "_wake")
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._wake = threading.Event()
+
+    def __call__(self) -> None:
+        """End the query: it raises QueryInterruptedError. Nothing happens if it is over."""
+        self._requested = True
+        self._wake.set()
+
+    @property
+    def requested(self) -> bool:
+        """Whether somebody asked for it."""
+        return self._requested
+
+    def release(self) -> None:
+        """Wake who waits: the query is over."""
+        self._wake.set()
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for a request or a release; False when the time ran out first."""
+        return self._wake.wait(seconds)
+
+
+class Reader:
+    """Answers queries on one store; any thread may ask, each query has a connection of its own."""
+
+    def __init__(self, store: Store, limits: Limits | None = None) -> None:
+        self._store = store
+        self._limits = limits or Limits()
+
+    def query(self, sql: str, *, interrupt: Interrupt | None = None) -> pa.Table:
+        """The answer to one SELECT.
+
+        UUIDs come as text, 128-bit sums as 64-bit integers where they fit, intervals as text.
+        Raises QueryError for SQL that is refused or fails, QueryTimeoutError, QueryInterruptedError; StoreError when the
+        store is closed.
+        """
+        cursor = self._store.cursor()
+        try:
+            statement = _one_statement(cursor, sql)
+            with _watched(cursor, self._limits.seconds, interrupt or Interrupt()):
+                cursor.execute("BEGIN TRANSACTION READ ONLY")
+                return plain_types(_fetch(cursor, statement, self._limits))
+        except duckdb.Error as e:
+            raise QueryError(message(e)) from e
+        finally:
+            cursor.close()  # which also ends its transaction
+
+
+def _one_statement(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """The text of the one statement, if it is one that we run."""
+    try:
+        statements = cursor.extract_statements(sql)
+    except duckdb.Error as e:
+        raise QueryError(message(e)) from e
+    if len(statements) != 1:
+        raise QueryError(
+            f"expected one SELECT, got {len(statements)} statements" if statements else "the query is empty"
+        )
+    [statement] = statements
+    text = statement.query
+    match statement.type:
+        case duckdb.StatementType.SELECT:
+            _check_functions(cursor, text)
+        case duckdb.StatementType.EXPLAIN:
+            _check_functions(cursor, _explained(text))
+        case duckdb.StatementType.MULTI:
+            raise QueryError(
+                "this statement needs several steps (a PIVOT?): give PIVOT its values with ON column IN (...)"
+            )
+        case other:
+            raise QueryError(f"only SELECT is answered here, not {other.name}; the evidence cannot be changed")
+    return text
+
+
+def _explained(sql: str) -> str:
+    """What EXPLAIN [ANALYZE] explains; options in brackets are not supported."""
+    words = sql.split(None, 2)
+    if len(words) > 1 and words[1].lower() == "analyze":
+        return words[2] if len(words) > 2 else ""
+    return sql.split(None, 1)[1] if len(words) > 1 else ""
+
+
+def _check_functions(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
+    """Refuse every function that is not harmless, by the syntax tree that DuckDB itself will run."""
+    row = cursor.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
+    tree = str(row[0]) if row else ""
+    if not tree.startswith('{"error":false'):
+        raise QueryError("only SELECT is answered here; the evidence cannot be changed")
+    called = {name.lower() for name in _FUNCTION_NAME.findall(tree)}
+    refused = called & (REFUSED_FUNCTIONS | _other_table_functions())
+    if refused:
+        raise QueryError(f"not available here: {', '.join(sorted(refused))}; ask the tables of the evidence")
+
+
+@cache
+def _other_table_functions() -> frozenset[str]:
+    """Every table function of this DuckDB that is not on the list, names that are scalar functions too excepted."""
+    connection = duckdb.connect(":memory:")
+    try:
+        rows = connection.execute("SELECT lower(function_name), function_type FROM duckdb_functions()").fetchall()
+    finally:
+        connection.close()
+    tables = {name for name, kind in rows if kind in {"table", "table_macro", "pragma"}}
+    return frozenset(tables - TABLE_FUNCTIONS - {name for name, kind in rows if kind in {"scalar", "aggregate"}})
+
+
+def _fetch(cursor: duckdb.DuckDBPyConnection, sql: str, limits: Limits) -> pa.Table:
+    """Run the statement and read its answer batch by batch, so that one that is too large is never held whole."""
+    relation = cursor.sql(sql)
+    if relation is None:
+        raise QueryError("the statement returns no rows")
+    reader = relation.to_arrow_reader(_BATCH_ROWS)
+    batches: list[pa.RecordBatch] = []
+    rows = size = 0
+    try:
+        for batch in reader:
+            batches.append(batch)
+            rows += batch.num_rows
+            size += batch.nbytes
+            if limits.rows is not None and rows > limits.rows:
+                raise QueryError(f"the answer has more than {limits.rows} rows; add a LIMIT or aggregate")
+            if limits.size_bytes is not None and size > limits.size_bytes:
+                raise QueryError(
+                    f"the answer has more than {limits.size_bytes} bytes; name fewer columns or add a LIMIT"
+                )
+    except pa.ArrowException as e:  # how a DuckDB error arrives from inside a stream
+        raise QueryError(str(e)) from e
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+@contextmanager
+def _watched(cursor: duckdb.DuckDBPyConnection, seconds: float | None, interrupt: Interrupt) -> Iterator[None]:
+    """Interrupt what runs on the cursor when the time is over or somebody asks, and tell which it was."""
+    if interrupt.requested:
+        raise QueryInterruptedError("the query was interrupted")
+    over = threading.Event()
+    timed_out = threading.Event()
+
+    def watch() -> None:
+        if not interrupt.wait(seconds):
+            timed_out.set()
+        # One interrupt may come between two steps of the query and be lost: so again, until it is over.
+        while not over.is_set():
+            cursor.interrupt()
+            over.wait(_INTERRUPT_AGAIN_SECONDS)
+
+    watcher = threading.Thread(target=watch, name="query-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except (duckdb.Error, QueryError) as e:
+        if timed_out.is_set():
+            raise QueryTimeoutError(
+                f"the query took longer than {seconds:g} s; narrow its time range or add a LIMIT"
+            ) from e
+        if interrupt.requested:
+            raise QueryInterruptedError("the query was interrupted") from e
+        raise
+    finally:
+        over.set()
+        interrupt.release()
+        watcher.join()  # so that the cursor is closed only when nobody interrupts it any more
