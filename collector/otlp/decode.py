@@ -1,0 +1,376 @@
+"""OTLP trace requests → Arrow record batches. Sans-I/O: bytes and a time in, tables out.
+
+Possible outcomes of `decode_traces`:
+
+- `Decoded`: every span is either a row of `spans` or counted in `rejected`, with the reason. What was amended in a row
+  that was kept (an enum value that nobody knows, a string that is not UTF-8) is counted in `notes`.
+- `DecodeError`: the bytes are not a trace request, or exceed what `projection` accepts. Nothing else is raised.
+
+A span is rejected when it cannot be stored truthfully: its ids are not 16 and 8 bytes with at least one that is not
+zero ("The ID ... with all zeroes is considered invalid", trace.proto), its parent's id is neither absent nor 8 bytes, or
+a time exceeds 2^63 - 1 ns (the year 2262). An unknown kind or status code is kept as UNSPECIFIED or UNSET with a note:
+proto3 enums are open, and what else the span says may matter.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from collector.otlp import attributes as attrs
+from collector.otlp.attributes import Indices, Mask, Notes
+from collector.otlp.origins import Origin, read_resource, read_scope, resource_rows, scope_rows
+from collector.otlp.projection import EVENT, LINK, REQUEST, RESOURCE_SPANS, SCOPE_SPANS, SPAN, lengths
+from collector.schema import arrow_schema
+
+KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
+STATUS_CODES: Final = ("UNSET", "OK", "ERROR")
+
+SHORT_SPAN: Final = "span is shorter than a trace_id and a span_id"
+TRACE_ID_LENGTH: Final = "trace_id is not 16 bytes"
+TRACE_ID_ZERO: Final = "trace_id is all zeros"
+SPAN_ID_LENGTH: Final = "span_id is not 8 bytes"
+SPAN_ID_ZERO: Final = "span_id is all zeros"
+PARENT_ID_LENGTH: Final = "parent_span_id is neither empty nor 8 bytes"
+TIME_RANGE: Final = "a time is beyond 2^63 - 1 ns"
+
+UNKNOWN_KIND: Final = "unknown span kind: stored as UNSPECIFIED"
+UNKNOWN_STATUS: Final = "unknown status code: stored as UNSET"
+BAD_EVENT: Final = "event dropped: its time is beyond 2^63 - 1 ns"
+BAD_LINK: Final = "link dropped: it has no valid trace_id and span_id"
+
+_MIN_SPAN_BYTES: Final = 28
+"""Tag, length and 16 bytes of trace_id, tag, length and 8 bytes of span_id. What is shorter never becomes a row, so a
+request of two-byte spans costs what it weighs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a trace request said.
+
+    Attributes:
+        batches: `spans`, `span_events`, `span_links`, `resources` and `scopes`, each with its `arrow_schema`, possibly
+            without rows.
+        span_count: Spans that were accepted: rows of `spans`.
+        rejected: Spans that were not, by reason.
+        notes: What was amended in the accepted ones, by reason.
+    """
+
+    batches: dict[str, pa.RecordBatch]
+    span_count: int
+    rejected: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    """The spans of a request, still serialised, and whose each is (an index into `resources` and `scopes`)."""
+
+    resources: list[Origin]
+    scopes: list[Origin]
+    spans: list[bytes]
+    resource: Indices
+    scope: Indices
+
+
+def decode_traces(payload: bytes, *, received_unix_nano: int) -> Decoded:
+    """A serialised ExportTraceServiceRequest as tables. Raises DecodeError, and nothing else, whatever the bytes."""
+    notes: Notes = Counter()
+    rejected: Counter[str] = Counter()
+    envelope = _open(payload, notes)
+    spans = _Spans.decode(envelope, rejected)
+    batches = {
+        "spans": _span_rows(spans, received_unix_nano, notes),
+        "span_events": _event_rows(spans, notes),
+        "span_links": _link_rows(spans, notes),
+        "resources": resource_rows(envelope.resources),
+        "scopes": scope_rows(envelope.scopes),
+    }
+    return Decoded(batches, len(spans), dict(rejected), dict(notes))
+
+
+# --- whose spans ------------------------------------------------------------------------------------------------------
+
+
+def _open(payload: bytes, notes: Notes) -> _Envelope:
+    resources: list[Origin] = []
+    scopes: list[Origin] = []
+    spans: list[bytes] = []
+    resource: list[int] = []
+    counts: list[int] = []
+    for encoded_resource in REQUEST.parse(payload).resource_spans:
+        resource_spans = RESOURCE_SPANS.parse(encoded_resource)
+        resources.append(read_resource(resource_spans.resource, resource_spans.schema_url))
+        for encoded_scope in resource_spans.scope_spans:
+            scope_spans = SCOPE_SPANS.parse(encoded_scope)
+            scopes.append(read_scope(scope_spans.scope, scope_spans.schema_url))
+            spans.extend(scope_spans.spans)
+            counts.append(len(scope_spans.spans))
+            resource.append(len(resources) - 1)
+    for origin in (*resources, *scopes):
+        notes.update(dict(origin.notes))
+    return _Envelope(
+        resources,
+        scopes,
+        spans,
+        np.repeat(np.array(resource, dtype=np.int64), counts),
+        np.repeat(np.arange(len(scopes), dtype=np.int64), counts),
+    )
+
+
+# --- which spans ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Spans:
+    """The accepted spans: their decoded columns, their ids, and whose each is."""
+
+    columns: pa.RecordBatch
+    trace_id: pa.Array
+    span_id: pa.Array
+    resource: list[Origin]
+    scope: list[Origin]
+    resource_index: Indices
+    scope_index: Indices
+
+    def __len__(self) -> int:
+        return len(self.resource_index)
+
+    @staticmethod
+    def decode(envelope: _Envelope, rejected: Counter[str]) -> "_Spans":
+        """Decode the envelope's spans, and count those that cannot be kept."""
+        encoded = pa.array(envelope.spans, pa.binary())
+        every = np.arange(len(encoded), dtype=np.int64)
+        accepted = _without(every, lengths(encoded) < _MIN_SPAN_BYTES, SHORT_SPAN, rejected)
+        columns = SPAN.rows(_chosen(encoded, accepted))
+        for column, check, reason in _CHECKS:
+            kept = _without(np.arange(len(columns), dtype=np.int64), check(columns.column(column)), reason, rejected)
+            columns = _chosen(columns, kept)
+            accepted = accepted[kept]
+        return _Spans(
+            columns,
+            _uuids(columns.column("trace_id")),
+            pa.array(_big_endian(columns.column("span_id"))),
+            envelope.resources,
+            envelope.scopes,
+            envelope.resource[accepted],
+            envelope.scope[accepted],
+        )
+
+
+def _without(rows: Indices, bad: Mask, reason: str, rejected: Counter[str]) -> Indices:
+    if not bad.any():
+        return rows
+    rejected[reason] += int(bad.sum())
+    return rows[~bad]
+
+
+def _chosen(table: Any, rows: Indices) -> Any:
+    """`table`, a batch or an array, with these rows only."""
+    return table if len(rows) == len(table) else table.take(pa.array(rows))
+
+
+def _fixed(width: int) -> Any:
+    return lambda column: lengths(column) != width
+
+
+def _zeros(width: int) -> Any:
+    return lambda column: ~_bytes_of(column).reshape(-1, width).any(axis=1)
+
+
+def _neither_empty_nor_8(column: pa.Array) -> Mask:
+    sizes = lengths(column)
+    return np.asarray((sizes != 8) & (sizes != 0), dtype=np.bool_)
+
+
+def _beyond_int64(column: pa.Array) -> Mask:
+    return np.asarray(column.to_numpy() >= 1 << 63, dtype=np.bool_)
+
+
+_CHECKS: Final = (
+    ("trace_id", _fixed(16), TRACE_ID_LENGTH),
+    ("trace_id", _zeros(16), TRACE_ID_ZERO),
+    ("span_id", _fixed(8), SPAN_ID_LENGTH),
+    ("span_id", _zeros(8), SPAN_ID_ZERO),
+    ("parent_span_id", _neither_empty_nor_8, PARENT_ID_LENGTH),
+    ("start_time_unix_nano", _beyond_int64, TIME_RANGE),
+    ("end_time_unix_nano", _beyond_int64, TIME_RANGE),
+)
+
+
+# --- ids and times ----------------------------------------------------------------------------------------------------
+
+
+def _bytes_of(column: pa.BinaryArray) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """The values of a binary array, end to end."""
+    if len(column) == 0 or column.buffers()[2] is None:
+        return np.empty(0, dtype=np.uint8)
+    first, last = np.frombuffer(column.buffers()[1], dtype=np.int32, offset=column.offset * 4)[[0, len(column)]]
+    return np.frombuffer(column.buffers()[2], dtype=np.uint8)[first:last]
+
+
+def _big_endian(column: pa.BinaryArray) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    """8-byte ids as numbers."""
+    return _bytes_of(column).view(">u8").astype(np.uint64)
+
+
+def _uuids(column: pa.BinaryArray) -> pa.Array:
+    """16-byte ids as UUIDs."""
+    storage = pa.Array.from_buffers(pa.binary(16), len(column), [None, pa.py_buffer(_bytes_of(column))])
+    return pa.ExtensionArray.from_storage(pa.uuid(), storage)
+
+
+def _parents(column: pa.BinaryArray) -> pa.Array:
+    """Parents' ids; NULL where there is none. Some senders write a root's as zeros."""
+    numbers = np.zeros(len(column), dtype=np.uint64)
+    numbers[lengths(column) == 8] = _big_endian(column)
+    return pa.array(numbers, mask=numbers == 0)
+
+
+def _nanos(column: pa.Array) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    return np.asarray(column.to_numpy().view(np.int64))
+
+
+def _enum(column: Any, names: tuple[str, ...], reason: str, notes: Notes) -> pa.Array:
+    """Enum numbers by name; unknown ones become the first name, with a note."""
+    numbers = np.asarray(column)
+    unknown = (numbers < 0) | (numbers >= len(names))
+    if unknown.any():
+        notes[reason] += int(unknown.sum())
+        numbers = np.where(unknown, 0, numbers)
+    return pa.array(names, pa.string()).take(pa.array(numbers))
+
+
+def _text_or_null(column: pa.BinaryArray, notes: Notes) -> pa.Array:
+    """Strings, NULL when empty."""
+    empty = lengths(column) == 0
+    if empty.all():
+        return pa.nulls(len(column), pa.string())
+    texts = attrs.strings(column, notes)
+    rows = np.arange(len(column))
+    return texts.take(pa.array(rows, mask=empty)) if empty.any() else texts
+
+
+def _of_each(values: list[str | None], index: Indices) -> pa.Array:
+    return pa.array(values, pa.string()).take(pa.array(index))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _batch(table: str, columns: dict[str, pa.Array]) -> pa.RecordBatch:
+    schema = arrow_schema(table)
+    arrays = [c if c.type == f.type else c.cast(f.type) for f in schema if (c := columns[f.name]) is not None]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _span_rows(spans: _Spans, received_unix_nano: int, notes: Notes) -> pa.RecordBatch:
+    columns = spans.columns
+    start, end = _nanos(columns.column("start_time_unix_nano")), _nanos(columns.column("end_time_unix_nano"))
+    status = columns.column("status")
+    code = np.nan_to_num(status.field("code").to_numpy(zero_copy_only=False)).astype(np.int64)
+    attributes = attrs.read(columns.column("attributes"), notes)
+    hot, remaining = attrs.pivot(attributes)
+    texts, others = attrs.maps(attributes, remaining, notes)
+    return _batch(
+        "spans",
+        {
+            "trace_id": spans.trace_id,
+            "span_id": spans.span_id,
+            "parent_span_id": _parents(columns.column("parent_span_id")),
+            "trace_state": _text_or_null(columns.column("trace_state"), notes),
+            "flags": columns.column("flags"),
+            "name": attrs.strings(columns.column("name"), notes),
+            "kind": _enum(columns.column("kind"), KINDS, UNKNOWN_KIND, notes),
+            "start_time_unix_nano": pa.array(start),
+            "end_time_unix_nano": pa.array(end),
+            "duration_ns": pa.array(end - start),
+            "status_code": _enum(code, STATUS_CODES, UNKNOWN_STATUS, notes),
+            "status_message": _text_or_null(status.field("message"), notes),
+            "service_name": _of_each([r.name for r in spans.resource], spans.resource_index),
+            "service_namespace": _of_each([r.get("service.namespace") for r in spans.resource], spans.resource_index),
+            "service_instance_id": _of_each([r.instance_id for r in spans.resource], spans.resource_index),
+            "witness": _witness(spans, hot["component"]),
+            "resource_id": pa.array([r.id for r in spans.resource], pa.uint64()).take(pa.array(spans.resource_index)),
+            "scope_id": pa.array([s.id for s in spans.scope], pa.uint64()).take(pa.array(spans.scope_index)),
+            "received_unix_nano": pa.array(np.full(len(spans), received_unix_nano, dtype=np.int64)),
+            **hot,
+            "attributes": texts,
+            "attributes_json": others,
+            "dropped_attributes_count": columns.column("dropped_attributes_count"),
+            "dropped_events_count": columns.column("dropped_events_count"),
+            "dropped_links_count": columns.column("dropped_links_count"),
+        },
+    )
+
+
+def _witness(spans: _Spans, component: pa.Array) -> pa.Array:
+    by_resource = np.array([r.is_proxy for r in spans.resource], dtype=np.bool_)[spans.resource_index]
+    by_scope = np.array([s.is_proxy for s in spans.scope], dtype=np.bool_)[spans.scope_index]
+    proxy = by_resource | by_scope
+    if component.null_count < len(component):
+        proxy = proxy | np.array([c == "proxy" for c in component.to_pylist()], dtype=np.bool_)
+    return pa.array(["app", "proxy"]).take(pa.array(proxy.astype(np.int8)))
+
+
+def _event_rows(spans: _Spans, notes: Notes) -> pa.RecordBatch:
+    lists = spans.columns.column("events")
+    owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
+    if len(owner) == 0:
+        return _batch_without_rows("span_events")
+    columns = EVENT.rows(lists.flatten())
+    kept = _without(np.arange(len(owner)), _beyond_int64(columns.column("time_unix_nano")), BAD_EVENT, notes)
+    columns, owner = _chosen(columns, kept), owner[kept]
+    return _batch(
+        "span_events",
+        {
+            "trace_id": _take_uuids(spans.trace_id, owner),
+            "span_id": spans.span_id.take(pa.array(owner)),
+            "time_unix_nano": pa.array(_nanos(columns.column("time_unix_nano"))),
+            "name": attrs.strings(columns.column("name"), notes),
+            **_all_in_maps(columns, notes),
+        },
+    )
+
+
+def _link_rows(spans: _Spans, notes: Notes) -> pa.RecordBatch:
+    lists = spans.columns.column("links")
+    owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
+    if len(owner) == 0:
+        return _batch_without_rows("span_links")
+    columns = LINK.rows(lists.flatten())
+    for column, check, _ in _CHECKS[:4]:
+        kept = _without(np.arange(len(owner)), check(columns.column(column)), BAD_LINK, notes)
+        columns, owner = _chosen(columns, kept), owner[kept]
+    return _batch(
+        "span_links",
+        {
+            "trace_id": _take_uuids(spans.trace_id, owner),
+            "span_id": spans.span_id.take(pa.array(owner)),
+            "linked_trace_id": _uuids(columns.column("trace_id")),
+            "linked_span_id": pa.array(_big_endian(columns.column("span_id"))),
+            "trace_state": _text_or_null(columns.column("trace_state"), notes),
+            "flags": columns.column("flags"),
+            **_all_in_maps(columns, notes),
+        },
+    )
+
+
+def _all_in_maps(columns: pa.RecordBatch, notes: Notes) -> dict[str, pa.Array]:
+    attributes = attrs.read(columns.column("attributes"), notes)
+    texts, others = attrs.maps(attributes, np.ones(len(attributes.owner), dtype=np.bool_), notes)
+    return {
+        "attributes": texts,
+        "attributes_json": others,
+        "dropped_attributes_count": columns.column("dropped_attributes_count"),
+    }
+
+
+def _take_uuids(ids: pa.Array, rows: Indices) -> pa.Array:
+    return pa.ExtensionArray.from_storage(pa.uuid(), ids.storage.take(pa.array(rows)))
+
+
+def _batch_without_rows(table: str) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=arrow_schema(table))
