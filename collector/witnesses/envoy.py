@@ -1,0 +1,287 @@
+r"""One line of an Envoy or Istio access log: text in, a row of `proxy_records` out, or DecodeError. No file, no clock.
+
+Three forms are read, told apart by the line itself:
+- JSON with Istio's and Envoy's key names (`start_time`, `request_id`, `authority`, ...);
+- JSON with Envoy Gateway's (`x-request-id`, `:authority`, `x-envoy-origin-path`, ...);
+- the default text formats of Istio (1.6 and later) and of plain Envoy.
+
+`-`, an empty string and null mean: not logged. Every key that has no column goes into `attributes` as JSON text, and so
+does a value that does not fit its column.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, Literal
+from uuid import UUID
+
+import pyarrow as pa
+
+from collector.errors import DecodeError
+from collector.schema import arrow_schema
+
+Direction = Literal["inbound", "outbound"]
+Row = dict[str, object]
+
+MAX_LINE_BYTES: Final = 256 * 1024
+"""Envoy cuts nothing; its own limit on all request headers is 60 KiB, escaped up to six bytes a byte in JSON."""
+
+_INT64_MAX: Final = 2**63 - 1
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SCHEMA: Final = arrow_schema("proxy_records")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a line comes from.
+
+    Attributes:
+        source: The file or stream.
+        service_name: The workload whose proxy wrote it.
+        direction: What the operator says about the file; a line's own `upstream_cluster` (Istio) goes before it.
+        service_instance_id: Which replica, where known.
+    """
+
+    source: str
+    service_name: str
+    direction: Direction | None = None
+    service_instance_id: str | None = None
+
+
+def decode_line(line: bytes, origin: Origin, *, offset: int, received_unix_nano: int) -> Row:
+    """The row of one line, whose first byte is at `offset`; raises DecodeError, whose reason never contains the data."""
+    if len(line) > MAX_LINE_BYTES:
+        raise DecodeError("line too long")
+    try:
+        text = line.decode().strip()
+    except UnicodeDecodeError:
+        raise DecodeError("not UTF-8") from None
+    logged = _json_line(text) if text.startswith("{") else _text_line(text)
+    row = _row(logged)
+    row["direction"] = _direction(row["upstream_cluster"]) or origin.direction
+    row["record_id"] = record_id(origin.source, offset, line)
+    row["source"] = origin.source
+    row["service_name"] = origin.service_name
+    row["service_instance_id"] = origin.service_instance_id
+    row["received_unix_nano"] = received_unix_nano
+    return row
+
+
+def record_id(source: str, offset: int, line: bytes) -> int:
+    """A hash of what was read and where.
+
+    The line is part of it, because offsets start again when a file is rotated; the offset is, because one proxy may
+    log the same line twice.
+    """
+    content = source.encode("utf-8", "surrogateescape") + b"\0%d\0" % offset + line.strip()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+
+
+def to_batch(rows: Sequence[Row]) -> pa.RecordBatch:
+    """The rows as a record batch for `proxy_records`."""
+    columns = [pa.array([row[f.name] for row in rows], f.type) for f in _SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------------
+
+
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    """A whole number that fits a BIGINT, from a number or its text."""
+    match value:
+        case bool():
+            return None
+        case int():
+            number = value
+        case str() if value.isascii() and value.isdigit() and len(value) < 20:
+            number = int(value)
+        case _:
+            return None
+    return number if 0 <= number <= _INT64_MAX else None
+
+
+def _milliseconds(value: object) -> int | None:
+    """Nanoseconds of a duration in milliseconds."""
+    number = _count(value)
+    return None if number is None or number > _INT64_MAX // 1_000_000 else number * 1_000_000
+
+
+def _trace_id(value: object) -> UUID | None:
+    """A trace id in hex, or the one inside a traceparent."""
+    text = _string(value) or ""
+    match = _TRACEPARENT.fullmatch(text)
+    digits = match[1] if match else text
+    return UUID(digits) if _HEX_32.fullmatch(digits) and int(digits, 16) else None
+
+
+_HEX_32: Final = re.compile("[0-9a-fA-F]{32}")
+_TRACEPARENT: Final = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+_TIME: Final = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9})\d*)?(?:Z|([+-])(\d\d):?(\d\d))", re.ASCII
+)
+
+
+def unix_nano(value: object) -> int | None:
+    """Nanoseconds since the epoch of an RFC 3339 time, to its last digit; None if it is none, or before the epoch."""
+    match = _TIME.fullmatch(_string(value) or "")
+    if match is None:
+        return None
+    year, month, day, hour, minute, second = (int(match[i]) for i in range(1, 7))
+    try:
+        # A leap second is the second after: 23:59:60 is 00:00:00.
+        instant = datetime(year, month, day, hour, minute, tzinfo=UTC) + timedelta(seconds=min(second, 60))
+        if match[8]:
+            shift = timedelta(hours=int(match[9]), minutes=int(match[10]))
+            instant += -shift if match[8] == "+" else shift
+    except (ValueError, OverflowError):
+        return None
+    nanos = (instant - _EPOCH) // timedelta(seconds=1) * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
+    return nanos if 0 <= nanos <= _INT64_MAX else None
+
+
+_Convert = Callable[[object], object]
+
+_COLUMNS: Final[dict[str, tuple[_Convert, tuple[str, ...]]]] = {
+    "start_time_unix_nano": (unix_nano, ("start_time",)),
+    "duration_ns": (_milliseconds, ("duration",)),
+    "request_id": (_string, ("request_id", "x-request-id", "x_request_id")),
+    "trace_id": (_trace_id, ("trace_id", "traceparent")),
+    "method": (_string, ("method", ":method")),
+    "path": (_string, ("path", "x-envoy-origin-path", "x-envoy-original-path", ":path")),
+    "authority": (_string, ("authority", ":authority")),
+    "protocol": (_string, ("protocol",)),
+    "response_code": (_count, ("response_code",)),
+    "response_flags": (_string, ("response_flags",)),
+    "bytes_received": (_count, ("bytes_received",)),
+    "bytes_sent": (_count, ("bytes_sent",)),
+    "upstream_host": (_string, ("upstream_host",)),
+    "upstream_cluster": (_string, ("upstream_cluster",)),
+    "upstream_local_address": (_string, ("upstream_local_address",)),
+    "downstream_local_address": (_string, ("downstream_local_address",)),
+    "downstream_remote_address": (_string, ("downstream_remote_address",)),
+    "requested_server_name": (_string, ("requested_server_name",)),
+    "user_agent": (_string, ("user_agent", "user-agent")),
+}
+"""Column to (conversion, keys that fill it): the first key whose value converts does; the others go to `attributes`."""
+
+
+def _row(logged: Mapping[str, object]) -> Row:
+    """Every column that the line itself determines."""
+    rest = {key: value for key, value in logged.items() if not _is_missing(value)}
+    row: Row = {}
+    for column, (convert, keys) in _COLUMNS.items():
+        row[column] = None
+        for key in keys:
+            value = convert(rest[key]) if key in rest else None
+            if value is not None:
+                row[column] = value
+                del rest[key]
+                break
+    if row["start_time_unix_nano"] is None:
+        raise DecodeError("no start_time that is an RFC 3339 time")
+    row["attributes"] = [(key, _json_text(value)) for key, value in rest.items()]
+    return row
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value in {"", "-"})
+
+
+def _json_text(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise DecodeError("nested too deep") from None
+    except ValueError:
+        raise DecodeError("a number that no float can hold") from None
+
+
+def _direction(cluster: object) -> Direction | None:
+    """Istio's cluster names carry it: `outbound|8000||httpbin.foo.svc.cluster.local`, `inbound|8000||`."""
+    prefix = str(cluster).partition("|")[0]
+    match prefix:
+        case (
+            "inbound" | "InboundPassthroughCluster" | "InboundPassthroughClusterIpv4" | "InboundPassthroughClusterIpv6"
+        ):
+            return "inbound"
+        case "outbound" | "PassthroughCluster" | "BlackHoleCluster":
+            return "outbound"
+        case _:
+            return None
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------------
+
+
+def _json_line(text: str) -> dict[str, object]:
+    try:
+        logged = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise DecodeError("not JSON") from None
+    if not isinstance(logged, dict):
+        raise DecodeError("not a JSON object")
+    if _has_surrogate(text):
+        raise DecodeError("not Unicode: an unpaired surrogate")
+    return logged
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(name)
+
+
+def _has_surrogate(text: str) -> bool:
+    r"""Whether an escape such as \ud800 may stand alone; only then is it worth looking."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return False
+    decoded = json.dumps(json.loads(text), ensure_ascii=False)
+    try:
+        decoded.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+# --- text ---------------------------------------------------------------------------------------------------------------
+
+# Quoted fields hold what a client sent, and Envoy does not escape quotes in them. A line with a quote inside a field has
+# more than one reading, one of them the client's choice: it is refused and counted, not guessed.
+_REQUEST: Final = (
+    r'\[(?P<start_time>[^\]]+)\] "(?P<method>[^" ]+) (?P<path>[^" ]+) (?P<protocol>[^" ]+)"'
+    r" (?P<response_code>\d+) (?P<response_flags>\S+)"
+)
+_COUNTERS: Final = (
+    r"(?P<bytes_received>\d+|-) (?P<bytes_sent>\d+|-) (?P<duration>\d+|-) (?P<upstream_service_time>\d+|-)"
+)
+_HEADERS: Final = (
+    r'"(?P<x_forwarded_for>[^"]*)" "(?P<user_agent>[^"]*)" "(?P<request_id>[^"]*)" "(?P<authority>[^"]*)"'
+    r' "(?P<upstream_host>[^"]*)"'
+)
+
+_TEXT_FORMATS: Final = (
+    # Istio: https://istio.io/latest/docs/tasks/observability/logs/access-log/#default-access-log-format
+    re.compile(
+        _REQUEST
+        + r' (?P<response_code_details>\S+) (?P<connection_termination_details>\S+) "(?P<upstream_transport_failure_reason>[^"]*)" '
+        + _COUNTERS
+        + " "
+        + _HEADERS
+        + r" (?P<upstream_cluster>\S+) (?P<upstream_local_address>\S+) (?P<downstream_local_address>\S+)"
+        r" (?P<downstream_remote_address>\S+) (?P<requested_server_name>\S+) (?P<route_name>\S+)"
+    ),
+    # Envoy: https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage#default-format-string
+    re.compile(_REQUEST + " " + _COUNTERS + " " + _HEADERS),
+)
+
+
+def _text_line(text: str) -> dict[str, object]:
+    for pattern in _TEXT_FORMATS:
+        if match := pattern.fullmatch(text):
+            return dict(match.groupdict())
+    raise DecodeError("neither JSON nor a default text format of Envoy or Istio")
