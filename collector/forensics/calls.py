@@ -1,0 +1,350 @@
+"""The central relation: one row a call, client span ⟗ server span ⟗ proxy spans ⟗ proxy records.
+
+Envoy rewrites traceparent, so a server span's parent may be its own proxy's span, whose parent is the caller's proxy's,
+whose parent is the client span: up to `MAX_PROXY_SPANS` proxy spans are followed (Linkerd writes four a hop). The number
+of steps is fixed, so cyclic parents end too.
+
+What is not a call: a SERVER span right below a SERVER or INTERNAL span of the same replica (an app mounted in an app).
+"""
+
+from typing import Final
+
+import ibis
+import ibis.expr.types as ir
+
+from collector.forensics.matching import match_records, path_of, request_key_of
+from collector.forensics.tables import NS_PER_S, Window, spans
+
+MAX_PROXY_SPANS: Final = 4
+"""Linkerd's proxies write a SERVER and a CLIENT span each, on both sides of a hop."""
+
+MARGIN_NS: Final = 180 * NS_PER_S
+"""How far outside the window the other witnesses of a call inside it are looked for."""
+
+GENERIC_PROXY_NAMES: Final = ("linkerd-proxy", "envoy", "istio-proxy")
+"""service.name of proxies that do not say whose they are: they name no caller."""
+
+_ERROR_GRPC: Final = (2, 4, 12, 13, 14, 15)
+"""UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: what the conventions call a server's error."""
+
+_KEY: Final = ("trace_id", "span_id")
+
+
+def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> ir.Table:
+    """One row a call that started in the window, by the client span's clock if there is one.
+
+    Args:
+        window: When the calls began.
+        unanswered: Also rows for CLIENT spans that no server span answered (databases, egress, uninstrumented callees).
+        records: Also match access logs; without, the four record columns are NULL and false.
+
+    Columns:
+        trace_id, client_span_id, server_span_id: ids as the engine has them; a span id is NULL where that span is missing.
+        parent_span_id: of the server span. parent_found: whether the chain of parents ends at a span that arrived.
+        caller: service.name of the calling span; without one, the outermost proxy span's service if it isn't the callee's.
+        caller_instance, callee_instance: service_instance_id of the two.
+        callee: service.name of the server span, else the client span's peer.service.
+        operation: rpc `service/method`, else `METHOD route`, else the span's name.
+        path: `/service/method` or the URL's path without its query; NULL if no span names it.
+        protocol: 'rpc', 'http' or 'other'. method: HTTP method. user_agent: as the server saw it.
+        start_time_unix_nano, end_time_unix_nano: client span's, else the server span's.
+        server_start_time_unix_nano, server_end_time_unix_nano, client_duration_ns, server_duration_ns: NULL if missing.
+        error: status ERROR on either span, HTTP 5xx, or a gRPC status that is the server's fault.
+        stamp_status, stamp_kid: what the callee's middleware found. client_stamp_kid: what the caller's set.
+        client_request_hash, server_request_hash, client_request_bytes, server_request_bytes: as each side saw the request.
+        request_id: x-request-id of the server span, else the client's, else a proxy span's.
+        request_key, client_request_key: the ids without what Envoy overwrites (`request_key_of`).
+        destination_address, destination_port: as the client dialled.
+        proxy_spans, proxy_spans_inbound, proxy_spans_outbound: proxy spans between the two; of the callee; of the caller.
+        received_unix_nano: when the collector received the server span (without one, the client span).
+        outbound_record_id, inbound_record_id: the lines of the caller's and the callee's proxy about this call.
+        outbound_ambiguous, inbound_ambiguous: no line, but one of the same request id there is nobody else's for certain.
+    """
+    answered = _answered(window)
+    table = answered.union(_unanswered(window, answered)) if unanswered else answered
+    table = window.of(table)
+    return match_records(table, window, MARGIN_NS) if records else _without_records(table)
+
+
+def is_of(proxy_service: ir.StringValue, service: ir.StringValue) -> ir.BooleanValue:
+    """Whether a proxy's service name means this service: equal, or `service.namespace` as Istio writes it."""
+    return (proxy_service == service) | proxy_service.startswith(service + ".")
+
+
+def _app(window: Window) -> ir.Table:
+    table = spans()
+    return window.of(table.filter(table.witness == "app"), margin_ns=MARGIN_NS)
+
+
+def _once(table: ir.Table, *columns: str) -> ir.Table:
+    """Each span once however often it was delivered, with these columns."""
+    return table.select(*_KEY, *columns).distinct(on=list(_KEY), keep="first")
+
+
+def _servers(window: Window) -> ir.Table:
+    table = _app(window)
+    table = table.filter(table.kind == "SERVER")
+    return _once(
+        table.mutate(
+            server_status_error=_failed(table),
+            server_path=_path(table),
+            server_operation=_operation(table),
+            protocol=_protocol(table),
+        ),
+        "parent_span_id",
+        "service_name",
+        "service_instance_id",
+        "start_time_unix_nano",
+        "end_time_unix_nano",
+        "duration_ns",
+        "received_unix_nano",
+        "server_status_error",
+        "server_path",
+        "server_operation",
+        "protocol",
+        "http_request_method",
+        "user_agent_original",
+        "provenance_stamp_status",
+        "provenance_stamp_kid",
+        "provenance_request_hash",
+        "provenance_request_size",
+        "provenance_request_id",
+    )
+
+
+def _ancestors(window: Window) -> ir.Table:
+    """App spans that can be the calling side; those that are no CLIENT only say who and where."""
+    table = _app(window)
+    table = _once(
+        table.mutate(client_status_error=_failed(table), client_path=_path(table), client_operation=_operation(table)),
+        "kind",
+        "service_name",
+        "service_instance_id",
+        "start_time_unix_nano",
+        "end_time_unix_nano",
+        "duration_ns",
+        "received_unix_nano",
+        "client_status_error",
+        "client_path",
+        "client_operation",
+        "rpc_method",
+        "http_request_method",
+        "peer_service",
+        "server_address",
+        "server_port",
+        "network_peer_address",
+        "network_peer_port",
+        "provenance_stamp_kid",
+        "provenance_request_hash",
+        "provenance_request_size",
+        "provenance_request_id",
+    )
+    client = table.kind == "CLIENT"
+
+    def of_client(value: ir.Value) -> ir.Value:
+        return ibis.ifelse(client, value, ibis.null(value.type()))
+
+    return table.select(
+        ancestor_trace_id=table.trace_id,
+        ancestor_span_id=table.span_id,
+        ancestor_kind=table.kind,
+        ancestor_service=table.service_name,
+        ancestor_instance=table.service_instance_id,
+        client_span_id=of_client(table.span_id),
+        client_start=of_client(table.start_time_unix_nano),
+        client_end=of_client(table.end_time_unix_nano),
+        client_duration_ns=of_client(table.duration_ns),
+        client_received=table.received_unix_nano,
+        client_error=client & table.client_status_error,
+        client_path=of_client(table.client_path),
+        client_operation=table.client_operation,
+        client_protocol=_protocol(table),
+        client_method=table.http_request_method,
+        peer_service=of_client(table.peer_service),
+        destination_address=of_client(ibis.coalesce(table.server_address, table.network_peer_address)),
+        destination_port=of_client(ibis.coalesce(table.server_port, table.network_peer_port)),
+        client_stamp_kid=of_client(table.provenance_stamp_kid),
+        client_request_hash=of_client(table.provenance_request_hash),
+        client_request_bytes=of_client(table.provenance_request_size),
+        client_request_id=of_client(table.provenance_request_id),
+    )
+
+
+def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
+    """The server spans with `cursor` (the first parent that is no proxy span) and proxy_1 to proxy_4 (services passed)."""
+    table = spans()
+    table = window.of(table.filter(table.witness == "proxy"), margin_ns=MARGIN_NS)
+    proxies = _once(table, "parent_span_id", "service_name", "guid_x_request_id")
+    reached = servers.mutate(cursor=servers.parent_span_id, proxy_request_id=ibis.null("string"))
+    for step in range(1, MAX_PROXY_SPANS + 1):
+        hop = proxies.select(
+            hop_trace_id=proxies.trace_id,
+            hop_span_id=proxies.span_id,
+            hop_parent=proxies.parent_span_id,
+            hop_service=proxies.service_name,
+            hop_request_id=proxies.guid_x_request_id,
+        )
+        joined = reached.left_join(hop, [reached.trace_id == hop.hop_trace_id, reached.cursor == hop.hop_span_id])
+        reached = joined.mutate(
+            cursor=ibis.ifelse(joined.hop_span_id.notnull(), joined.hop_parent, joined.cursor),
+            proxy_request_id=ibis.coalesce(joined.proxy_request_id, joined.hop_request_id),
+            **{f"proxy_{step}": joined.hop_service},
+        ).drop("hop_trace_id", "hop_span_id", "hop_parent", "hop_service", "hop_request_id")
+    return reached
+
+
+def _answered(window: Window) -> ir.Table:
+    """The calls that have a server span."""
+    reached = _follow_proxies(_servers(window), window)
+    ancestors = _ancestors(window)
+    table = reached.left_join(
+        ancestors,
+        [reached.trace_id == ancestors.ancestor_trace_id, reached.cursor == ancestors.ancestor_span_id],
+    )
+    proxies = [table[f"proxy_{step}"] for step in range(1, MAX_PROXY_SPANS + 1)]
+    outermost = ibis.coalesce(*reversed(proxies))
+    named = ~is_of(outermost, table.service_name) & outermost.notin(GENERIC_PROXY_NAMES)
+    caller = ibis.coalesce(table.ancestor_service, ibis.ifelse(named, outermost, ibis.null("string")))
+    other_replica = (table.ancestor_instance != table.service_instance_id).fill_null(False)
+    mounted = (
+        (table.ancestor_service == table.service_name)
+        & (table.ancestor_kind != "CLIENT")
+        & table.proxy_1.isnull()
+        & ~other_replica
+    )
+    table = table.filter(~mounted.fill_null(False))
+    return _shape(
+        table,
+        server_span_id=table.span_id,
+        parent_found=(
+            table.ancestor_span_id.notnull()
+            | (table.cursor.isnull() & table.parent_span_id.notnull())
+            | table.proxy_4.notnull()
+        ),
+        caller=caller,
+        callee=table.service_name,
+        callee_instance=table.service_instance_id,
+        operation=table.server_operation,
+        path=ibis.coalesce(table.server_path, table.client_path),
+        protocol=table.protocol,
+        method=ibis.coalesce(table.http_request_method, table.client_method),
+        user_agent=table.user_agent_original,
+        start_time_unix_nano=ibis.coalesce(table.client_start, table.start_time_unix_nano),
+        end_time_unix_nano=ibis.coalesce(table.client_end, table.end_time_unix_nano),
+        server_start_time_unix_nano=table.start_time_unix_nano,
+        server_end_time_unix_nano=table.end_time_unix_nano,
+        server_duration_ns=table.duration_ns,
+        error=table.server_status_error | table.client_error.fill_null(False),
+        stamp_status=table.provenance_stamp_status,
+        stamp_kid=table.provenance_stamp_kid,
+        server_request_hash=table.provenance_request_hash,
+        server_request_bytes=table.provenance_request_size,
+        request_id=ibis.coalesce(table.provenance_request_id, table.client_request_id, table.proxy_request_id),
+        proxy_spans=_count(*(p.notnull() for p in proxies)),
+        proxy_spans_inbound=_count(*(is_of(p, table.service_name) for p in proxies)),
+        proxy_spans_outbound=_count(*(is_of(p, caller) & ~is_of(p, table.service_name) for p in proxies)),
+        received_unix_nano=table.received_unix_nano,
+    )
+
+
+def _unanswered(window: Window, answered: ir.Table) -> ir.Table:
+    """The CLIENT spans that no server span answered."""
+    ancestors = _ancestors(window)
+    clients = ancestors.filter(ancestors.ancestor_kind == "CLIENT")
+    reached = answered.select("trace_id", "client_span_id").filter(answered.client_span_id.notnull())
+    table = clients.anti_join(
+        reached,
+        [clients.ancestor_trace_id == reached.trace_id, clients.client_span_id == reached.client_span_id],
+    )
+    text, number = ibis.null("string"), ibis.null("int64")
+    zero = ibis.literal(0, "int64")
+    return _shape(
+        table.mutate(trace_id=table.ancestor_trace_id, parent_span_id=ibis.null("uint64")),
+        server_span_id=ibis.null("uint64"),
+        parent_found=ibis.literal(True),
+        caller=table.ancestor_service,
+        callee=table.peer_service,
+        callee_instance=text,
+        operation=table.client_operation,
+        path=table.client_path,
+        protocol=table.client_protocol,
+        method=table.client_method,
+        user_agent=text,
+        start_time_unix_nano=table.client_start,
+        end_time_unix_nano=table.client_end,
+        server_start_time_unix_nano=number,
+        server_end_time_unix_nano=number,
+        server_duration_ns=number,
+        error=table.client_error.fill_null(False),
+        stamp_status=text,
+        stamp_kid=text,
+        server_request_hash=text,
+        server_request_bytes=number,
+        request_id=table.client_request_id,
+        proxy_spans=zero,
+        proxy_spans_inbound=zero,
+        proxy_spans_outbound=zero,
+        received_unix_nano=table.client_received,
+    )
+
+
+def _shape(table: ir.Table, **columns: ir.Value) -> ir.Table:
+    """The columns of `calls`, in one order, from a table that has the caller's side already."""
+    return table.select(
+        "trace_id",
+        "client_span_id",
+        "parent_span_id",
+        caller_instance=table.ancestor_instance,
+        client_duration_ns=table.client_duration_ns,
+        client_stamp_kid=table.client_stamp_kid,
+        client_request_hash=table.client_request_hash,
+        client_request_bytes=table.client_request_bytes,
+        destination_address=table.destination_address,
+        destination_port=table.destination_port,
+        request_key=request_key_of(columns["request_id"]),
+        client_request_key=request_key_of(table.client_request_id),
+        **columns,
+    )
+
+
+def _without_records(table: ir.Table) -> ir.Table:
+    nothing = ibis.null("uint64")
+    return table.mutate(
+        outbound_record_id=nothing,
+        inbound_record_id=nothing,
+        outbound_ambiguous=ibis.literal(False),
+        inbound_ambiguous=ibis.literal(False),
+    )
+
+
+def _count(*conditions: ir.BooleanValue) -> ir.IntegerValue:
+    total = ibis.literal(0, "int64")
+    for condition in conditions:
+        total += ibis.ifelse(condition.fill_null(False), 1, 0)
+    return total.cast("int64")
+
+
+def _rpc(table: ir.Table) -> ir.StringValue:
+    """`service/method`; newer conventions put both into rpc.method."""
+    both = table.rpc_service + "/" + table.rpc_method
+    return ibis.ifelse(table.rpc_method.contains("/"), table.rpc_method.re_replace("^/", ""), both)
+
+
+def _operation(table: ir.Table) -> ir.StringValue:
+    return ibis.coalesce(_rpc(table), table.http_request_method + " " + table.http_route, table.name)
+
+
+def _path(table: ir.Table) -> ir.StringValue:
+    return ibis.coalesce(ibis.literal("/") + _rpc(table), path_of(table.url_path), path_of(table.url_full))
+
+
+def _protocol(table: ir.Table) -> ir.StringValue:
+    return ibis.cases((table.rpc_method.notnull(), "rpc"), (table.http_request_method.notnull(), "http"), else_="other")
+
+
+def _failed(table: ir.Table) -> ir.BooleanValue:
+    return (
+        (table.status_code == "ERROR")
+        | (table.http_response_status_code >= 500).fill_null(False)
+        | table.rpc_grpc_status_code.isin(_ERROR_GRPC).fill_null(False)
+    )

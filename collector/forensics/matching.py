@@ -1,0 +1,243 @@
+"""Which access-log line is about which call, one to one.
+
+A line vouches for one call. The same request id travels along a whole request and may come to the same callee and path
+more than once, one of them past the mesh: so lines and calls of one (proxy, direction, request id, path) are paired by
+time, never one line to two calls.
+
+- One call and one line that overlap in time, give or take `CLOCK_SLACK_NS`: a pair.
+- More: split into episodes, wherever nothing began for `CLOCK_SLACK_NS`; in an episode each line takes its nearest call
+  (start and end) and each call the nearest line that took it; what is left over is paired in order of time.
+- Episodes of more than `MAX_EPISODE` (a client that sends one constant request id) are paired in order of time; if calls
+  are left over, it cannot be told which, and they are ambiguous.
+- Calls whose path no span names are paired in the same way, with lines that nothing else claimed.
+
+A call that stays without a line is *ambiguous* as long as its proxy has an unclaimed line of the same request id: another
+path (a rewritten one, a mount prefix), or another time (a clock far off).
+
+The caller's line is per client span: a proxy's retries are several server spans, but one line at the caller's proxy.
+"""
+
+from typing import Final
+
+import ibis
+import ibis.expr.types as ir
+
+from collector.forensics.tables import NS_PER_S, Window, proxy_records
+
+CLOCK_SLACK_NS: Final = 5 * NS_PER_S
+"""How far the clocks of an app and of a proxy may disagree."""
+
+MAX_EPISODE: Final = 64
+"""Calls and lines of one episode that are paired by distance; beyond, in order of time."""
+
+_GROUP: Final = ("side", "service", "request_key", "path")
+_UNIT: Final = ("side", "trace_id", "unit_span_id")
+
+_SLOT: Final = (*_GROUP, "episode")
+
+REQUEST_ID_LENGTH: Final = 36
+"""Envoy packs its sampling decision into character 14 of any x-request-id of exactly this length."""
+
+
+def request_key_of(request_id: ir.StringValue) -> ir.StringValue:
+    """The request id without the character that Envoy overwrites with its sampling decision; NULL if empty."""
+    packed = request_id.length() == REQUEST_ID_LENGTH
+    return ibis.ifelse(packed, request_id.substr(0, 14) + request_id.substr(15), request_id).nullif("")
+
+
+def path_of(url_or_path: ir.StringValue) -> ir.StringValue:
+    """The path without scheme, host, query and fragment; NULL where nothing is left."""
+    return url_or_path.re_replace(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "").re_replace(r"[?#].*$", "").nullif("")
+
+
+def lines(window: Window, margin_ns: int) -> ir.Table:
+    """The access-log lines around the window, once each, by the side of a call that they can be about.
+
+    Columns: side ('outbound': the caller's proxy, 'inbound': the callee's; a line without a direction is in both),
+    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code.
+    """
+    table = window.of(proxy_records(), margin_ns=margin_ns)
+    table = table.select(
+        "direction",
+        "record_id",
+        "source",
+        "response_code",
+        service=table.service_name,
+        instance=table.service_instance_id,
+        request_key=request_key_of(table.request_id),
+        path=path_of(table.path),
+        start=table.start_time_unix_nano,
+        end=table.start_time_unix_nano + table.duration_ns.fill_null(0),
+    ).distinct(on="record_id", keep="first")
+    either = table.filter(table.direction.isnull())
+    return (
+        table.filter(table.direction.isin(("inbound", "outbound")))
+        .mutate(side=table.direction)
+        .union(either.mutate(side=ibis.literal("inbound")))
+        .union(either.mutate(side=ibis.literal("outbound")))
+    )
+
+
+def match_records(calls: ir.Table, window: Window, margin_ns: int) -> ir.Table:
+    """The calls with outbound_record_id, inbound_record_id, outbound_ambiguous and inbound_ambiguous.
+
+    `calls` has the columns of `collector.forensics.calls.calls`, without those four.
+    """
+    units = _units(calls)
+    logged = lines(window, margin_ns).filter(lambda t: t.request_key.notnull())
+    unclaimed_lines = logged.select("side", "service", "request_key", "path", "start", "end", "record_id")
+    pairs, crowded = _pair(units.filter(units.path.notnull()), unclaimed_lines.filter(unclaimed_lines.path.notnull()))
+    unclaimed_lines = unclaimed_lines.anti_join(pairs, ["side", "record_id"])
+    nowhere = ibis.literal("")
+    more, more_crowded = _pair(
+        units.filter(units.path.isnull()).mutate(path=nowhere), unclaimed_lines.mutate(path=nowhere)
+    )
+    unclaimed_lines = unclaimed_lines.anti_join(more, ["side", "record_id"])
+    key = ("side", "service", "request_key")
+    uncertain = unclaimed_lines.select(*key).union(crowded.select(*key)).union(more_crowded.select(*key)).distinct()
+    claimed = pairs.union(more).group_by(_UNIT).agg(record_id=lambda t: t.record_id.min())
+    calls = calls.mutate(outbound_unit=ibis.coalesce(calls.client_span_id, calls.server_span_id))
+    calls = _attach(calls, claimed, uncertain, side="outbound", unit=calls.outbound_unit, service=calls.caller)
+    calls = _attach(calls, claimed, uncertain, side="inbound", unit=calls.server_span_id, service=calls.callee)
+    return calls.drop("outbound_unit")
+
+
+def _attach(
+    calls: ir.Table, claimed: ir.Table, uncertain: ir.Table, *, side: str, unit: ir.Value, service: ir.StringValue
+) -> ir.Table:
+    pairs = claimed.filter(claimed.side == side).select(
+        pair_trace_id=claimed.trace_id, pair_span_id=claimed.unit_span_id, pair_record_id=claimed.record_id
+    )
+    open_ = uncertain.filter(uncertain.side == side).select(
+        open_service=uncertain.service, open_key=uncertain.request_key
+    )
+    table = calls.left_join(pairs, [calls.trace_id == pairs.pair_trace_id, unit == pairs.pair_span_id])
+    table = table.left_join(open_, [service == open_.open_service, calls.request_key == open_.open_key])
+    return table.mutate(
+        **{
+            f"{side}_record_id": table.pair_record_id,
+            f"{side}_ambiguous": table.pair_record_id.isnull() & table.open_key.notnull(),
+        }
+    ).drop("pair_trace_id", "pair_span_id", "pair_record_id", "open_service", "open_key")
+
+
+def _units(calls: ir.Table) -> ir.Table:
+    """What a line can be about: (side, service, request_key, path, start, end, trace_id, unit_span_id), per request id known."""
+    inbound = calls.filter(calls.server_span_id.notnull() & calls.callee.notnull())
+    inbound = inbound.select(
+        "request_key",
+        "client_request_key",
+        "path",
+        "trace_id",
+        side=ibis.literal("inbound"),
+        service=inbound.callee,
+        start=inbound.server_start_time_unix_nano,
+        end=inbound.server_end_time_unix_nano,
+        unit_span_id=inbound.server_span_id,
+    )
+    outbound = calls.filter(calls.caller.notnull())
+    outbound = outbound.select(
+        "request_key",
+        "client_request_key",
+        "path",
+        "trace_id",
+        side=ibis.literal("outbound"),
+        service=outbound.caller,
+        start=outbound.start_time_unix_nano,
+        end=outbound.end_time_unix_nano,
+        unit_span_id=ibis.coalesce(outbound.client_span_id, outbound.server_span_id),
+    ).distinct(on=["trace_id", "unit_span_id"], keep="first")
+    both = inbound.union(outbound)
+    columns = ("side", "service", "request_key", "path", "start", "end", "trace_id", "unit_span_id")
+    # A proxy at the edge gives the request a new id: then the two sides knew it by different ones.
+    other = both.filter(both.client_request_key != both.request_key).mutate(request_key=both.client_request_key)
+    return both.filter(both.request_key.notnull()).select(*columns).union(other.select(*columns))
+
+
+def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
+    """(pairs: side, trace_id, unit_span_id, record_id; the slots in which it cannot be told which call has no line)."""
+    events = units.mutate(record_id=ibis.null("uint64")).union(
+        logged.mutate(trace_id=ibis.null(units.trace_id.type()), unit_span_id=ibis.null("uint64")).select(
+            *units.columns, "record_id"
+        )
+    )
+    is_unit = events.unit_span_id.notnull()
+    groups = events.group_by(_GROUP).agg(
+        units=events.unit_span_id.count(),
+        lines=events.record_id.count(),
+        trace_id=events.trace_id.max(),
+        unit_span_id=events.unit_span_id.max(),
+        record_id=events.record_id.max(),
+        unit_start=events.start.max(where=is_unit),
+        unit_end=events.end.max(where=is_unit),
+        start=events.start.max(where=~is_unit),
+        end=events.end.max(where=~is_unit),
+    )
+    single = groups.filter((groups.units == 1) & (groups.lines == 1) & _overlap(groups))
+    crowd = groups.filter((groups.units > 0) & (groups.lines > 0) & (groups.units + groups.lines > 2))
+    slots = _episodes(events.semi_join(crowd, list(_GROUP)))
+    complex_, unclear = _pair_episodes(slots)
+    return single.select(*_UNIT, "record_id").union(complex_), unclear
+
+
+def _overlap(table: ir.Table) -> ir.BooleanValue:
+    return (table.start <= table.unit_end + CLOCK_SLACK_NS) & (table.unit_start <= table.end + CLOCK_SLACK_NS)
+
+
+def _episodes(events: ir.Table) -> ir.Table:
+    """The events of crowded groups with `episode` and how many units and lines their slot has."""
+    in_order = ibis.window(group_by=_GROUP, order_by=[events.start, events.record_id, events.unit_span_id])
+    fresh = events.mutate(
+        fresh=ibis.ifelse((events.start - events.start.lag().over(in_order)) > CLOCK_SLACK_NS, 1, 0).fill_null(0)
+    )
+    so_far = ibis.window(
+        group_by=_GROUP, order_by=[fresh.start, fresh.record_id, fresh.unit_span_id], preceding=None, following=0
+    )
+    numbered = fresh.mutate(episode=fresh.fresh.sum().over(so_far)).drop("fresh")
+    slot = ibis.window(group_by=_SLOT)
+    return numbered.mutate(
+        slot_units=numbered.unit_span_id.count().over(slot), slot_lines=numbered.record_id.count().over(slot)
+    )
+
+
+def _pair_episodes(slots: ir.Table) -> tuple[ir.Table, ir.Table]:
+    small = (slots.slot_units <= MAX_EPISODE) & (slots.slot_lines <= MAX_EPISODE)
+    unclear = slots.filter(~small & (slots.slot_lines > 0) & (slots.slot_units > slots.slot_lines))
+    units = slots.filter(slots.unit_span_id.notnull()).drop("record_id")
+    logged = slots.filter(slots.record_id.notnull()).select(*_SLOT, "start", "end", "record_id")
+    near = _nearest(
+        units.filter((units.slot_units <= MAX_EPISODE) & (units.slot_lines <= MAX_EPISODE)),
+        logged,
+    )
+    units = units.anti_join(near, list(_UNIT))
+    logged = logged.anti_join(near, ["side", "record_id"])
+    ordered = _by_rank(units, logged)
+    return near.union(ordered), unclear
+
+
+def _candidates(units: ir.Table, logged: ir.Table, on: tuple[str, ...]) -> ir.Table:
+    named = units.rename(unit_start="start", unit_end="end")
+    table = named.inner_join(logged, list(on))
+    return table.filter(_overlap(table))
+
+
+def _nearest(units: ir.Table, logged: ir.Table) -> ir.Table:
+    """Each line takes its nearest call, each call the nearest line that took it."""
+    table = _candidates(units, logged, _SLOT)
+    table = table.mutate(distance=(table.start - table.unit_start).abs() + (table.end - table.unit_end).abs())
+    taken = ibis.row_number().over(
+        group_by=["side", "record_id"], order_by=[table.distance, table.trace_id, table.unit_span_id]
+    )
+    table = table.mutate(taken=taken)
+    table = table.filter(table.taken == 0)
+    table = table.mutate(best=ibis.row_number().over(group_by=_UNIT, order_by=[table.distance, table.record_id]))
+    return table.filter(table.best == 0).select(*_UNIT, "record_id")
+
+
+def _by_rank(units: ir.Table, logged: ir.Table) -> ir.Table:
+    """The first call gets the first line, the second the second."""
+    ranked = units.mutate(
+        rank=ibis.row_number().over(group_by=_SLOT, order_by=[units.start, units.trace_id, units.unit_span_id])
+    )
+    ranked_lines = logged.mutate(rank=ibis.row_number().over(group_by=_SLOT, order_by=[logged.start, logged.record_id]))
+    return _candidates(ranked, ranked_lines, (*_SLOT, "rank")).select(*_UNIT, "record_id")
