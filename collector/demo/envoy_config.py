@@ -49,7 +49,6 @@ def bootstrap(service: Service, plan: Plan, *, collector_grpc_port: int, access_
     outbound = [
         _virtual_host(c.host, [c.host, f"{c.host}:*"], outbound_cluster_name(c, plan)) for c in callees
     ]  # an unknown host gets 404, as under Istio's REGISTRY_ONLY
-    listener = {"service": service, "access_log": access_log}
     return {
         "node": {"id": f"{service.name}-sidecar", "cluster": service.name},
         # The address as it is in the end goes to the file named by --admin-address-path.
@@ -66,8 +65,8 @@ def bootstrap(service: Service, plan: Plan, *, collector_grpc_port: int, access_
         },
         "static_resources": {
             "listeners": [
-                _listener("inbound", ports.inbound, [inbound], **listener),
-                _listener("outbound", ports.outbound, outbound, **listener),
+                _listener("inbound", ports.inbound, [inbound], service=service, access_log=access_log),
+                _listener("outbound", ports.outbound, outbound, service=service, access_log=access_log),
             ],
             "clusters": [
                 _cluster(inbound_cluster, ports.app, http2=service.protocol == "grpc"),
@@ -102,9 +101,7 @@ def _virtual_host(name: str, domains: list[str], cluster: str) -> Config:
     }
 
 
-def _listener(
-    direction: str, port: int, virtual_hosts: list[Config], *, service: Service, access_log: str
-) -> Config:
+def _listener(direction: str, port: int, virtual_hosts: list[Config], *, service: Service, access_log: str) -> Config:
     """One listener; `traffic_direction` is what makes Envoy's spans SERVER (inbound) or CLIENT (outbound)."""
     manager = _typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -154,9 +151,7 @@ def _access_log(path: str) -> Config:
 
 def _cluster(name: str, port: int, *, http2: bool) -> Config:
     protocol = "http2_protocol_options" if http2 else "http_protocol_options"
-    options = _typed(
-        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions", explicit_http_config={protocol: {}}
-    )
+    options = _typed("envoy.extensions.upstreams.http.v3.HttpProtocolOptions", explicit_http_config={protocol: {}})
     endpoint = {"endpoint": {"address": _address(MESH_ADDRESS, port)}}
     return {
         "name": name,

@@ -1,6 +1,6 @@
 """Something outside of the mesh that answers every POST: the card network, or where a leak goes.
 
-    python external.py 127.0.0.7 9000
+python external.py 127.0.0.7 9000
 """
 
 import sys
@@ -14,7 +14,7 @@ class Answer(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Read the request to its end, so that the connection can be used again."""
         self.rfile.read(int(self.headers.get("content-length", "0")))
         self.send_response(200)

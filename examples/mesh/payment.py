@@ -19,7 +19,9 @@ class Payment(shop_pb2_grpc.PaymentServicer):
     """Most charges are authorised from a limit that is known; the others need the card network."""
 
     def __init__(self) -> None:
-        self.card_network = httpx.Client(base_url=f"http://{os.environ['CARD_NETWORK']}", timeout=mesh.CALL_TIMEOUT_SECONDS)
+        self.card_network = httpx.Client(
+            base_url=f"http://{os.environ['CARD_NETWORK']}", timeout=mesh.CALL_TIMEOUT_SECONDS
+        )
         self.random = random.Random(os.environ.get("SEED"))
 
     def Charge(self, request: shop_pb2.ChargeRequest, _context: grpc.ServicerContext) -> shop_pb2.PaymentReply:  # noqa: N802
