@@ -14,6 +14,7 @@ proto3 enums are open, and what else the span says may matter.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -261,7 +262,7 @@ def _of_each(values: list[str | None], index: Indices) -> pa.Array:
 
 
 def _batch(table: str, columns: dict[str, pa.Array]) -> pa.RecordBatch:
-    schema = arrow_schema(table)
+    schema = _schema(table)
     arrays = [c if c.type == f.type else c.cast(f.type) for f in schema if (c := columns[f.name]) is not None]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -372,5 +373,11 @@ def _take_uuids(ids: pa.Array, rows: Indices) -> pa.Array:
     return pa.ExtensionArray.from_storage(pa.uuid(), ids.storage.take(pa.array(rows)))
 
 
+@cache
+def _schema(table: str) -> pa.Schema:
+    return arrow_schema(table)
+
+
+@cache
 def _batch_without_rows(table: str) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=arrow_schema(table))
+    return pa.RecordBatch.from_pylist([], schema=_schema(table))

@@ -17,7 +17,7 @@ MAX_ATTRIBUTES: Final = 10_000
 """Attributes of one resource or scope: they are decoded one by one. OpenTelemetry's SDKs send fewer than 50."""
 
 _CACHED_BYTES: Final = 16_384
-"""Longer ones are decoded each time, so that the caches stay below 2 × 1,024 × a few of these."""
+"""Longer ones are decoded each time, so that the caches stay below a few dozen MiB."""
 
 UNKNOWN_SERVICE: Final = "unknown_service"
 _INSTANCE_KEYS: Final = ("service.instance.id", "k8s.pod.name", "host.name")
@@ -141,8 +141,8 @@ def _content_id(*content: object) -> int:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=256)
-def _resource_rows(resources: tuple[Origin, ...]) -> pa.RecordBatch:
+def resource_rows(resources: list[Origin]) -> pa.RecordBatch:
+    """Rows of `resources`, each content once."""
     rows = [
         {
             "resource_id": r.id,
@@ -152,13 +152,13 @@ def _resource_rows(resources: tuple[Origin, ...]) -> pa.RecordBatch:
             "attributes_json": r.others,
             "dropped_attributes_count": r.dropped,
         }
-        for r in resources
+        for r in {r.id: r for r in resources}.values()
     ]
     return pa.RecordBatch.from_pylist(rows, schema=arrow_schema("resources"))
 
 
-@lru_cache(maxsize=256)
-def _scope_rows(scopes: tuple[Origin, ...]) -> pa.RecordBatch:
+def scope_rows(scopes: list[Origin]) -> pa.RecordBatch:
+    """Rows of `scopes`, each content once."""
     rows = [
         {
             "scope_id": s.id,
@@ -169,16 +169,6 @@ def _scope_rows(scopes: tuple[Origin, ...]) -> pa.RecordBatch:
             "attributes_json": s.others,
             "dropped_attributes_count": s.dropped,
         }
-        for s in scopes
+        for s in {s.id: s for s in scopes}.values()
     ]
     return pa.RecordBatch.from_pylist(rows, schema=arrow_schema("scopes"))
-
-
-def resource_rows(resources: list[Origin]) -> pa.RecordBatch:
-    """Rows of `resources`, each content once."""
-    return _resource_rows(tuple({r.id: r for r in resources}.values()))
-
-
-def scope_rows(scopes: list[Origin]) -> pa.RecordBatch:
-    """Rows of `scopes`, each content once."""
-    return _scope_rows(tuple({s.id: s for s in scopes}.values()))

@@ -185,7 +185,7 @@ def offsets(array: pa.Array) -> "np.ndarray[Any, np.dtype[np.int32]]":
     if buffer is None or len(array) == 0:
         return np.zeros(len(array) + 1, dtype=np.int32)
     raw = np.frombuffer(buffer, dtype=np.int32, count=len(array) + 1, offset=array.offset * 4)
-    return raw - raw[0]
+    return np.asarray(raw - raw[0])
 
 
 REQUEST: Final = Projected("Request")
