@@ -1,0 +1,164 @@
+"""Stamps on incoming HTTP requests: an ASGI middleware that watches `receive` and `send`, and never buffers.
+
+It has to run inside the server span. `ProvenanceMiddleware(app)` therefore does its work where it finds one, and hands
+on to the application where it does not: activated at class level (`http.starlette`) it stands at several places of an
+application at once, and the outermost of them inside the span does the work, once a request.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextvars import ContextVar
+from typing import Any, Final
+
+from opentelemetry.trace import SpanKind
+
+from provenance import names
+from provenance.addresses import socket_attributes
+from provenance.context import serving, usable
+from provenance.digest import RunningHash
+from provenance.faults import Contained
+from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
+from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_missing, own_span, stamp_attributes
+from provenance.stamp import judge
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PLACE: Final = "http.server"
+
+SEEN: Final = "provenance.seen"
+"""In the scope of a request that is being watched."""
+
+# An application that is called in-process, by another's handler, must not write on that other one's span.
+_watched: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
+
+
+class ProvenanceMiddleware:
+    """Wrap an ASGI application, inside the middleware that starts its server span."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; websocket and lifespan scopes pass untouched."""
+        await serve(self.app, scope, receive, send)
+
+
+async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Call `app`, watched if this is the outermost place inside the request's own server span."""
+    if scope["type"] != "http" or SEEN in scope:
+        await app(scope, receive, send)
+        return
+    headers: dict[str, str] = {}
+    request: WatchedRequest | None = None
+    with Contained(PLACE):
+        headers = combined_headers(scope["headers"])
+        span = own_span(SpanKind.SERVER, FOREIGN_TO_HTTP)
+        if span is not None and span is not _watched.get():
+            request = WatchedRequest(span, scope, headers)
+    with serving(headers.get(names.REQUEST_ID)):
+        if request is None:
+            await app(scope, receive, send)
+        else:
+            await _watch(request, app, scope, receive, send)
+
+
+async def _watch(request: "WatchedRequest", app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def watched_receive() -> Message:
+        message = await receive()
+        with Contained(PLACE):
+            request.received(message)
+        return message
+
+    async def watched_send(message: Message) -> None:
+        with Contained(PLACE):
+            request.sending(message)
+        await send(message)
+
+    scope[SEEN] = True
+    token = _watched.set(request.span)
+    try:
+        await app(scope, watched_receive, watched_send)
+    finally:
+        _watched.reset(token)
+        with Contained(PLACE):
+            request.finish()
+
+
+class WatchedRequest:
+    """What one request shows of itself, message by message, and the attributes that follow from it. No I/O."""
+
+    __slots__ = ("_complete", "_finished", "_headers", "_running", "_scope", "_sent_bytes", "span")
+
+    def __init__(self, span: RecordingSpan, scope: Scope, headers: dict[str, str]) -> None:
+        self.span = span
+        self._scope = scope
+        self._headers = headers
+        self._running = RunningHash()
+        self._complete = has_no_body(scope.get("http_version", ""), headers)
+        self._sent_bytes: int | None = None
+        self._finished = False
+
+    def received(self, message: Message) -> None:
+        """Take in a message of the request: its hash is complete with the last one, and no sooner."""
+        if message["type"] == "http.request":
+            self._running.update(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+
+    def sending(self, message: Message) -> None:
+        """Count a message of the response; the last one ends the span, so everything is said before it goes."""
+        match message["type"]:
+            case "http.response.start":
+                self._sent_bytes = 0
+            case "http.response.body":
+                self._sent_bytes = (self._sent_bytes or 0) + len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    self.finish()
+            case "http.response.pathsend":
+                self._sent_bytes = None  # a file that the server reads itself
+                self.finish()
+
+    def finish(self) -> None:
+        """Set the attributes, once."""
+        if not self._finished and self.span.is_recording():
+            self._finished = True
+            self.span.set_attributes(self._attributes())
+            add_missing(self.span, socket_attributes(tuple(self._scope.get("client") or ())))
+
+    def _attributes(self) -> dict[str, str | int]:
+        headers = self._headers
+        hash_hex = self._running.hexdigest() if self._complete else None
+        status, stamp = judge(headers.get(names.STAMP), headers.get(names.CONTENT_DIGEST), hash_hex)
+        attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp)
+        if hash_hex is not None:
+            attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: self._running.size}
+        if self._sent_bytes is not None:
+            attributes[names.RESPONSE_SIZE] = 0 if self._scope.get("method") == "HEAD" else self._sent_bytes
+        if request_id := usable(headers.get(names.REQUEST_ID)):
+            attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
+        if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
+            attributes[names.PEER_PRINCIPAL] = principal
+        return attributes
+
+
+def has_no_body(http_version: str, headers: dict[str, str]) -> bool:
+    """Whether a request is known to have no body before anybody reads it.
+
+    In HTTP/1 a request without Content-Length and Transfer-Encoding has none (RFC 9112 section 6.3); in later versions
+    it may, so there only `content-length: 0` says so.
+    """
+    if "transfer-encoding" in headers:
+        return False
+    length = headers.get("content-length")
+    return length == "0" or (length is None and http_version.startswith("1"))
+
+
+def combined_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Values by lowercase name; several lines of one name are one value, joined by commas (RFC 9110 section 5.3)."""
+    combined: dict[str, str] = {}
+    for raw_key, raw_value in headers:
+        key, value = raw_key.decode("latin-1").lower(), raw_value.decode("latin-1")
+        combined[key] = f"{combined[key]}, {value}" if key in combined else value
+    return combined

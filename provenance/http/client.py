@@ -1,0 +1,204 @@
+"""Stamps on outgoing HTTP calls of httpx, and of whatever else speaks through httpcore's connection pools.
+
+`httpcore.ConnectionPool.handle_request` (and the async one, and with them the proxies, which inherit both) lies beneath
+httpx's clients, transports and OpenTelemetry's instrumentation of them: redirects and retries are stamped one by one,
+and the client span is current, until the response's head has arrived.
+
+A body that is there is hashed before it is sent. A streamed body is never drained: it is hashed while it passes, and the
+hash goes on the span when the response's head is here; then no digest travels ahead of it.
+"""
+
+import functools
+import sys
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpcore
+from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
+from opentelemetry.trace import SpanKind
+
+from provenance import names
+from provenance.addresses import socket_attributes
+from provenance.digest import RunningHash, request_hash
+from provenance.faults import Contained
+from provenance.outgoing import Outgoing, stamp_now
+from provenance.patching import Patch
+from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_missing, own_span
+
+PLACE: Final = "http.client"
+
+_DEFAULT_PORTS: Final = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
+_NO_BODY_STATUSES: Final = frozenset({204, 304})
+
+_ByteStream: Final[Any] = type(httpcore.Request("GET", "http://localhost", content=b"").stream)  # it is not exported
+
+
+def client_patches() -> tuple[Patch, ...]:
+    """The patches of this shell, not yet applied."""
+    return (
+        Patch(httpcore.ConnectionPool, "handle_request", _wrap_handle_request),
+        Patch(httpcore.AsyncConnectionPool, "handle_async_request", _wrap_handle_async_request),
+    )
+
+
+def _wrap_handle_request(original: Callable[..., Any], patch: Patch) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def handle_request(pool: Any, request: httpcore.Request) -> httpcore.Response:
+        sent = _prepare(request, patch)
+        response: httpcore.Response = original(pool, request if sent is None else sent.request)
+        if sent is not None:
+            with Contained(PLACE):
+                _describe(sent, response)
+        return response
+
+    return handle_request
+
+
+def _wrap_handle_async_request(original: Callable[..., Awaitable[Any]], patch: Patch) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(original)
+    async def handle_async_request(pool: Any, request: httpcore.Request) -> httpcore.Response:
+        sent = _prepare(request, patch)
+        response: httpcore.Response = await original(pool, request if sent is None else sent.request)
+        if sent is not None:
+            with Contained(PLACE):
+                _describe(sent, response)
+        return response
+
+    return handle_async_request
+
+
+class HashedStream:
+    """A body that passes through, hashed on its way; the hash is there once its last piece went by.
+
+    Sync or async as the stream within; whatever else that one has (`close`, `aclose`) is found here too.
+    """
+
+    def __init__(self, stream: Iterable[bytes] | AsyncIterable[bytes]) -> None:
+        self._stream: Any = stream
+        self.complete: RunningHash | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _take(self, running: RunningHash, piece: bytes) -> None:
+        with Contained(PLACE):
+            running.update(piece)
+
+
+class _SyncHashedStream(HashedStream):
+    def __iter__(self) -> Iterator[bytes]:
+        running = RunningHash()  # anew each time: a request that met a closed connection is sent again
+        for piece in self._stream:
+            self._take(running, piece)
+            yield piece
+        self.complete = running
+
+
+class _AsyncHashedStream(HashedStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        running = RunningHash()
+        async for piece in self._stream:
+            self._take(running, piece)
+            yield piece
+        self.complete = running
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A stamped request on its way, the span that describes it, and the body's hash where it is known at the end."""
+
+    request: httpcore.Request
+    span: RecordingSpan | None
+    stream: HashedStream | None
+
+
+def _prepare(request: httpcore.Request, patch: Patch) -> _Sent | None:
+    """The stamped copy of a request; None: send it as it is."""
+    if not patch.active or not is_http_instrumentation_enabled():
+        return None
+    with Contained(PLACE):
+        return _stamp(request)
+    return None
+
+
+def _stamp(request: httpcore.Request) -> _Sent:
+    span = own_span(SpanKind.CLIENT, FOREIGN_TO_HTTP)
+    body = _known_body(request.stream)
+    own_request_id = next((v.decode("latin-1") for k, v in request.headers if _is(k, names.REQUEST_ID)), None)
+    outgoing = stamp_now(
+        span,
+        own_request_id=own_request_id,
+        hash_hex=None if body is None else request_hash(body),
+        size=0 if body is None else len(body),
+    )
+    hashed = _hashed(request.stream) if body is None and span is not None else None
+    if span is not None:
+        span.set_attributes(outgoing.attributes)
+        add_missing(span, _url_attributes(request.url))
+    return _Sent(_with_headers(request, outgoing, hashed), span, hashed)
+
+
+def _with_headers(request: httpcore.Request, outgoing: Outgoing, hashed: HashedStream | None) -> httpcore.Request:
+    """A copy, because the request is the caller's and may be sent again.
+
+    The caller's own headers stay as they are and in their order; only a stamp that was forwarded from another call
+    goes. A `content-digest` of the caller's own stays too: ours after it is another line of the same dictionary, in
+    which the last sha-256 counts (RFC 9651 section 4.2).
+    """
+    kept = [(key, value) for key, value in request.headers if not _is(key, names.STAMP)]
+    added = [(key.encode(), value.encode()) for key, value in outgoing.headers]
+    stamped = httpcore.Request(
+        request.method, request.url, headers=kept + [header for header in added if header not in kept]
+    )
+    stamped.stream = request.stream if hashed is None else hashed
+    stamped.extensions = request.extensions
+    return stamped
+
+
+def _describe(sent: _Sent, response: httpcore.Response) -> None:
+    """What only the response tells: whom the connection reached, how much came back, what a streamed body hashed to."""
+    if sent.span is None:
+        return
+    attributes: dict[str, str | int] = {}
+    if sent.stream is not None and (running := sent.stream.complete) is not None:
+        attributes |= {names.REQUEST_HASH: running.hexdigest(), names.REQUEST_SIZE: running.size}
+    if (size := _response_size(sent.request, response)) is not None:
+        attributes[names.RESPONSE_SIZE] = size
+    stream = response.extensions.get("network_stream")
+    if stream is not None:
+        # Over what instrumentation may have set: OpenTelemetry's writes the URL's host there, which is no peer.
+        attributes |= socket_attributes(stream.get_extra_info("server_addr"))
+    sent.span.set_attributes(attributes)
+
+
+def _response_size(request: httpcore.Request, response: httpcore.Response) -> int | None:
+    """By the response's own word, since the span ends before its body is read; None if it does not say."""
+    if request.method == b"HEAD" or response.status in _NO_BODY_STATUSES:
+        return 0
+    length = next((value for key, value in response.headers if _is(key, "content-length")), b"")
+    return int(length) if length.isdigit() else None
+
+
+def _known_body(stream: Any) -> bytes | None:
+    """The body where it is in memory and can be read again and again; None for anything that streams."""
+    httpx = sys.modules.get("httpx")  # httpcore may be used without it
+    in_memory = (_ByteStream,) if httpx is None else (_ByteStream, httpx.ByteStream)
+    return b"".join(stream) if isinstance(stream, in_memory) else None
+
+
+def _hashed(stream: Any) -> HashedStream | None:
+    if isinstance(stream, Iterable):
+        return _SyncHashedStream(stream)
+    return _AsyncHashedStream(stream) if isinstance(stream, AsyncIterable) else None
+
+
+def _url_attributes(url: httpcore.URL) -> dict[str, str | int]:
+    host = url.host.decode("ascii", "replace").strip("[]")
+    port = url.port if url.port is not None else _DEFAULT_PORTS.get(url.scheme)
+    attributes: dict[str, str | int] = {names.SERVER_ADDRESS: host} if host else {}
+    return attributes if port is None else attributes | {names.SERVER_PORT: port}
+
+
+def _is(key: bytes, name: str) -> bool:
+    return key.lower() == name.encode()

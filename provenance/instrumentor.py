@@ -1,0 +1,51 @@
+"""The entry point of `opentelemetry-instrument`: activates every shell whose framework is installed."""
+
+import importlib
+from collections.abc import Callable, Collection
+from importlib.util import find_spec
+from typing import Any, Final
+
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+
+from provenance.faults import report
+from provenance.patching import Patch
+
+SHELLS: Final = (
+    ("grpc", "provenance.grpc.client", "client_patches"),
+    ("grpc", "provenance.grpc.server", "server_patches"),
+    ("httpcore", "provenance.http.client", "client_patches"),
+    ("starlette", "provenance.http.starlette", "server_patches"),
+)
+"""Framework, the module of its shell, and the function there that returns its patches."""
+
+
+class ProvenanceInstrumentor(BaseInstrumentor):
+    """Stamps on gRPC, httpx and Starlette or FastAPI calls, before or after OpenTelemetry's own instrumentors."""
+
+    _patches: tuple[Patch, ...] = ()
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """None: each shell is activated where its framework is, and left alone where it is not."""
+        return ()
+
+    def _instrument(self, **_kwargs: Any) -> None:
+        if not self._patches:
+            # Kept for good: a patch that could not be taken out beneath somebody's wrapper has to be woken, not doubled.
+            type(self)._patches = tuple(patch for shell in SHELLS for patch in _shell_patches(*shell))
+        for patch in self._patches:
+            patch.apply()
+
+    def _uninstrument(self, **_kwargs: Any) -> None:
+        for patch in reversed(self._patches):
+            patch.restore()
+
+
+def _shell_patches(framework: str, module: str, function: str) -> tuple[Patch, ...]:
+    if find_spec(framework) is None:
+        return ()
+    try:
+        make: Callable[[], tuple[Patch, ...]] = getattr(importlib.import_module(module), function)
+        return make()
+    except (ImportError, AttributeError) as error:  # a framework that is broken, or not as this code knows it
+        report(module, error)
+        return ()

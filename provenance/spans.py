@@ -1,0 +1,69 @@
+"""Which span is this call's own, and what a stamp looks like as attributes."""
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol, cast
+
+from opentelemetry.trace import SpanKind, get_current_span, get_tracer_provider
+
+from provenance import names
+from provenance.stamp import Stamp, make_kid
+
+Attributes = Mapping[str, str | int]
+
+
+class RecordingSpan(Protocol):
+    """What we need of a recording span: the SDK's has it, and so have the wrappers of the vendors around it."""
+
+    @property
+    def attributes(self) -> Mapping[str, Any] | None:
+        """The attributes so far."""
+
+    def is_recording(self) -> bool:
+        """False once it has ended."""
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        """Add these."""
+
+
+UNKNOWN_SERVICE: Final = "unknown_service"
+FOREIGN_TO_RPC: Final = ("http.request.method", "http.method", "db.system.name", "db.system", "messaging.system")
+FOREIGN_TO_HTTP: Final = ("rpc.system.name", "rpc.system", "db.system.name", "db.system", "messaging.system")
+"""Attributes whose presence says that a span is about another kind of call, and so somebody else's."""
+
+
+def own_span(kind: SpanKind, foreign: tuple[str, ...] = ()) -> RecordingSpan | None:
+    """The current span if it records, has this kind and carries no `foreign` attribute; else None.
+
+    The stamp travels all the same: a call that is not sampled, or that nobody instruments, is still a stamped call.
+    """
+    span = get_current_span()
+    if not span.is_recording() or getattr(span, "kind", None) is not kind or not hasattr(span, "attributes"):
+        return None
+    attributes = span.attributes or {}
+    if any(key in attributes for key in foreign):
+        return None
+    return cast("RecordingSpan", span)
+
+
+def add_missing(span: RecordingSpan, attributes: Attributes) -> None:
+    """Set those of the attributes that the span does not have yet."""
+    present = span.attributes or {}
+    span.set_attributes({key: value for key, value in attributes.items() if key not in present})
+
+
+def stamp_attributes(stamp: Stamp | None) -> dict[str, str | int]:
+    """A stamp's content as attributes; nothing for no stamp."""
+    if stamp is None:
+        return {}
+    return {
+        names.STAMP_KID: stamp.kid,
+        names.STAMP_NONCE: stamp.nonce.hex(),
+        names.STAMP_TIME: stamp.time_unix_ms,
+    }
+
+
+def current_kid(span: RecordingSpan | None) -> str:
+    """The name of the service that this span, or else the global tracer provider, speaks for."""
+    resource = getattr(get_tracer_provider() if span is None else span, "resource", None)
+    name = None if resource is None else resource.attributes.get("service.name")
+    return make_kid(name if isinstance(name, str) else UNKNOWN_SERVICE)
