@@ -1,0 +1,288 @@
+"""Who calls whom, how often, how fast and how well: every edge of the mesh with its RED figures.
+
+Spans become calls here, for this table and for the latency and egress detectors:
+
+- An *entry* is where a call arrives: a SERVER or CONSUMER span, a span whose parent belongs to another service, or a root that is
+  neither client nor producer. Proxies' spans are stepped over, up to four between caller and callee.
+- An *exit* is a CLIENT or PRODUCER span with neither an entry nor another such span below it: a database, an external host, or
+  a call whose callee left no span.
+
+Spans may be delivered twice: (trace_id, span_id) counts once. Plain OpenTelemetry spans are enough, even without a single
+attribute.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import ibis
+import ibis.expr.types as ir
+import polars as pl
+
+from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
+
+BUCKETS: Final = 24
+"""Buckets of a sparkline."""
+
+PARENT_MARGIN_NS: Final = 60 * NS_PER_S
+"""How long before the window a parent may have started and still be seen as the caller."""
+
+_LEVELS: Final = 3
+"""Spans between an exit and the wrapper spans above it (an SDK's client span around an HTTP client's) that are looked through."""
+
+_LOCAL: Final = [
+    "trace_id",
+    "span_id",
+    "parent_span_id",
+    "service_name",
+    "service_instance_id",
+    "name",
+    "kind",
+    "witness",
+    "start_time_unix_nano",
+    "end_time_unix_nano",
+    "duration_ns",
+    "status_code",
+    "http_response_status_code",
+    "server_address",
+    "server_port",
+    "network_peer_address",
+    "network_peer_port",
+    "peer_service",
+    "db_system_name",
+    "messaging_system",
+    "rpc_service",
+    "provenance_request_size",
+    "provenance_request_id",
+]
+
+SCHEMA: Final[dict[str, pl.DataType]] = {
+    "caller": pl.String(),
+    "callee": pl.String(),
+    "operation": pl.String(),
+    "external": pl.Boolean(),
+    "calls": pl.Int64(),
+    "request_rate": pl.Float64(),
+    "error_ratio": pl.Float64(),
+    "duration_ns_p50": pl.Int64(),
+    "duration_ns_p95": pl.Int64(),
+    "duration_ns_p99": pl.Int64(),
+    "last_seen_unix_nano": pl.Int64(),
+    "rate_series": pl.List(pl.Int64()),
+    "duration_series": pl.List(pl.Int64()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """The spans of a window as calls.
+
+    Attributes:
+        entries: One row an entry: `_LOCAL` columns, `app_parent`, and of the span that called it, where it is known,
+            `parent_service`, `parent_name`, `parent_kind`, `parent_duration_ns`, `parent_address`.
+        exits: One row an exit: `_LOCAL` columns, `app_parent`, `address` and `destination`.
+    """
+
+    entries: ir.Table
+    exits: ir.Table
+
+
+def calls_in(window: Window, table: ir.Table | None = None) -> Calls:
+    """Entries and exits that start in the window, as Ibis expressions over `table` (default: the unbound spans)."""
+    app = _with_app_parent(window.of(spans() if table is None else table, margin_ns=PARENT_MARGIN_NS))
+    parent = (
+        app.mutate(address=address_of(app))
+        .view()
+        .select(
+            caller_trace="trace_id",
+            caller_span="span_id",
+            parent_service="service_name",
+            parent_name="name",
+            parent_kind="kind",
+            parent_duration_ns="duration_ns",
+            parent_address="address",
+        )
+    )
+    linked = app.left_join(parent, [("trace_id", "caller_trace"), ("app_parent", "caller_span")])
+    linked = linked.mutate(is_entry=_is_entry(linked), is_exit=linked.kind.isin(["CLIENT", "PRODUCER"]))
+    entries = window.of(linked.filter(linked.is_entry))
+    candidates = linked.filter(linked.is_exit)
+    exits = window.of(_without_calls_below(linked, candidates))
+    return Calls(entries, exits.mutate(address=address_of(exits), destination=destination_of(exits)))
+
+
+def deduplicated(table: ir.Table) -> ir.Table:
+    """The rows with each (trace_id, span_id) once: the earliest start stands."""
+    numbered = table.mutate(
+        copy_number=ibis.row_number().over(
+            group_by=[table.trace_id, table.span_id], order_by=table.start_time_unix_nano
+        )
+    )
+    return numbered.filter(numbered.copy_number == 0).drop("copy_number")
+
+
+def address_of(table: ir.Table) -> ir.StringValue:
+    """host:port (or the host alone) that a client span says it dialled; NULL where it says nothing."""
+    host = ibis.coalesce(table.server_address, table.network_peer_address)
+    own_port = table.server_address.isnull() | table.server_port.isnull()
+    port = own_port.ifelse(ibis.coalesce(table.network_peer_port, table.server_port), table.server_port)
+    return port.isnull().ifelse(host, host + ":" + port.cast("string"))
+
+
+def destination_of(table: ir.Table) -> ir.StringValue:
+    """What a client span says it reached: its address, else the best name that it carries, else its own span name."""
+    names = (table.peer_service, table.db_system_name, table.messaging_system, table.rpc_service, table.name)
+    return ibis.coalesce(address_of(table), *names)
+
+
+def answering(entries: ir.Table) -> ir.Table:
+    """Which service answers at an address: one row an address that any entry's client span dialled (address, service)."""
+    dialled = entries.filter((entries.parent_kind == "CLIENT") & entries.parent_address.notnull())
+    return dialled.group_by(answering_address="parent_address").aggregate(answering_service=dialled.service_name.max())
+
+
+def edge_calls(window: Window) -> ir.Table:
+    """One row a call: caller, callee, operation, external, start_time_unix_nano, duration_ns, error.
+
+    A call is counted where it arrived; where nothing arrived, where it left. An exit whose destination answered other calls of the
+    window with a span of a service counts for that service.
+    """
+    found = calls_in(window)
+    arrived = found.entries.select(
+        caller="parent_service",
+        callee="service_name",
+        operation="name",
+        external=ibis.literal(value=False),
+        start_time_unix_nano="start_time_unix_nano",
+        duration_ns=found.entries.duration_ns,
+        error=is_error(found.entries),
+    )
+    exits = found.exits.left_join(answering(found.entries), [("address", "answering_address")])
+    left = exits.select(
+        caller="service_name",
+        callee=ibis.coalesce(exits.answering_service, exits.destination),
+        operation="name",
+        external=exits.answering_service.isnull(),
+        start_time_unix_nano="start_time_unix_nano",
+        duration_ns=exits.duration_ns,
+        error=is_error(exits),
+    )
+    return arrived.union(left)
+
+
+def is_error(table: ir.Table) -> ir.BooleanValue:
+    """Whether a span failed: status ERROR, or an HTTP status of 500 and above."""
+    return (table.status_code == "ERROR") | (table.http_response_status_code >= 500).fill_null(False)
+
+
+def edges_sql(window: Window, buckets: int = BUCKETS) -> dict[str, str]:
+    """The two statements behind `edges`: totals, and counts with medians per bucket."""
+    totals, series = _expressions(window, buckets)
+    return {"edges": compile_sql(totals), "series": compile_sql(series)}
+
+
+def edges(query: Query, window: Window, buckets: int = BUCKETS) -> pl.DataFrame:
+    """RED figures of every edge of the window, busiest first; columns `SCHEMA`.
+
+    caller is NULL where nothing in the evidence called: the outside. request_rate is calls per second over the window, or over what was
+    observed where the window is open. `rate_series` counts calls per bucket; `duration_series` has the median of each
+    bucket in ns, NULL where nobody called.
+    """
+    statements = edges_sql(window, buckets)
+    totals = query(statements["edges"])
+    if totals.is_empty():
+        return pl.DataFrame(schema=SCHEMA)
+    key = ["caller", "callee", "operation", "external"]
+    series = (
+        query(statements["series"])
+        .group_by(key)
+        .agg(pl.col("bucket"), pl.col("bucket_calls"), pl.col("bucket_p50"))
+        .with_columns(
+            pl.struct("bucket", "bucket_calls")
+            .map_elements(lambda row: _spread(row, "bucket_calls", buckets, 0), return_dtype=pl.List(pl.Int64))
+            .alias("rate_series"),
+            pl.struct("bucket", "bucket_p50")
+            .map_elements(lambda row: _spread(row, "bucket_p50", buckets, None), return_dtype=pl.List(pl.Int64))
+            .alias("duration_series"),
+        )
+    )
+    seconds = (pl.col("window_ns") / NS_PER_S).clip(lower_bound=1e-9)
+    joined = totals.join(series, on=key, how="left", nulls_equal=True)
+    return (
+        joined.with_columns(
+            request_rate=pl.col("calls") / seconds,
+            error_ratio=pl.col("errors") / pl.col("calls"),
+        )
+        .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
+        .sort("calls", "callee", "operation", "caller", descending=[True, False, False, False])
+    )
+
+
+def bucketed(table: ir.Table, window: Window, buckets: int) -> ir.Table:
+    """The rows with `bucket` (0 to buckets - 1) and `window_ns`; an open end of the window becomes the first or last start."""
+    start = table.start_time_unix_nano
+    bounds = table.aggregate(first=start.min(), last=start.max() + 1)
+    since = bounds.first if window.since_unix_nano is None else ibis.literal(window.since_unix_nano, "int64")
+    until = bounds.last if window.until_unix_nano is None else ibis.literal(window.until_unix_nano, "int64")
+    bounds = bounds.select(window_since=since, window_ns=until - since)
+    joined = table.cross_join(bounds)
+    share = (joined.start_time_unix_nano - joined.window_since) / joined.window_ns
+    bucket = ibis.least((share * buckets).floor().cast("int64"), ibis.literal(buckets - 1, "int64"))
+    return joined.mutate(bucket=bucket)
+
+
+def _expressions(window: Window, buckets: int) -> tuple[ir.Table, ir.Table]:
+    calls = bucketed(edge_calls(window), window, buckets)
+    key = ["caller", "callee", "operation", "external"]
+    duration = calls.duration_ns
+    totals = calls.group_by(key).aggregate(
+        calls=calls.count(),
+        errors=calls.error.cast("int64").sum(),
+        duration_ns_p50=duration.quantile(0.5),
+        duration_ns_p95=duration.quantile(0.95),
+        duration_ns_p99=duration.quantile(0.99),
+        last_seen_unix_nano=calls.start_time_unix_nano.max(),
+        window_ns=calls.window_ns.max(),
+    )
+    series = calls.group_by([*key, "bucket"]).aggregate(bucket_calls=calls.count(), bucket_p50=duration.quantile(0.5))
+    return totals, series
+
+
+def _spread(row: dict[str, list[int]], column: str, buckets: int, empty: int | None) -> list[int | None]:
+    values: list[int | None] = [empty] * buckets
+    for bucket, value in zip(row["bucket"], row[column], strict=True):
+        values[bucket] = round(value)
+    return values
+
+
+def _with_app_parent(table: ir.Table) -> ir.Table:
+    """The application's spans with `app_parent`: the nearest ancestor that no proxy wrote, NULL where there is none."""
+    everything = deduplicated(table.select(_LOCAL))
+    up = everything.filter(everything.witness == "proxy").select(
+        up_trace="trace_id", up_id="span_id", above="parent_span_id"
+    )
+    # Two doublings: at most four proxies' spans in a row are stepped over (Linkerd writes up to four a hop).
+    for _ in range(2):
+        step = up.view().select(step_trace="up_trace", step_id="up_id", step_above="above")
+        joined = up.left_join(step, [("up_trace", "step_trace"), ("above", "step_id")])
+        nearest = joined.step_id.notnull().ifelse(joined.step_above, joined.above)
+        up = joined.select("up_trace", "up_id", above=nearest).view()
+    app = everything.filter(everything.witness != "proxy")
+    joined = app.left_join(up, [("trace_id", "up_trace"), ("parent_span_id", "up_id")])
+    return joined.select(*_LOCAL, app_parent=joined.up_id.notnull().ifelse(joined.above, joined.parent_span_id)).view()
+
+
+def _is_entry(linked: ir.Table) -> ir.BooleanValue:
+    arrives = linked.kind.isin(["SERVER", "CONSUMER"])
+    crosses = (linked.parent_service != linked.service_name).fill_null(False)
+    root = linked.app_parent.isnull() & linked.kind.notin(["CLIENT", "PRODUCER"])
+    return arrives | crosses | root
+
+
+def _without_calls_below(linked: ir.Table, candidates: ir.Table) -> ir.Table:
+    """The candidates with neither an entry nor another candidate up to `_LEVELS` spans below, within their service."""
+    level = linked.filter(linked.is_entry | linked.is_exit)
+    for _ in range(_LEVELS):
+        above = level.select("trace_id", span_id="app_parent").filter(ibis._.span_id.notnull()).distinct()
+        candidates = candidates.anti_join(above, ["trace_id", "span_id"])
+        level = linked.filter(~linked.is_entry).semi_join(above, ["trace_id", "span_id"])
+    return candidates
