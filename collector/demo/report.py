@@ -41,7 +41,7 @@ def summary(grade: Grade) -> str:
     if not grade.outcomes and grade.ok:
         return "nothing was planted, nothing was found"
     found = sum(outcome.found for outcome in grade.outcomes)
-    surplus = f", {len(grade.unexpected)} findings that nobody planted" if grade.unexpected else ", and nothing else"
+    surplus = f"; findings that nobody planted: {len(grade.unexpected)}" if grade.unexpected else ", and nothing else"
     return f"{found} of {len(grade.outcomes)} planted incidents found{surplus}"
 
 

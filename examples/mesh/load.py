@@ -13,6 +13,7 @@ import random
 import signal
 from collections import Counter
 from contextlib import suppress
+from typing import NamedTuple
 
 import articles
 import httpx
@@ -22,36 +23,42 @@ WEIGHTS = {"buy": 45, "catalog": 22, "stock": 25, "refund": 8}
 UNKNOWN_ARTICLE_RATIO = 0.02
 
 
-def draw_request(draw: random.Random) -> httpx.Request:
-    """One customer's next step."""
-    base = f"http://{os.environ['GATEWAY']}"
-    unknown = draw.random() < UNKNOWN_ARTICLE_RATIO
-    sku = "sku-999" if unknown else draw.choice(list(articles.PRICES_CENTS))
+class Step(NamedTuple):
+    """One request of a customer."""
+
+    method: str
+    path: str
+    body: dict[str, str | int] | None = None
+
+
+def draw_step(draw: random.Random) -> Step:
+    """What a customer does next."""
+    sku = "sku-999" if draw.random() < UNKNOWN_ARTICLE_RATIO else draw.choice(list(articles.PRICES_CENTS))
     match draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]:
         case "buy":
-            order = {"sku": sku, "quantity": draw.randint(1, 5), "card": f"4{draw.randrange(10**15):015}"}
-            return httpx.Request("POST", f"{base}/buy", json=order)
+            card = f"4{draw.randrange(10**15):015}"
+            return Step("POST", "/buy", {"sku": sku, "quantity": draw.randint(1, 5), "card": card})
         case "catalog":
-            return httpx.Request("GET", f"{base}/catalog?limit={draw.choice([10, 20, 40])}")
+            return Step("GET", f"/catalog?limit={draw.choice([10, 20, 40])}")
         case "stock":
-            return httpx.Request("GET", f"{base}/stock/{sku}")
+            return Step("GET", f"/stock/{sku}")
         case _:
-            back = {"order_id": f"{draw.getrandbits(128):032x}", "amount_cents": draw.randrange(100, 9000)}
-            return httpx.Request("POST", f"{base}/refund", json=back)
+            order_id = f"{draw.getrandbits(128):032x}"
+            return Step("POST", "/refund", {"order_id": order_id, "amount_cents": draw.randrange(100, 9000)})
 
 
-async def send(client: httpx.AsyncClient, request: httpx.Request, counts: Counter[str]) -> None:
+async def send(client: httpx.AsyncClient, step: Step, counts: Counter[str]) -> None:
     """Failed: no answer, or one that blames the servers."""
     counts["requests"] += 1
     try:
-        response = await client.send(request)
+        response = await client.request(step.method, step.path, json=step.body)
     except httpx.HTTPError as error:
         counts["failed"] += 1
-        print(f"{request.method} {request.url}: {error!r}", flush=True)
+        print(f"{step.method} {step.path}: {error!r}", flush=True)
         return
     if response.is_server_error:
         counts["failed"] += 1
-        print(f"{request.method} {request.url}: {response.status_code} {response.text}", flush=True)
+        print(f"{step.method} {step.path}: {response.status_code} {response.text}", flush=True)
 
 
 async def main() -> None:
@@ -60,9 +67,13 @@ async def main() -> None:
     terminated = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     counts = Counter(requests=0, failed=0)
-    async with httpx.AsyncClient(timeout=10.0) as client, asyncio.TaskGroup() as in_flight:
+    gateway, headers = f"http://{os.environ['GATEWAY']}", {"user-agent": "shop-app/3.2"}
+    async with (
+        httpx.AsyncClient(base_url=gateway, headers=headers, timeout=10.0) as client,
+        asyncio.TaskGroup() as in_flight,
+    ):
         while not terminated.is_set():
-            in_flight.create_task(send(client, draw_request(draw), counts))
+            in_flight.create_task(send(client, draw_step(draw), counts))
             with suppress(TimeoutError):
                 await asyncio.wait_for(terminated.wait(), draw.expovariate(REQUESTS_PER_SECOND))
     print(json.dumps(counts), flush=True)
