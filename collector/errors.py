@@ -40,3 +40,8 @@ class SourceUnreachableError(CollectorError):
 
 class QueryError(CollectorError):
     """The SQL was refused or failed."""
+
+
+def exit_code(error: CollectorError) -> int:
+    """What a command exits with after this error: 3 where nothing could be reached, else 2."""
+    return 3 if isinstance(error, SourceUnreachableError) else 2
