@@ -18,6 +18,7 @@ Tone = Literal[
     "path",
     "new",
     "header",
+    "tab",
 ]
 
 TONES: Final[tuple[Tone, ...]] = get_args(Tone)

@@ -46,18 +46,28 @@ class TraceArrived(Message):
 
 
 class LiveFinished(Message):
-    """One round of the live lane is over; `seconds` is what it cost."""
+    """One round of the live lane is over: what was known then, and how long it took."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, health: Health, seconds: float) -> None:
         super().__init__()
+        self.health = health
         self.seconds = seconds
 
 
-class Failed(Message):
-    """A question was not answered. `lost_contact`: nobody was there to answer."""
+class Failed(Message, bubble=False):
+    """A question was not answered. `is_lost`: nobody was there to answer."""
 
-    def __init__(self, what: str, reason: str, *, lost_contact: bool) -> None:
+    def __init__(self, lane: str, what: str, reason: str, *, is_lost: bool) -> None:
         super().__init__()
+        self.lane = lane
         self.what = what
         self.reason = reason
-        self.lost_contact = lost_contact
+        self.is_lost = is_lost
+
+
+class Answered(Message, bubble=False):
+    """A question was answered: older problems with it are over."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what

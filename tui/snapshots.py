@@ -46,6 +46,8 @@ class Edge:
     duration_ns_p95: float | None
     duration_ns_p99: float | None
     last_seen_unix_nano: int | None
+    is_external: bool = False
+    """The callee is a destination without spans of its own."""
     rate_series: tuple[float | None, ...] = ()
     duration_series: tuple[float | None, ...] = ()
 
@@ -115,6 +117,20 @@ class ProxyRecord:
     columns: tuple[tuple[str, str], ...] = ()
 
 
+Sight = Literal["seen", "missed", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """What the proxies say of one call, as forensics judged it; `reason` says why a side is unknown."""
+
+    client_span_id: str | None
+    server_span_id: str | None
+    caller_proxy: Sight
+    callee_proxy: Sight
+    reason: str = ""
+
+
 @dataclass(frozen=True)
 class Findings:
     """Every finding, most severe first."""
@@ -158,6 +174,7 @@ class Trace:
     trace_id: str
     spans: tuple[TraceSpan, ...]
     records: tuple[ProxyRecord, ...]
+    hops: tuple[Hop, ...]
     frame: pl.DataFrame = field(repr=False)
 
 
@@ -228,6 +245,7 @@ def _edge(row: Mapping[str, Any]) -> Edge:
         duration_ns_p95=row["duration_ns_p95"],
         duration_ns_p99=row["duration_ns_p99"],
         last_seen_unix_nano=row["last_seen_unix_nano"],
+        is_external=bool(row["external"]),
         rate_series=tuple(row["rate_series"] or ()),
         duration_series=tuple(row["duration_series"] or ()),
     )
@@ -243,12 +261,13 @@ def decode_hits(query: TraceQuery, frame: pl.DataFrame) -> Hits:
     return Hits(query, tuple(rows), frame)
 
 
-def decode_trace(trace_id: str, spans: pl.DataFrame, records: pl.DataFrame) -> Trace:
+def decode_trace(trace_id: str, spans: pl.DataFrame, records: pl.DataFrame, hops: tuple[Hop, ...] = ()) -> Trace:
     """A trace out of the frames that `forensics.traces.trace` and `trace_records` return."""
     return Trace(
         trace_id,
         tuple(_span(row) for row in spans.iter_rows(named=True)),
         tuple(_record(row) for row in records.iter_rows(named=True)),
+        hops,
         spans,
     )
 

@@ -6,8 +6,8 @@ on purpose. There are three lanes, so that an interrupted search never takes the
 
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from collector.client import Source
 from collector.forensics.tables import Window
@@ -30,6 +30,9 @@ from tui.snapshots import (
     decode_trace,
 )
 
+if TYPE_CHECKING:
+    from collector.forensics.traces import TraceFilter
+
 Lane = Literal["live", "search", "trace"]
 
 
@@ -44,6 +47,11 @@ class Evidence(Protocol):
     @property
     def is_live(self) -> bool:
         """Whether more may arrive: a collector, not a file."""
+        ...
+
+    @property
+    def has_moving_window(self) -> bool:
+        """Whether the same evidence may answer otherwise later, because the window moves with the clock."""
         ...
 
     def status(self) -> Health:
@@ -89,12 +97,14 @@ class SourceEvidence:
         *,
         is_live: bool,
         window: Callable[[], Window] = Window,
+        has_moving_window: bool = False,
     ) -> None:
         self._sources: dict[Lane, Source] = {"live": first}
         self._reopen = reopen
         self._window = window
         self._lock = threading.Lock()
         self._is_live = is_live
+        self._moves = has_moving_window
 
     @property
     def name(self) -> str:
@@ -105,6 +115,11 @@ class SourceEvidence:
     def is_live(self) -> bool:
         """Whether more may arrive."""
         return self._is_live
+
+    @property
+    def has_moving_window(self) -> bool:
+        """Whether the window moves with the clock."""
+        return self._moves
 
     def status(self) -> Health:
         """How much evidence there is, from `forensics.status`."""
@@ -146,9 +161,9 @@ class SourceEvidence:
             case FindingsView():
                 return self._findings_sql()
             case EdgesView():
-                return edges.edges_sql(self._window())
+                return _join(edges.edges_sql(self._window()))
             case SearchView(query):
-                return traces.search_sql(self._filter(query))
+                return _join(traces.search_sql(self._filter(query)))
             case TraceView(trace_id):
                 return _join({"spans": traces.trace_sql(trace_id), "access log": traces.trace_records_sql(trace_id)})
 
@@ -194,7 +209,7 @@ class SourceEvidence:
         return _join(scan_sql(window=self._window()))
 
 
-def _join(parts: "Mapping[str, str] | str") -> str:
+def _join(parts: Mapping[str, str] | str) -> str:
     """Several statements as one text, each under the name of what it answers."""
     if isinstance(parts, str):
         return parts

@@ -1,0 +1,1 @@
+"""What each screen says, as lines: pure functions from snapshots, without a widget in sight."""

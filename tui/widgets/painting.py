@@ -1,0 +1,47 @@
+"""From lines to the terminal: the one place where text becomes segments, cleaned and never parsed as markup."""
+
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.reactive import reactive
+from textual.strip import Strip
+from textual.widget import Widget
+
+from tui.line import TONES, Line
+from tui.text import clean
+
+TONE_CLASSES = {f"tone--{tone}" for tone in TONES}
+
+
+def paint(widget: Widget, line: Line, width: int, base: Style) -> Strip:
+    """The line in exactly `width` cells on `base`. The widget's stylesheet gives tones their colours."""
+    segments = [
+        Segment(clean(text), base + widget.get_component_rich_style(f"tone--{tone}", partial=True)) for text, tone in line
+    ]
+    return Strip(segments).adjust_cell_length(width, base)
+
+
+class OneLine(Widget):
+    """A widget one line high; subclasses say what is on it."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = TONE_CLASSES
+
+    def line(self, width: int) -> Line:
+        """What it says in `width` cells."""
+        raise NotImplementedError
+
+    def render_line(self, y: int) -> Strip:
+        """The only line."""
+        width = self.content_region.width
+        return paint(self, self.line(width) if y == 0 else (), width, self.rich_style)
+
+
+class Label(OneLine):
+    """One line that is set from outside."""
+
+    said: reactive[Line] = reactive(())
+
+    def line(self, width: int) -> Line:
+        """What was set."""
+        return self.said
