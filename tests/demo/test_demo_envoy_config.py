@@ -14,8 +14,32 @@ PLAN = Plan(seed=1, duration_seconds=60.0, ports=PORTS, card_network="127.0.0.7:
 BY_NAME = {service.name: service for service in SERVICES}
 
 # Istio 1.2x, mesh config `accessLogEncoding: JSON`: the keys of its default format.
-ISTIO_KEYS = {"start_time", "route_name", "method", "path", "protocol", "response_code", "response_flags", "response_code_details", "connection_termination_details", "bytes_received", "bytes_sent", "duration", "upstream_service_time", "x_forwarded_for", "user_agent", "request_id", "authority", "upstream_host", "upstream_cluster", "upstream_local_address", "downstream_local_address", "downstream_remote_address", "requested_server_name", "upstream_transport_failure_reason"}
-)
+ISTIO_KEYS = {
+    "start_time",
+    "route_name",
+    "method",
+    "path",
+    "protocol",
+    "response_code",
+    "response_flags",
+    "response_code_details",
+    "connection_termination_details",
+    "bytes_received",
+    "bytes_sent",
+    "duration",
+    "upstream_service_time",
+    "x_forwarded_for",
+    "user_agent",
+    "request_id",
+    "authority",
+    "upstream_host",
+    "upstream_cluster",
+    "upstream_local_address",
+    "downstream_local_address",
+    "downstream_remote_address",
+    "requested_server_name",
+    "upstream_transport_failure_reason",
+}
 
 
 def config_of(name, log="/dev/null"):
