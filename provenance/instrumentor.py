@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from typing import Any, Final
 
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # its module opts out of types
 
 from provenance.faults import report
 from provenance.patching import Patch
@@ -19,7 +19,7 @@ SHELLS: Final = (
 """Framework, the module of its shell, and the function there that returns its patches."""
 
 
-class ProvenanceInstrumentor(BaseInstrumentor):
+class ProvenanceInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # as above
     """Stamps on gRPC, httpx and Starlette or FastAPI calls, before or after OpenTelemetry's own instrumentors."""
 
     _patches: tuple[Patch, ...] = ()
@@ -31,7 +31,7 @@ class ProvenanceInstrumentor(BaseInstrumentor):
     def _instrument(self, **_kwargs: Any) -> None:
         if not self._patches:
             # Kept for good: a patch that could not be taken out beneath somebody's wrapper has to be woken, not doubled.
-            type(self)._patches = tuple(patch for shell in SHELLS for patch in _shell_patches(*shell))
+            self._patches = tuple(patch for shell in SHELLS for patch in _shell_patches(*shell))
         for patch in self._patches:
             patch.apply()
 

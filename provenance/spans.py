@@ -45,10 +45,10 @@ def own_span(kind: SpanKind, foreign: tuple[str, ...] = ()) -> RecordingSpan | N
     return cast("RecordingSpan", span)
 
 
-def add_missing(span: RecordingSpan, attributes: Attributes) -> None:
-    """Set those of the attributes that the span does not have yet."""
+def add_attributes(span: RecordingSpan, ours: Attributes, where_missing: Attributes) -> None:
+    """Set `ours`, and of `where_missing` what the span does not have yet."""
     present = span.attributes or {}
-    span.set_attributes({key: value for key, value in attributes.items() if key not in present})
+    span.set_attributes({**ours, **{key: value for key, value in where_missing.items() if key not in present}})
 
 
 def stamp_attributes(stamp: Stamp | None) -> dict[str, str | int]:

@@ -82,7 +82,7 @@ def render_string(text: str) -> str:
     Raises:
         StructuredFieldError: Lone surrogates, which have no UTF-8 form.
     """
-    if all(" " <= c <= "~" for c in text):
+    if text.isascii() and text.isprintable():
         return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     try:
         raw = text.encode()
@@ -116,7 +116,7 @@ def _skip_parameters(text: str, at: int) -> int:
 
 
 def _bare_item(text: str, at: int) -> tuple[Value, int]:
-    for pattern, convert in _BARE_ITEMS:
+    for pattern, convert in _BARE_ITEMS.get(text[at : at + 1], _TOKENS):
         if match := pattern.match(text, at):
             return convert(match), match.end()
     message = f"expected a value at character {at}"
@@ -140,14 +140,19 @@ def _byte_sequence(match: re.Match[str]) -> bytes:
         raise StructuredFieldError("a byte sequence that is not base64") from e
 
 
-_BARE_ITEMS: Final[tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Value]], ...]] = (
-    (_STRING, lambda match: _ESCAPE.sub(r"\1", match[1])),
-    (_BYTES, _byte_sequence),
+_Reader = tuple[re.Pattern[str], Callable[[re.Match[str]], Value]]
+
+_NUMBERS: Final[tuple[_Reader, ...]] = (
     (_INTEGER, lambda match: int(match[0])),
     (_DECIMAL, lambda match: Opaque(match[0])),
-    (_DISPLAY_STRING, _display_string),
-    (_OPAQUE, lambda match: Opaque(match[0])),
 )
+_TOKENS: Final[tuple[_Reader, ...]] = ((_OPAQUE, lambda match: Opaque(match[0])),)
+_BARE_ITEMS: Final[dict[str, tuple[_Reader, ...]]] = dict.fromkeys("-0123456789", _NUMBERS) | {
+    '"': ((_STRING, lambda match: _ESCAPE.sub(r"\1", match[1])),),
+    ":": ((_BYTES, _byte_sequence),),
+    "%": ((_DISPLAY_STRING, _display_string),),
+}
+"""How each bare item is read, by its first character (RFC 9651 section 4.2.3.1)."""
 
 
 def _take(pattern: re.Pattern[str], text: str, at: int, what: str) -> tuple[str, int]:

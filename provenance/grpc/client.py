@@ -23,7 +23,7 @@ from provenance.digest import request_hash
 from provenance.faults import Contained
 from provenance.outgoing import Outgoing, stamp_now
 from provenance.patching import Patch
-from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_missing, own_span
+from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "grpc.client"
 
@@ -53,7 +53,7 @@ class _Method:
     inner: Any
     serializer: Callable[[Any], bytes] | None
     deserializer: Callable[[bytes], Any] | None
-    target: str
+    address: dict[str, str | int]
     patch: Patch
 
 
@@ -74,8 +74,10 @@ def _wrap_unary_unary(original: Callable[..., Any], patch: Patch) -> Callable[..
         if not patch.active:
             return original(channel, method, request_serializer, response_deserializer, *args, **kwargs)
         inner = original(channel, method, _hand_over, response_deserializer, *args, **kwargs)
-        target = _text(getattr(channel, "_target", ""))
-        return StampedUnaryUnary(_Method(inner, request_serializer, response_deserializer, target, patch))
+        address: dict[str, str | int] = {}
+        with Contained(PLACE):
+            address = target_attributes(_text(channel._target))  # noqa: SLF001  (what it dials is nowhere else)
+        return StampedUnaryUnary(_Method(inner, request_serializer, response_deserializer, address, patch))
 
     return unary_unary
 
@@ -144,8 +146,7 @@ def _stamp(method: _Method, payload: bytes, own: Metadata) -> _Prepared:
     metadata = add_metadata(own, outgoing)
     if span is None:
         return _Prepared(method.inner, payload, metadata)
-    span.set_attributes(outgoing.attributes)
-    add_missing(span, target_attributes(method.target))
+    add_attributes(span, outgoing.attributes, method.address)
     return _Prepared(_measuring(method, span), payload, metadata)
 
 

@@ -21,7 +21,7 @@ from provenance.digest import request_hash
 from provenance.faults import Contained
 from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
 from provenance.patching import Patch
-from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_missing, own_span, stamp_attributes
+from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span, stamp_attributes
 from provenance.stamp import judge
 
 PLACE: Final = "grpc.server"
@@ -156,8 +156,7 @@ class _Call:
             attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
         if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
             attributes[names.PEER_PRINCIPAL] = principal
-        span.set_attributes(attributes)
-        add_missing(span, peer_attributes(peer))
+        add_attributes(span, attributes, peer_attributes(peer))
 
     def _measure(self, span: RecordingSpan, response: Any) -> None:
         """Serialise now what is due next anyway, because OpenTelemetry ends its span before gRPC serialises."""

@@ -17,7 +17,7 @@ from provenance.context import serving, usable
 from provenance.digest import RunningHash
 from provenance.faults import Contained
 from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
-from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_missing, own_span, stamp_attributes
+from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span, stamp_attributes
 from provenance.stamp import judge
 
 Scope = MutableMapping[str, Any]
@@ -124,8 +124,7 @@ class WatchedRequest:
         """Set the attributes, once."""
         if not self._finished and self.span.is_recording():
             self._finished = True
-            self.span.set_attributes(self._attributes())
-            add_missing(self.span, socket_attributes(tuple(self._scope.get("client") or ())))
+            add_attributes(self.span, self._attributes(), socket_attributes(tuple(self._scope.get("client") or ())))
 
     def _attributes(self) -> dict[str, str | int]:
         headers = self._headers

@@ -24,7 +24,7 @@ from provenance.digest import RunningHash, request_hash
 from provenance.faults import Contained
 from provenance.outgoing import Outgoing, stamp_now
 from provenance.patching import Patch
-from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_missing, own_span
+from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.client"
 
@@ -134,8 +134,7 @@ def _stamp(request: httpcore.Request) -> _Sent:
     )
     hashed = _hashed(request.stream) if body is None and span is not None else None
     if span is not None:
-        span.set_attributes(outgoing.attributes)
-        add_missing(span, _url_attributes(request.url))
+        add_attributes(span, outgoing.attributes, _url_attributes(request.url))
     return _Sent(_with_headers(request, outgoing, hashed), span, hashed)
 
 
