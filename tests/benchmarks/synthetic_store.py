@@ -1,0 +1,325 @@
+"""A realistic evidence file of any size, in seconds: for benchmarks of queries, detectors and the workbench.
+
+    python tests/benchmarks/synthetic_store.py --spans 1000000 --db /tmp/million.duckdb --seed 1
+
+Six request types run through ten services. A call is a CLIENT and a SERVER span; in one trace of ten also both sidecars'
+spans, and for every second trace both sidecars' access log lines. Latencies are log-normal and add up: a span contains
+its children. Load follows the hour. One seed gives one file's contents, whatever the batch size.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from collector.store.database import Store
+
+Ints = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.uint64]
+Columns = dict[str, Any]
+
+TRACES_PER_BATCH: Final = 10_000
+START_UNIX_NANO: Final = 1_763_856_000 * 10**9
+WINDOW_SECONDS: Final = 6 * 3600
+PROXY_SPANS_EVERY: Final = 10
+PROXY_RECORDS_EVERY: Final = 2
+ERROR_RATIO: Final = 0.004
+PROXY_NS: Final = 400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call in a request type: whom it reaches, how long the callee itself works, and whom that calls in turn."""
+
+    service: str
+    operation: str
+    own_ms: float
+    calls: tuple["Call", ...] = ()
+    http: bool = True
+
+
+AUTH: Final = Call("auth", "auth.v1.Auth/Verify", 1.5, http=False)
+STOCK: Final = Call("inventory", "POST /reserve", 6)
+PAY: Final = Call("payment", "POST /charge", 45)
+MAIL: Final = Call("mailer", "POST /send", 12)
+PRICES: Final = Call("pricing", "pricing.v1.Prices/Get", 3, http=False)
+SEARCH: Final = Call("search", "GET /query", 20, (PRICES,))
+
+REQUEST_TYPES: Final = (
+    (0.30, Call("gateway", "GET /search", 2, (AUTH, SEARCH, Call("recommend", "GET /for", 9, (PRICES,))))),
+    (0.25, Call("gateway", "GET /item/{id}", 2, (AUTH, Call("catalog", "GET /item/{id}", 4, (PRICES, STOCK))))),
+    (0.20, Call("gateway", "GET /cart", 2, (AUTH, Call("checkout", "GET /cart", 5, (PRICES, STOCK))))),
+    (0.15, Call("gateway", "POST /buy", 3, (AUTH, Call("checkout", "POST /buy", 8, (STOCK, PAY, PRICES, MAIL))))),
+    (0.07, Call("gateway", "GET /orders", 2, (AUTH, Call("checkout", "GET /orders", 15)))),
+    (0.03, Call("gateway", "GET /healthz", 0.2)),
+)
+"""(share of the traffic, the tree of calls)"""
+
+SERVICES: Final = (
+    "gateway", "auth", "search", "recommend", "catalog", "pricing", "inventory", "checkout", "payment", "mailer",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Batch:
+    """One request type, `n` traces of it, on its way to the tables."""
+
+    rng: np.random.Generator
+    n: int
+    trace_ids: pa.Array
+    proxied: npt.NDArray[np.bool_]
+    logged: npt.NDArray[np.bool_]
+    spans: list[pa.Table] = field(default_factory=list)
+    records: list[pa.Table] = field(default_factory=list)
+
+    def ids(self) -> Ids:
+        """Random span ids, none zero."""
+        return self.rng.integers(1, 2**64, self.n, dtype=np.uint64)
+
+    def add(self, service: str, columns: Columns, *, only: npt.NDArray[np.bool_] | None = None) -> None:
+        """Append one span a trace, or one in some of them."""
+        ends = columns["start_time_unix_nano"] + columns["duration_ns"]
+        columns |= {
+            "trace_id": self.trace_ids,
+            "end_time_unix_nano": ends,
+            "received_unix_nano": ends + 10**9,
+            "service_name": service,
+            "resource_id": SERVICES.index(service) + 1,
+            "scope_id": 1,
+        }
+        table = _table(columns, self.n)
+        self.spans.append(table if only is None else table.filter(pa.array(only)))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write the file, and say how long it took."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--spans", type=int, default=1_000_000, help="at least this many (default: %(default)s)")
+    parser.add_argument("--db", type=Path, required=True, help="a file that does not exist yet")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(argv)
+    if options.db.exists():
+        parser.error(f"{options.db} exists already")
+    began = time.perf_counter()
+    written = write_store(options.db, spans=options.spans, seed=options.seed)
+    size_mb = options.db.stat().st_size / 1e6
+    print(f"{written} spans in {options.db}, {size_mb:.0f} MB, {time.perf_counter() - began:.1f} s")
+
+
+def write_store(path: Path, *, spans: int, seed: int) -> int:
+    """Create the file with at least `spans` spans; returns how many."""
+    with Store.open(path) as store:
+        cursor = store.cursor()
+        _insert(cursor, "resources", _resources())
+        _insert(cursor, "scopes", pa.table({"scope_id": pa.array([1], pa.uint64()), "name": ["synthetic"]}))
+        written = 0
+        for batch in _batches(np.random.default_rng(seed), spans):
+            table = pa.concat_tables(batch.spans, promote_options="default")
+            cursor.begin()
+            _insert(cursor, "spans", table)
+            if batch.records:
+                _insert(cursor, "proxy_records", pa.concat_tables(batch.records, promote_options="default"))
+            cursor.commit()
+            written += table.num_rows
+        cursor.close()
+        store.checkpoint()
+    return written
+
+
+def _batches(rng: np.random.Generator, spans: int) -> Iterator[Batch]:
+    """Batches in the order of time, each with all request types, until there are enough spans."""
+    shares = np.array([share for share, _ in REQUEST_TYPES])
+    per_trace = sum(share * _span_count(tree) for share, tree in REQUEST_TYPES)
+    traces = int(np.ceil(spans / per_trace * 1.02)) + len(REQUEST_TYPES)
+    chunks = max(1, -(-traces // TRACES_PER_BATCH))
+    slot_ns = WINDOW_SECONDS * 10**9 // chunks
+    for chunk in range(chunks):
+        counts = np.maximum(1, np.round(shares * traces / chunks)).astype(int)
+        batch: Batch | None = None
+        for (_, tree), n in zip(REQUEST_TYPES, counts, strict=True):
+            one = _new_batch(rng, int(n))
+            starts = START_UNIX_NANO + chunk * slot_ns + np.sort(rng.integers(0, slot_ns, int(n)))
+            _serve(one, tree, starts, None, {})
+            if batch is None:
+                batch = one
+            else:
+                batch.spans += one.spans
+                batch.records += one.records
+        if batch is not None:
+            yield batch
+
+
+def _new_batch(rng: np.random.Generator, n: int) -> Batch:
+    raw = rng.bytes(16 * n)
+    storage = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(raw)])
+    numbers = np.arange(n)
+    return Batch(
+        rng,
+        n,
+        pa.ExtensionArray.from_storage(pa.uuid(), storage),
+        numbers % PROXY_SPANS_EVERY == 0,
+        numbers % PROXY_RECORDS_EVERY == 0,
+    )
+
+
+def _span_count(call: Call) -> float:
+    """Spans a trace on average, with the sidecars' share."""
+    return 1 + sum(1 + 2 / PROXY_SPANS_EVERY + _span_count(child) for child in call.calls)
+
+
+def _serve(batch: Batch, call: Call, starts: Ints, parent: Ids | None, stamp: Columns) -> Ints:
+    """The SERVER span of a call and everything below it; returns its durations."""
+    span_ids = batch.ids()
+    own = (batch.rng.lognormal(0, 0.45, batch.n) * call.own_ms * 1e6).astype(np.int64) + 20_000
+    elapsed = own // 2
+    for child in call.calls:
+        elapsed = elapsed + 30_000 + _call(batch, call.service, span_ids, child, starts + elapsed)
+    durations = elapsed + own // 2
+    columns = _common(batch, call, "SERVER", starts, durations) | {"span_id": span_ids} | stamp
+    if parent is not None:
+        columns["parent_span_id"] = parent
+    batch.add(call.service, columns)
+    return durations
+
+
+def _call(batch: Batch, caller: str, caller_ids: Ids, call: Call, starts: Ints) -> Ints:
+    """The CLIENT span of a call, what its sidecars saw, and the callee's part; returns the caller's durations."""
+    client, outbound, inbound = batch.ids(), batch.ids(), batch.ids()
+    wire = batch.rng.integers(1_000_000, 1_600_000, batch.n)
+    seen: Columns = {
+        "provenance_request_hash": _hex(batch.rng, batch.n, 32),
+        "provenance_request_id": _hex(batch.rng, batch.n, 16),
+        "provenance_request_size": batch.rng.integers(20, 2000, batch.n),
+    }
+    stamp = seen | {
+        "provenance_stamp_status": "unsigned",
+        "provenance_stamp_kid": caller,
+        "provenance_stamp_nonce": _hex(batch.rng, batch.n, 12),
+        "client_address": _address(caller),
+    }
+    durations = wire + _serve(batch, call, starts + wire // 2, np.where(batch.proxied, inbound, client), stamp)
+    dialled = {
+        "server_address": call.service,
+        "server_port": 8080,
+        "network_peer_address": _address(call.service),
+        "network_peer_port": 8080,
+    }
+    ids = {"span_id": client, "parent_span_id": caller_ids}
+    batch.add(caller, _common(batch, call, "CLIENT", starts, durations) | ids | seen | dialled)
+    sidecars = (
+        (caller, "egress", "outbound", outbound, client),
+        (call.service, "ingress", "inbound", inbound, outbound),
+    )
+    for nth, (service, name, direction, span_id, parent) in enumerate(sidecars, 1):
+        at, took = starts + nth * PROXY_NS // 2, durations - nth * PROXY_NS
+        _sidecar_span(batch, service, name, call, starts=at, durations=took, span_id=span_id, parent=parent)
+        request_ids = seen["provenance_request_id"]
+        _access_log(batch, service, direction, call, starts=at, durations=took, request_ids=request_ids)
+    return durations
+
+
+def _common(batch: Batch, call: Call, kind: str, starts: Ints, durations: Ints) -> Columns:
+    """What CLIENT and SERVER spans of a call have in common."""
+    failed = batch.rng.random(batch.n) < ERROR_RATIO
+    columns: Columns = {
+        "name": call.operation,
+        "kind": kind,
+        "start_time_unix_nano": starts,
+        "duration_ns": durations,
+        "status_code": pa.array(np.where(failed, "ERROR", "UNSET")),
+        "witness": "app",
+    }
+    if not call.http:
+        service, _, method = call.operation.partition("/")
+        status = np.where(failed, 13, 0)
+        return columns | {
+            "rpc_system": "grpc",
+            "rpc_service": service,
+            "rpc_method": method,
+            "rpc_grpc_status_code": status,
+        }
+    method, _, route = call.operation.partition(" ")
+    return columns | {
+        "http_request_method": method,
+        "http_route": route,
+        "http_response_status_code": np.where(failed, 500, 200),
+    }
+
+
+def _sidecar_span(
+    batch: Batch, service: str, name: str, call: Call, *, starts: Ints, durations: Ints, span_id: Ids, parent: Ids
+) -> None:
+    columns: Columns = {
+        "name": name,
+        "kind": "SERVER" if name == "ingress" else "CLIENT",
+        "start_time_unix_nano": starts,
+        "duration_ns": durations,
+        "status_code": "UNSET",
+        "witness": "proxy",
+        "component": "proxy",
+        "span_id": span_id,
+        "parent_span_id": parent,
+        "upstream_cluster": f"{'inbound' if name == 'ingress' else 'outbound'}|8080||{call.service}",
+    }
+    batch.add(service, columns, only=batch.proxied)
+
+
+def _access_log(
+    batch: Batch, service: str, direction: str, call: Call, *, starts: Ints, durations: Ints, request_ids: pa.Array
+) -> None:
+    method, _, path = call.operation.partition(" ") if call.http else ("POST", " ", f"/{call.operation}")
+    columns: Columns = {
+        "record_id": batch.ids(),
+        "source": f"/var/log/envoy/{service}.json",
+        "service_name": service,
+        "direction": direction,
+        "start_time_unix_nano": starts // 1_000_000 * 1_000_000,
+        "duration_ns": durations // 1_000_000 * 1_000_000,
+        "request_id": request_ids,
+        "method": method,
+        "path": path,
+        "authority": f"{call.service}:8080",
+        "protocol": "HTTP/1.1" if call.http else "HTTP/2",
+        "response_code": 200,
+        "upstream_host": f"{_address(call.service)}:8080",
+        "upstream_cluster": f"{direction}|8080||{call.service}",
+        "received_unix_nano": starts + 10**9,
+    }
+    batch.records.append(_table(columns, batch.n).filter(pa.array(batch.logged)))
+
+
+def _resources() -> pa.Table:
+    ids = pa.array(range(1, len(SERVICES) + 1), pa.uint64())
+    return pa.table({"resource_id": ids, "service_name": list(SERVICES)})
+
+
+def _address(service: str) -> str:
+    return f"10.0.0.{SERVICES.index(service) + 10}"
+
+
+def _hex(rng: np.random.Generator, n: int, size_bytes: int) -> pa.Array:
+    digits, width = rng.bytes(size_bytes * n).hex(), 2 * size_bytes
+    offsets = pa.py_buffer(np.arange(0, width * n + 1, width, dtype=np.int32))
+    return pa.StringArray.from_buffers(n, offsets, pa.py_buffer(digits.encode()))
+
+
+def _table(columns: Columns, n: int) -> pa.Table:
+    """Scalars stand for columns that say the same in every row."""
+    return pa.table({k: pa.repeat(v, n) if isinstance(v, str | int) else pa.array(v) for k, v in columns.items()})
+
+
+def _insert(cursor: Any, table: str, rows: pa.Table) -> None:
+    cursor.register("synthetic", rows)
+    cursor.execute(f"INSERT INTO {table} BY NAME SELECT * FROM synthetic")
+    cursor.unregister("synthetic")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
