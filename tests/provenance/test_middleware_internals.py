@@ -1,0 +1,128 @@
+"""Failures are counted and said once; patches come out again; imports stay light."""
+
+import logging
+import subprocess
+import sys
+import time
+
+import pytest
+
+import provenance
+from provenance import faults
+from provenance.outgoing import stamp_call
+from provenance.patching import Patch
+from provenance.stamp import Stamp, parse
+
+
+@pytest.fixture(autouse=True)
+def _no_faults() -> None:
+    faults.reset()
+
+
+def test_a_fault_is_counted_always_and_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for _ in range(3):
+        faults.report("grpc.client", ValueError("broken"))
+    faults.report("http.client", ValueError("other"))
+
+    assert faults.counts() == {"grpc.client": 3, "http.client": 1}
+    assert [(r.name, r.levelno) for r in caplog.records] == [("provenance", logging.WARNING)] * 2
+    assert "broken" in caplog.text, "the traceback is there"
+
+    now += faults.LOG_INTERVAL_SECONDS
+    faults.report("grpc.client", ValueError("broken"))
+    assert "4 so far" in caplog.records[-1].getMessage()
+
+
+def test_errors_are_contained_and_ends_are_not() -> None:
+    with faults.Contained("here"):
+        raise ValueError
+    for end in (KeyboardInterrupt, SystemExit, GeneratorExit):
+        with pytest.raises(end), faults.Contained("here"):
+            raise end
+
+    assert faults.counts() == {"here": 1}
+
+
+class Host:
+    """Somebody else's class."""
+
+    def greet(self) -> str:
+        return "hello"
+
+
+def shouting(original, patch):
+    def greet(self) -> str:
+        return original(self).upper() if patch.active else original(self)
+
+    return greet
+
+
+def test_a_patch_comes_out_again() -> None:
+    before = Host.greet
+    patch = Patch(Host, "greet", shouting)
+    patch.apply()
+    patch.apply()
+    assert Host().greet() == "HELLO"
+
+    patch.restore()
+    patch.restore()
+    assert Host.greet is before
+
+
+def test_a_patch_beneath_somebody_elses_falls_asleep_and_wakes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch = Patch(Host, "greet", shouting)
+    patch.apply()
+    ours = Host.greet
+    monkeypatch.setattr(Host, "greet", lambda self: ours(self) + "!")
+
+    patch.restore()
+    assert Host().greet() == "hello!", "theirs stays in place"
+    patch.apply()
+    assert Host().greet() == "HELLO!", "and ours is there once"
+
+
+def test_what_a_stamped_call_carries_and_says() -> None:
+    stamp = Stamp(1, "checkout", 17, bytes(12))
+    outgoing = stamp_call(stamp=stamp, request_id="r-1", carries_request_id=False, hash_hex="ab" * 32, size=5)
+
+    assert [name for name, _ in outgoing.headers] == ["content-digest", "provenance", "x-request-id"]
+    assert parse(dict(outgoing.headers)["provenance"]) == stamp
+    assert outgoing.attributes == {
+        "provenance.request.hash": "ab" * 32,
+        "provenance.request.size": 5,
+        "provenance.request_id": "r-1",
+        "provenance.stamp.kid": "checkout",
+        "provenance.stamp.nonce": "00" * 12,
+        "provenance.stamp.time_unix_ms": 17,
+    }
+
+
+def test_what_is_not_known_is_not_said() -> None:
+    stamp = Stamp(1, "checkout", 17, bytes(12))
+    outgoing = stamp_call(stamp=stamp, request_id=None, carries_request_id=True, hash_hex=None, size=0)
+
+    assert [name for name, _ in outgoing.headers] == ["provenance"]
+    assert outgoing.attributes.keys() == {f"provenance.stamp.{key}" for key in ("kid", "nonce", "time_unix_ms")}
+
+
+def test_importing_provenance_is_cheap() -> None:
+    code = "import provenance, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+
+    assert "provenance" in loaded
+    assert (
+        loaded & {"duckdb", "pyarrow", "textual", "polars", "numpy", "grpc", "httpx", "starlette", "opentelemetry"}
+        == set()
+    )
+
+
+def test_the_package_exports_what_it_documents() -> None:
+    for name in provenance.__all__:
+        assert getattr(provenance, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = provenance.nothing
