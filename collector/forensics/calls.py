@@ -29,6 +29,30 @@ _ERROR_GRPC: Final = (2, 4, 12, 13, 14, 15)
 
 _KEY: Final = ("trace_id", "span_id")
 
+_NAMED: Final = (
+    "kind",
+    "name",
+    "service_name",
+    "service_instance_id",
+    "end_time_unix_nano",
+    "duration_ns",
+    "received_unix_nano",
+    "status_code",
+    "http_request_method",
+    "http_route",
+    "http_response_status_code",
+    "url_path",
+    "url_full",
+    "rpc_service",
+    "rpc_method",
+    "rpc_grpc_status_code",
+    "provenance_stamp_kid",
+    "provenance_request_hash",
+    "provenance_request_size",
+    "provenance_request_id",
+)
+"""What both sides of a call are read from."""
+
 
 def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> ir.Table:
     """One row a call that started in the window, by the client span's clock if there is one.
@@ -71,111 +95,104 @@ def is_of(proxy_service: ir.StringValue, service: ir.StringValue) -> ir.BooleanV
     return (proxy_service == service) | proxy_service.startswith(service + ".")
 
 
-def _app(window: Window) -> ir.Table:
-    table = spans()
-    return window.of(table.filter(table.witness == "app"), margin_ns=MARGIN_NS)
+def _spans(window: Window, witness: str, *columns: str) -> ir.Table:
+    """These columns of the spans around the window that this kind of witness wrote. Few columns keep the plan small."""
+    table = spans().select(*_KEY, "witness", "start_time_unix_nano", *columns)
+    table = window.of(table, margin_ns=MARGIN_NS)
+    return table.filter(table.witness == witness)
 
 
-def _once(table: ir.Table, *columns: str) -> ir.Table:
-    """Each span once however often it was delivered, with these columns."""
-    return table.select(*_KEY, *columns).distinct(on=list(_KEY), keep="first")
+def _once(table: ir.Table) -> ir.Table:
+    """Each span once, however often it was delivered."""
+    return table.distinct(on=list(_KEY), keep="first")
 
 
 def _servers(window: Window) -> ir.Table:
-    table = _app(window)
-    table = table.filter(table.kind == "SERVER")
-    return _once(
-        table.mutate(
-            server_status_error=_failed(table),
-            server_path=_path(table),
-            server_operation=_operation(table),
-            protocol=_protocol(table),
-        ),
+    table = _spans(
+        window,
+        "app",
+        *_NAMED,
         "parent_span_id",
-        "service_name",
-        "service_instance_id",
-        "start_time_unix_nano",
-        "end_time_unix_nano",
-        "duration_ns",
-        "received_unix_nano",
-        "server_status_error",
-        "server_path",
-        "server_operation",
-        "protocol",
-        "http_request_method",
         "user_agent_original",
         "provenance_stamp_status",
-        "provenance_stamp_kid",
-        "provenance_request_hash",
-        "provenance_request_size",
-        "provenance_request_id",
+    )
+    table = table.filter(table.kind == "SERVER")
+    return _once(
+        table.select(
+            *_KEY,
+            "parent_span_id",
+            "service_name",
+            "service_instance_id",
+            "start_time_unix_nano",
+            "end_time_unix_nano",
+            "duration_ns",
+            "received_unix_nano",
+            "http_request_method",
+            "user_agent_original",
+            "provenance_stamp_status",
+            "provenance_stamp_kid",
+            "provenance_request_hash",
+            "provenance_request_size",
+            "provenance_request_id",
+            server_failed=_failed(table),
+            server_path=_path(table),
+            server_operation=_operation(table),
+            server_protocol=_protocol(table),
+        )
     )
 
 
 def _ancestors(window: Window) -> ir.Table:
     """App spans that can be the calling side; those that are no CLIENT only say who and where."""
-    table = _app(window)
-    table = _once(
-        table.mutate(client_status_error=_failed(table), client_path=_path(table), client_operation=_operation(table)),
-        "kind",
-        "service_name",
-        "service_instance_id",
-        "start_time_unix_nano",
-        "end_time_unix_nano",
-        "duration_ns",
-        "received_unix_nano",
-        "client_status_error",
-        "client_path",
-        "client_operation",
-        "rpc_method",
-        "http_request_method",
+    table = _spans(
+        window,
+        "app",
+        *_NAMED,
         "peer_service",
         "server_address",
         "server_port",
         "network_peer_address",
         "network_peer_port",
-        "provenance_stamp_kid",
-        "provenance_request_hash",
-        "provenance_request_size",
-        "provenance_request_id",
     )
     client = table.kind == "CLIENT"
 
     def of_client(value: ir.Value) -> ir.Value:
         return ibis.ifelse(client, value, ibis.null(value.type()))
 
-    return table.select(
-        ancestor_trace_id=table.trace_id,
-        ancestor_span_id=table.span_id,
-        ancestor_kind=table.kind,
-        ancestor_service=table.service_name,
-        ancestor_instance=table.service_instance_id,
-        client_span_id=of_client(table.span_id),
-        client_start=of_client(table.start_time_unix_nano),
-        client_end=of_client(table.end_time_unix_nano),
-        client_duration_ns=of_client(table.duration_ns),
-        client_received=table.received_unix_nano,
-        client_error=client & table.client_status_error,
-        client_path=of_client(table.client_path),
-        client_operation=table.client_operation,
-        client_protocol=_protocol(table),
-        client_method=table.http_request_method,
-        peer_service=of_client(table.peer_service),
-        destination_address=of_client(ibis.coalesce(table.server_address, table.network_peer_address)),
-        destination_port=of_client(ibis.coalesce(table.server_port, table.network_peer_port)),
-        client_stamp_kid=of_client(table.provenance_stamp_kid),
-        client_request_hash=of_client(table.provenance_request_hash),
-        client_request_bytes=of_client(table.provenance_request_size),
-        client_request_id=of_client(table.provenance_request_id),
+    return (
+        table.select(
+            *_KEY,
+            ancestor_kind=table.kind,
+            ancestor_service=table.service_name,
+            ancestor_instance=table.service_instance_id,
+            client_span_id=of_client(table.span_id),
+            client_start=of_client(table.start_time_unix_nano),
+            client_end=of_client(table.end_time_unix_nano),
+            client_duration_ns=of_client(table.duration_ns),
+            client_received=table.received_unix_nano,
+            client_failed=client & _failed(table),
+            client_path=of_client(_path(table)),
+            client_operation=_operation(table),
+            client_protocol=_protocol(table),
+            client_method=table.http_request_method,
+            peer_service=of_client(table.peer_service),
+            destination_address=of_client(ibis.coalesce(table.server_address, table.network_peer_address)),
+            destination_port=of_client(ibis.coalesce(table.server_port, table.network_peer_port)),
+            client_stamp_kid=of_client(table.provenance_stamp_kid),
+            client_request_hash=of_client(table.provenance_request_hash),
+            client_request_bytes=of_client(table.provenance_request_size),
+            client_request_id=of_client(table.provenance_request_id),
+        )
+        .distinct(on=list(_KEY), keep="first")
+        .rename(ancestor_trace_id="trace_id", ancestor_span_id="span_id")
     )
 
 
 def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
     """The server spans with `cursor` (the first parent that is no proxy span) and proxy_1 to proxy_4 (services passed)."""
-    table = spans()
-    table = window.of(table.filter(table.witness == "proxy"), margin_ns=MARGIN_NS)
-    proxies = _once(table, "parent_span_id", "service_name", "guid_x_request_id")
-    reached = servers.mutate(cursor=servers.parent_span_id, proxy_request_id=ibis.null("string"))
+    columns = ("parent_span_id", "service_name", "guid_x_request_id")
+    proxies = _once(_spans(window, "proxy", *columns).select(*_KEY, *columns))
+    reached = servers.select(*_KEY, cursor=servers.parent_span_id, proxy_request_id=ibis.null("string"))
     for step in range(1, MAX_PROXY_SPANS + 1):
         hop = proxies.select(
             hop_trace_id=proxies.trace_id,
@@ -190,7 +207,7 @@ def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
             proxy_request_id=ibis.coalesce(joined.proxy_request_id, joined.hop_request_id),
             **{f"proxy_{step}": joined.hop_service},
         ).drop("hop_trace_id", "hop_span_id", "hop_parent", "hop_service", "hop_request_id")
-    return reached
+    return servers.left_join(reached, list(_KEY)).drop("trace_id_right", "span_id_right")
 
 
 def _answered(window: Window) -> ir.Table:
@@ -226,7 +243,7 @@ def _answered(window: Window) -> ir.Table:
         callee_instance=table.service_instance_id,
         operation=table.server_operation,
         path=ibis.coalesce(table.server_path, table.client_path),
-        protocol=table.protocol,
+        protocol=table.server_protocol,
         method=ibis.coalesce(table.http_request_method, table.client_method),
         user_agent=table.user_agent_original,
         start_time_unix_nano=ibis.coalesce(table.client_start, table.start_time_unix_nano),
@@ -234,7 +251,7 @@ def _answered(window: Window) -> ir.Table:
         server_start_time_unix_nano=table.start_time_unix_nano,
         server_end_time_unix_nano=table.end_time_unix_nano,
         server_duration_ns=table.duration_ns,
-        error=table.server_status_error | table.client_error.fill_null(False),
+        error=table.server_failed | table.client_failed.fill_null(False),
         stamp_status=table.provenance_stamp_status,
         stamp_kid=table.provenance_stamp_kid,
         server_request_hash=table.provenance_request_hash,
@@ -275,7 +292,7 @@ def _unanswered(window: Window, answered: ir.Table) -> ir.Table:
         server_start_time_unix_nano=number,
         server_end_time_unix_nano=number,
         server_duration_ns=number,
-        error=table.client_error.fill_null(False),
+        error=table.client_failed.fill_null(False),
         stamp_status=text,
         stamp_kid=text,
         server_request_hash=text,

@@ -1,15 +1,15 @@
 """Which access-log line is about which call, one to one.
 
 A line vouches for one call. The same request id travels along a whole request and may come to the same callee and path
-more than once, one of them past the mesh: so lines and calls of one (proxy, direction, request id, path) are paired by
-time, never one line to two calls.
+more than once, one of them past the mesh: so lines and calls of one (proxy, direction, request id) are paired by time and
+path, never one line to two calls.
 
-- One call and one line that overlap in time, give or take `CLOCK_SLACK_NS`: a pair.
+- One call and one line of the same path (as far as the call's is known) that overlap in time, give or take
+  `CLOCK_SLACK_NS`: a pair.
 - More: split into episodes, wherever nothing began for `CLOCK_SLACK_NS`; in an episode each line takes its nearest call
   (start and end) and each call the nearest line that took it; what is left over is paired in order of time.
 - Episodes of more than `MAX_EPISODE` (a client that sends one constant request id) are paired in order of time; if calls
   are left over, it cannot be told which, and they are ambiguous.
-- Calls whose path no span names are paired in the same way, with lines that nothing else claimed.
 
 A call that stays without a line is *ambiguous* as long as its proxy has an unclaimed line of the same request id: another
 path (a rewritten one, a mount prefix), or another time (a clock far off).
@@ -30,7 +30,7 @@ CLOCK_SLACK_NS: Final = 5 * NS_PER_S
 MAX_EPISODE: Final = 64
 """Calls and lines of one episode that are paired by distance; beyond, in order of time."""
 
-_GROUP: Final = ("side", "service", "request_key", "path")
+_GROUP: Final = ("side", "service", "request_key")
 _UNIT: Final = ("side", "trace_id", "unit_span_id")
 
 _SLOT: Final = (*_GROUP, "episode")
@@ -83,19 +83,13 @@ def match_records(calls: ir.Table, window: Window, margin_ns: int) -> ir.Table:
 
     `calls` has the columns of `collector.forensics.calls.calls`, without those four.
     """
-    units = _units(calls)
-    logged = lines(window, margin_ns).filter(lambda t: t.request_key.notnull())
-    unclaimed_lines = logged.select("side", "service", "request_key", "path", "start", "end", "record_id")
-    pairs, crowded = _pair(units.filter(units.path.notnull()), unclaimed_lines.filter(unclaimed_lines.path.notnull()))
-    unclaimed_lines = unclaimed_lines.anti_join(pairs, ["side", "record_id"])
-    nowhere = ibis.literal("")
-    more, more_crowded = _pair(
-        units.filter(units.path.isnull()).mutate(path=nowhere), unclaimed_lines.mutate(path=nowhere)
-    )
-    unclaimed_lines = unclaimed_lines.anti_join(more, ["side", "record_id"])
-    key = ("side", "service", "request_key")
-    uncertain = unclaimed_lines.select(*key).union(crowded.select(*key)).union(more_crowded.select(*key)).distinct()
-    claimed = pairs.union(more).group_by(_UNIT).agg(record_id=lambda t: t.record_id.min())
+    logged = lines(window, margin_ns)
+    logged = logged.filter(logged.request_key.notnull())
+    logged = logged.select(*_GROUP, "path", "start", "end", "record_id")
+    pairs, unclear = _pair(_units(calls), logged)
+    unclaimed = logged.anti_join(pairs, ["side", "record_id"])
+    uncertain = unclaimed.select(*_GROUP).union(unclear.select(*_GROUP)).distinct()
+    claimed = pairs.group_by(_UNIT).agg(record_id=pairs.record_id.min())
     calls = calls.mutate(outbound_unit=ibis.coalesce(calls.client_span_id, calls.server_span_id))
     calls = _attach(calls, claimed, uncertain, side="outbound", unit=calls.outbound_unit, service=calls.caller)
     calls = _attach(calls, claimed, uncertain, side="inbound", unit=calls.server_span_id, service=calls.callee)
@@ -157,8 +151,14 @@ def _units(calls: ir.Table) -> ir.Table:
 def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
     """(pairs: side, trace_id, unit_span_id, record_id; the slots in which it cannot be told which call has no line)."""
     events = units.mutate(record_id=ibis.null("uint64")).union(
-        logged.mutate(trace_id=ibis.null(units.trace_id.type()), unit_span_id=ibis.null("uint64")).select(
-            *units.columns, "record_id"
+        logged.select(
+            *_GROUP,
+            "path",
+            "start",
+            "end",
+            trace_id=ibis.null(units.trace_id.type()),
+            unit_span_id=ibis.null("uint64"),
+            record_id="record_id",
         )
     )
     is_unit = events.unit_span_id.notnull()
@@ -168,20 +168,27 @@ def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
         trace_id=events.trace_id.max(),
         unit_span_id=events.unit_span_id.max(),
         record_id=events.record_id.max(),
+        unit_path=events.path.max(where=is_unit),
         unit_start=events.start.max(where=is_unit),
         unit_end=events.end.max(where=is_unit),
+        path=events.path.max(where=~is_unit),
         start=events.start.max(where=~is_unit),
         end=events.end.max(where=~is_unit),
     )
-    single = groups.filter((groups.units == 1) & (groups.lines == 1) & _overlap(groups))
+    single = groups.filter((groups.units == 1) & (groups.lines == 1) & _compatible(groups))
     crowd = groups.filter((groups.units > 0) & (groups.lines > 0) & (groups.units + groups.lines > 2))
     slots = _episodes(events.semi_join(crowd, list(_GROUP)))
     complex_, unclear = _pair_episodes(slots)
     return single.select(*_UNIT, "record_id").union(complex_), unclear
 
 
-def _overlap(table: ir.Table) -> ir.BooleanValue:
-    return (table.start <= table.unit_end + CLOCK_SLACK_NS) & (table.unit_start <= table.end + CLOCK_SLACK_NS)
+def _compatible(table: ir.Table) -> ir.BooleanValue:
+    """Same path, as far as the call's is known, and an overlap in time."""
+    return (
+        (table.unit_path.isnull() | (table.unit_path == table.path))
+        & (table.start <= table.unit_end + CLOCK_SLACK_NS)
+        & (table.unit_start <= table.end + CLOCK_SLACK_NS)
+    )
 
 
 def _episodes(events: ir.Table) -> ir.Table:
@@ -203,41 +210,42 @@ def _episodes(events: ir.Table) -> ir.Table:
 def _pair_episodes(slots: ir.Table) -> tuple[ir.Table, ir.Table]:
     small = (slots.slot_units <= MAX_EPISODE) & (slots.slot_lines <= MAX_EPISODE)
     unclear = slots.filter(~small & (slots.slot_lines > 0) & (slots.slot_units > slots.slot_lines))
-    units = slots.filter(slots.unit_span_id.notnull()).drop("record_id")
-    logged = slots.filter(slots.record_id.notnull()).select(*_SLOT, "start", "end", "record_id")
-    near = _nearest(
-        units.filter((units.slot_units <= MAX_EPISODE) & (units.slot_lines <= MAX_EPISODE)),
-        logged,
+    units = slots.filter(slots.unit_span_id.notnull()).select(
+        *_UNIT, *_SLOT[1:], unit_path="path", unit_start="start", unit_end="end", small=small
     )
+    logged = slots.filter(slots.record_id.notnull()).select(*_SLOT, "path", "start", "end", "record_id")
+    near = _nearest(units.filter(units.small), logged)
     units = units.anti_join(near, list(_UNIT))
     logged = logged.anti_join(near, ["side", "record_id"])
-    ordered = _by_rank(units, logged)
-    return near.union(ordered), unclear
-
-
-def _candidates(units: ir.Table, logged: ir.Table, on: tuple[str, ...]) -> ir.Table:
-    named = units.rename(unit_start="start", unit_end="end")
-    table = named.inner_join(logged, list(on))
-    return table.filter(_overlap(table))
+    return near.union(_by_rank(units, logged)), unclear
 
 
 def _nearest(units: ir.Table, logged: ir.Table) -> ir.Table:
     """Each line takes its nearest call, each call the nearest line that took it."""
-    table = _candidates(units, logged, _SLOT)
-    table = table.mutate(distance=(table.start - table.unit_start).abs() + (table.end - table.unit_end).abs())
-    taken = ibis.row_number().over(
-        group_by=["side", "record_id"], order_by=[table.distance, table.trace_id, table.unit_span_id]
+    table = units.inner_join(logged, list(_SLOT))
+    table = table.filter(_compatible(table))
+    distance = (table.start - table.unit_start).abs() + (table.end - table.unit_end).abs()
+    table = table.mutate(distance=distance)
+    table = table.mutate(
+        taken=ibis.row_number().over(
+            group_by=["side", "record_id"], order_by=[table.distance, table.trace_id, table.unit_span_id]
+        )
     )
-    table = table.mutate(taken=taken)
     table = table.filter(table.taken == 0)
     table = table.mutate(best=ibis.row_number().over(group_by=_UNIT, order_by=[table.distance, table.record_id]))
     return table.filter(table.best == 0).select(*_UNIT, "record_id")
 
 
 def _by_rank(units: ir.Table, logged: ir.Table) -> ir.Table:
-    """The first call gets the first line, the second the second."""
+    """Of one path, the first call gets the first line, the second the second."""
     ranked = units.mutate(
-        rank=ibis.row_number().over(group_by=_SLOT, order_by=[units.start, units.trace_id, units.unit_span_id])
+        path=units.unit_path,
+        rank=ibis.row_number().over(
+            group_by=[*_SLOT, "unit_path"], order_by=[units.unit_start, units.trace_id, units.unit_span_id]
+        ),
     )
-    ranked_lines = logged.mutate(rank=ibis.row_number().over(group_by=_SLOT, order_by=[logged.start, logged.record_id]))
-    return _candidates(ranked, ranked_lines, (*_SLOT, "rank")).select(*_UNIT, "record_id")
+    ranked_lines = logged.mutate(
+        rank=ibis.row_number().over(group_by=[*_SLOT, "path"], order_by=[logged.start, logged.record_id])
+    )
+    table = ranked.inner_join(ranked_lines, [*_SLOT, "path", "rank"])
+    return table.filter(_compatible(table)).select(*_UNIT, "record_id")

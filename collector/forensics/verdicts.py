@@ -1,0 +1,270 @@
+"""What the proxies prove of each call: `seen`, `missed` or `unknown`, and why it is unknown.
+
+Absence is evidence only where presence was possible. A proxy *missed* a call only if all of this holds:
+
+- its access log has lines for that side (inbound for the callee's proxy, outbound for the caller's) that carry request ids
+  and are not only failures (a log filtered to errors says nothing about the rest), and the call carries a request id;
+- where spans and lines name replicas by the same ids, lines of the call's own replica;
+- a line that ended up to `COVERAGE_NS` before the call began and one that ended up to `COVERAGE_NS` after it ended, both by
+  at least `CLOCK_MARGIN_NS`. A log is written in order: the later line proves that the call's own would be there by now.
+  Where several files feed one proxy's log, none of them may have stopped in between;
+- no line of the same request id there is left over that might be the call's (another path, a clock far off);
+- the log is not a sample: some peer has at least half of its calls in it, or none has any.
+
+Lines whose direction is not known can vouch for a call; they never condemn one. Missing proxy *spans* never do:
+tracing is sampled, and ambient meshes write few spans.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import ibis
+import ibis.expr.types as ir
+
+from collector.forensics.calls import MARGIN_NS
+from collector.forensics.matching import lines
+from collector.forensics.tables import NS_PER_S, Window, spans
+
+Side = Literal["outbound", "inbound"]
+
+SEEN: Final = "seen"
+MISSED: Final = "missed"
+UNKNOWN: Final = "unknown"
+MESHED: Final = "meshed"
+BYPASSED: Final = "bypassed"
+
+REASONS: Final[dict[str, str]] = {
+    "caller_unknown": "nothing vouches for a caller, so its proxy is not known either",
+    "witness_not_deployed": "no access log and no spans of that proxy",
+    "not_sampled": "that proxy writes spans but no access log, and spans are sampled",
+    "no_join_key": "the call carries no request id",
+    "log_without_request_ids": "the access log carries no request ids, or no directions, or failures only",
+    "ambiguous_record": "a line of the same request id may or may not be about the call",
+    "log_sampled": "the access log holds a sample of the calls",
+    "window_not_covered": "no line shortly before or after the call",
+}
+
+COVERAGE_NS: Final = 60 * NS_PER_S
+CLOCK_MARGIN_NS: Final = NS_PER_S // 10
+
+_SAMPLED_MIN_CALLS: Final = 20
+_SAMPLED_MIN_PEER_CALLS: Final = 5
+_SAMPLED_RATIO: Final = 0.5
+_FAILED: Final = 400
+_ANY: Final = "*"
+_PROXY: Final = ("side", "service", "proxy", "source")
+_UNIT: Final = ("side", "trace_id", "server_span_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How near in time a proxy's other lines must be, ns, for the absence of one to count."""
+
+    within_ns: int = COVERAGE_NS
+    clock_margin_ns: int = CLOCK_MARGIN_NS
+
+
+def judge(calls: ir.Table, window: Window, coverage: Coverage | None = None) -> ir.Table:
+    """The answered calls with what both proxies prove.
+
+    Columns on top of `calls`: outbound_verdict, inbound_verdict (seen, missed, unknown); outbound_reason, inbound_reason
+    (a key of `REASONS`, NULL unless unknown); verdict: bypassed if a proxy missed the call, else meshed if one saw it,
+    else unknown.
+    """
+    calls = calls.filter(calls.server_span_id.notnull())
+    logged = lines(window, MARGIN_NS)
+    units = _sides(calls)
+    judged = _reasons(units, logged, _covered(units, logged, coverage or Coverage()))
+    sides = judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(
+        out=judged.reason.max(where=judged.side == "outbound"), into=judged.reason.max(where=judged.side == "inbound")
+    )
+    table = calls.left_join(
+        sides, [calls.trace_id == sides.judge_trace_id, calls.server_span_id == sides.judge_span_id]
+    )
+    table = table.mutate(
+        outbound_verdict=_verdict(table.out),
+        inbound_verdict=_verdict(table["into"]),
+        outbound_reason=table.out.nullif(SEEN).nullif(MISSED),
+        inbound_reason=table["into"].nullif(SEEN).nullif(MISSED),
+    ).drop("judge_trace_id", "judge_span_id", "out", "into")
+    missed = (table.outbound_verdict == MISSED) | (table.inbound_verdict == MISSED)
+    seen = (table.outbound_verdict == SEEN) | (table.inbound_verdict == SEEN) | (table.proxy_spans > 0)
+    return table.mutate(verdict=ibis.cases((missed, BYPASSED), (seen, MESHED), else_=UNKNOWN))
+
+
+def _verdict(reason: ir.StringValue) -> ir.StringValue:
+    return ibis.cases((reason == SEEN, SEEN), (reason == MISSED, MISSED), else_=UNKNOWN)
+
+
+def _sides(calls: ir.Table) -> ir.Table:
+    """Two rows a call: side, service and instance whose proxy should have seen it, the peer, when, and whether it was seen."""
+    outbound = calls.select(
+        "trace_id",
+        "server_span_id",
+        "request_key",
+        side=ibis.literal("outbound"),
+        service=calls.caller,
+        instance=calls.caller_instance,
+        peer=calls.callee,
+        start=calls.start_time_unix_nano,
+        end=calls.end_time_unix_nano,
+        recorded=calls.outbound_record_id.notnull(),
+        seen=calls.outbound_record_id.notnull() | (calls.proxy_spans_outbound > 0),
+        ambiguous=calls.outbound_ambiguous,
+    )
+    inbound = calls.select(
+        "trace_id",
+        "server_span_id",
+        "request_key",
+        side=ibis.literal("inbound"),
+        service=calls.callee,
+        instance=calls.callee_instance,
+        peer=calls.caller,
+        start=calls.server_start_time_unix_nano,
+        end=calls.server_end_time_unix_nano,
+        recorded=calls.inbound_record_id.notnull(),
+        seen=calls.inbound_record_id.notnull() | (calls.proxy_spans_inbound > 0),
+        ambiguous=calls.inbound_ambiguous,
+    )
+    return outbound.union(inbound)
+
+
+def _able(logged: ir.Table) -> ir.BooleanValue:
+    """Which lines can prove an absence: their direction is known, they carry a request id, and they are no failures."""
+    usable = logged.response_code.isnull() | (logged.response_code < _FAILED)
+    return logged.direction.notnull() & logged.request_key.notnull() & usable
+
+
+def _replicas(units: ir.Table, logged: ir.Table) -> ir.Table:
+    """(side, service) of the proxies whose lines name replicas by the same ids as the spans."""
+    named = logged.filter(logged.instance.notnull()).select("side", "service", "instance").distinct()
+    spoken = units.filter(units.instance.notnull()).select("side", "service", "instance").distinct()
+    return named.inner_join(spoken, ["side", "service", "instance"]).select("side", "service").distinct()
+
+
+def _with_proxy(table: ir.Table, replicas: ir.Table) -> ir.Table:
+    """The table with `proxy`: the replica where it can be told apart, else '*'."""
+    known = replicas.select(known_side=replicas.side, known_service=replicas.service)
+    joined = table.left_join(known, [table.side == known.known_side, table.service == known.known_service])
+    proxy = ibis.ifelse(joined.known_side.notnull(), joined.instance.fill_null(_ANY), _ANY)
+    return joined.mutate(proxy=proxy).drop("known_side", "known_service")
+
+
+def _covered(units: ir.Table, logged: ir.Table, coverage: Coverage) -> ir.Table:
+    """The unseen units with `proxy_lines` (files with lines of their proxy) and `covered`: in time, by all of them.
+
+    Columns: side, trace_id, server_span_id, proxy_lines, covered.
+    """
+    replicas = _replicas(units, logged)
+    open_ = units.filter(~units.seen & units.service.notnull() & units.request_key.notnull())
+    open_ = _with_proxy(open_, replicas)
+    able = _with_proxy(logged.filter(_able(logged)), replicas).semi_join(open_, ["side", "service"])
+    files = able.select(*_PROXY).distinct()
+    waiting = open_.inner_join(files, ["side", "service", "proxy"]).select(*_UNIT, *_PROXY[1:], "start", "end")
+    margin = coverage.clock_margin_ns
+    moments = (
+        able.select(
+            *_PROXY,
+            at=able.end,
+            line_at=able.end,
+            role=ibis.literal("line"),
+            trace_id=ibis.null(waiting.trace_id.type()),
+            server_span_id=ibis.null(waiting.server_span_id.type()),
+        )
+        .union(_moment(waiting, waiting.start - margin, "before"))
+        .union(_moment(waiting, waiting.end + margin, "after"))
+    )
+    around = {"group_by": _PROXY, "order_by": [moments.at]}
+    moments = moments.mutate(
+        last=moments.line_at.max().over(ibis.window(preceding=None, following=0, **around)),
+        next=moments.line_at.min().over(ibis.window(preceding=0, following=None, **around)),
+    )
+    moments = moments.filter(moments.role != "line")
+    near = ibis.ifelse(
+        moments.role == "before",
+        (moments.at - moments.last) <= coverage.within_ns,
+        (moments.next - moments.at) <= coverage.within_ns,
+    ).fill_null(False)
+    moments = moments.mutate(near=near)
+    by_file = moments.group_by(*_UNIT, "source").agg(
+        before=moments.near.any(where=moments.role == "before"), after=moments.near.any(where=moments.role == "after")
+    )
+    return by_file.group_by(_UNIT).agg(
+        covered=(by_file.before & by_file.after).any() & ~(by_file.before & ~by_file.after).any()
+    )
+
+
+def _moment(waiting: ir.Table, at: ir.IntegerValue, role: str) -> ir.Table:
+    return waiting.select(
+        *_PROXY,
+        at=at,
+        line_at=ibis.null("int64"),
+        role=ibis.literal(role),
+        trace_id="trace_id",
+        server_span_id="server_span_id",
+    )
+
+
+def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
+    """(side, trace_id, server_span_id, reason): 'seen', 'missed', or why it is unknown."""
+    logs = logged.group_by("side", "service").agg(able=_able(logged).any())
+    logs = logs.select(log_side=logs.side, log_service=logs.service, log_able=logs.able)
+    sampled = _sampled(units)
+    sampled = sampled.select(sampled_side=sampled.side, sampled_service=sampled.service)
+    traced = _traced()
+    table = units.left_join(logs, [units.side == logs.log_side, units.service == logs.log_service])
+    table = table.left_join(traced, [table.service == traced.traced_service])
+    table = table.left_join(sampled, [table.side == sampled.sampled_side, table.service == sampled.sampled_service])
+    cover = covered.select(
+        cover_side=covered.side,
+        cover_trace_id=covered.trace_id,
+        cover_span_id=covered.server_span_id,
+        covered=covered.covered,
+    )
+    table = table.left_join(
+        cover,
+        [
+            table.side == cover.cover_side,
+            table.trace_id == cover.cover_trace_id,
+            table.server_span_id == cover.cover_span_id,
+        ],
+    )
+    reason = ibis.cases(
+        (table.seen, SEEN),
+        (table.service.isnull(), "caller_unknown"),
+        (table.log_side.isnull() & table.traced_service.notnull(), "not_sampled"),
+        (table.log_side.isnull(), "witness_not_deployed"),
+        (~table.log_able, "log_without_request_ids"),
+        (table.request_key.isnull(), "no_join_key"),
+        (table.ambiguous, "ambiguous_record"),
+        (table.sampled_side.notnull(), "log_sampled"),
+        (table.covered.isnull(), "witness_not_deployed"),
+        (~table.covered, "window_not_covered"),
+        else_=MISSED,
+    )
+    return table.select(*_UNIT, reason=reason)
+
+
+def _traced() -> ir.Table:
+    """(traced_service): the services whose proxies write spans; `shop.default` is shop's, too."""
+    table = spans()
+    names = table.filter(table.witness == "proxy").select("service_name").distinct()
+    short = names.select(traced_service=names.service_name.re_replace(r"\..*$", ""))
+    return names.select(traced_service=names.service_name).union(short).distinct()
+
+
+def _sampled(units: ir.Table) -> ir.Table:
+    """(side, service) whose log holds some calls of its peers, but of no peer (five calls or more) as much as half."""
+    known = units.filter(units.service.notnull() & units.request_key.notnull())
+    by_peer = known.group_by("side", "service", peer=known.peer.fill_null("")).agg(
+        calls=known.count(), recorded=known.recorded.sum()
+    )
+    ratio = by_peer.recorded / by_peer.calls
+    total = by_peer.group_by("side", "service").agg(
+        calls=by_peer.calls.sum(),
+        recorded=by_peer.recorded.sum(),
+        best=ratio.max(where=by_peer.calls >= _SAMPLED_MIN_PEER_CALLS),
+    )
+    return total.filter(
+        (total.calls >= _SAMPLED_MIN_CALLS) & (total.recorded > 0) & (total.best < _SAMPLED_RATIO)
+    ).select("side", "service")
