@@ -1,0 +1,258 @@
+"""From slow edges and their shares to findings: one a cause, in a sentence with the numbers. Pure."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import numpy as np
+
+from collector.forensics.attribution import Component, Sample, Share
+from collector.forensics.durations import SlowEdge
+from collector.forensics.findings import EVIDENCE_LIMIT, Finding, Severity
+from collector.forensics.ids import span_id_hex, trace_id_hex
+
+CRITICAL_RATIO: Final = 3.0
+CRITICAL_INCREASE_NS: Final = 100_000_000
+"""Critical: an edge from outside became three times slower and by a tenth of a second, which people feel as broken."""
+
+MIN_FIGURE_RATIO: Final = 1.2
+"""If a component's spans did not get slower by this, then it is not slower but called more often, or waits less in parallel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The sampled calls of one slow edge, taken apart."""
+
+    before: Sequence[Sample]
+    during: Sequence[Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """That a component explains a share of an edge's rise."""
+
+    edge: SlowEdge
+    share: Share
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the store says of a component's spans; ns, at the shift's quantile."""
+
+    before_ns: float
+    during_ns: float
+    calls_before: int
+    calls_during: int
+    first_unix_nano: int
+    last_unix_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One cause: the claims on its components, of which `component` rose most.
+
+    Attributes:
+        component: The one that names the cause.
+        claims: Every claim, nearest edge first.
+    """
+
+    component: Component
+    claims: tuple[Claim, ...]
+
+    @property
+    def nearest(self) -> Claim:
+        """The claim on the naming component from the edge next to it."""
+        return next(c for c in self.claims if c.share.component == self.component)
+
+    @property
+    def farthest(self) -> Claim:
+        """The claim from the edge that people outside feel, else from the one farthest up."""
+        outside = [c for c in self.claims if c.edge.caller is None]
+        return (outside or list(self.claims))[-1]
+
+    def share_on(self, edge: SlowEdge) -> float:
+        """How much of an edge's rise the cause explains, 0 to 1."""
+        return min(1.0, sum(c.share.share for c in self.claims if c.edge.key == edge.key))
+
+
+def causes_of(claims: Sequence[Claim]) -> list[Cause]:
+    """The causes behind the claims of one incident.
+
+    Operations of one service are one cause; so are exits to one destination, and hops into one service (or out of one, if it is one caller that
+    reaches several services late). A service that is slow itself also answers the door slowly: its hops belong to it.
+    """
+    groups: defaultdict[tuple[str, str], list[Claim]] = defaultdict(list)
+    for claim in claims:
+        groups[_subject(claim.share.component, claims)].append(claim)
+    for kind, name in list(groups):
+        if kind == "hop" and ("own", name) in groups:
+            groups["own", name] += groups.pop((kind, name))
+    return [_cause(members) for members in groups.values()]
+
+
+def describe(cause: Cause, figures: Figures, notes: Sequence[str]) -> Finding:
+    """The finding of a cause."""
+    component = cause.component
+    spans = evidence_spans(cause)
+    return Finding(
+        kind="latency",
+        reasons=("latency_shift",),
+        severity=_severity(cause),
+        score=_score(cause, figures),
+        caller=component.caller or _caller(cause),
+        callee=None if component.kind == "exit" else component.service,
+        operation=component.operation,
+        destination=component.destination,
+        first_seen_unix_nano=figures.first_unix_nano,
+        last_seen_unix_nano=figures.last_unix_nano,
+        count=figures.calls_during,
+        explanation=_sentence(cause, figures),
+        affected=tuple(dict.fromkeys(c.edge.label for c in cause.claims)),
+        trace_ids=tuple(trace_id_hex(t) or "" for t, _ in spans),
+        span_ids=tuple(span_id_hex(s) or "" for _, s in spans),
+        completeness="; ".join([*notes, *_missing(cause)]),
+    )
+
+
+def common_cause(edges: Sequence[SlowEdge], evidence: Sequence[Evidence], factor: float) -> Finding:
+    """The finding that everything slowed together, which no operation explains."""
+    first = min(e.shift.start_unix_nano for e in edges)
+    last = max(e.shift.end_unix_nano for e in edges)
+    slowest = sorted((s for e in evidence for s in e.during), key=lambda s: -s.duration_ns)
+    traces = tuple(dict.fromkeys(trace_id_hex(s.trace_id) or "" for s in slowest))[:EVIDENCE_LIMIT]
+    return Finding(
+        kind="latency",
+        reasons=("latency_shift", "common_cause"),
+        severity="low",
+        score=min(1.0, 1 - 1 / factor),
+        first_seen_unix_nano=first,
+        last_seen_unix_nano=last,
+        count=max(e.shift.calls_during for e in edges),
+        explanation=(
+            f"most services slowed together {_when(first, last, ended=all(e.shift.ended for e in edges))}: two thirds of them take at least "
+            f"{factor:.1f} times their own time, on {len(edges)} slower edges; look at what they share (host, throttling, network)"
+        ),
+        affected=tuple(dict.fromkeys(e.label for e in edges)),
+        trace_ids=traces,
+    )
+
+
+def evidence_spans(cause: Cause) -> list[tuple[str, int]]:
+    """(trace id, span id) of the calls in which the cause took longest, one a trace, up to `EVIDENCE_LIMIT`."""
+    component = cause.component
+    seen: dict[str, tuple[int, int]] = {}
+    for claim in cause.claims:
+        for sample in claim.evidence.during:
+            place = sample.places.get(component)
+            if place is not None and sample.trace_id not in seen:
+                seen[sample.trace_id] = (sample.own_ns[component], place.span_id)
+    ranked = sorted(seen.items(), key=lambda item: -item[1][0])[:EVIDENCE_LIMIT]
+    return [(trace_id, span_id) for trace_id, (_, span_id) in ranked]
+
+
+def milliseconds(ns: float) -> str:
+    """A duration for people: three figures at most."""
+    for limit, unit, scale in ((1e6, "µs", 1e3), (1e9, "ms", 1e6)):
+        if ns < limit:
+            value = ns / scale
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.2g} {unit}"
+    return f"{ns / 1e9:.3g} s"
+
+
+def _subject(component: Component, claims: Sequence[Claim]) -> tuple[str, str]:
+    if component.kind == "exit":
+        return ("exit", component.destination or component.operation)
+    if component.kind == "own":
+        return ("own", component.service)
+    hops = {c.share.component for c in claims if c.share.component.kind == "hop"}
+    into = {h.caller for h in hops if h.service == component.service}
+    out_of = {h.service for h in hops if h.caller == component.caller}
+    if len(into) == 1 and len(out_of) > 1:
+        return ("hop from", component.caller or "outside")
+    return ("hop", component.service)
+
+
+def _cause(members: Sequence[Claim]) -> Cause:
+    own = [c for c in members if c.share.component.kind != "hop"] or list(members)
+    component = max(
+        own, key=lambda c: (c.share.during_ns - c.share.before_ns, c.share.component.operation)
+    ).share.component
+    ordered = sorted(members, key=lambda c: (c.share.depth, c.edge.side != "server", c.edge.label))
+    return Cause(component, tuple(ordered))
+
+
+def _severity(cause: Cause) -> Severity:
+    outside = [c.edge.shift for c in cause.claims if c.edge.caller is None]
+    if any(
+        s.during_ns >= CRITICAL_RATIO * s.before_ns and s.during_ns - s.before_ns >= CRITICAL_INCREASE_NS
+        for s in outside
+    ):
+        return "critical"
+    return "high" if outside else "medium"
+
+
+def _score(cause: Cause, figures: Figures) -> float:
+    share = cause.share_on(cause.farthest.edge)
+    nearest = cause.nearest.share
+    rise = 1 - max(min(figures.before_ns, figures.during_ns), 1) / max(figures.during_ns, 1)
+    own_rise = 1 - nearest.before_ns / max(nearest.during_ns, 1)
+    return float(np.clip(share * max(rise, own_rise), 0, 1))
+
+
+def _caller(cause: Cause) -> str | None:
+    places = (s.places[cause.component] for s in cause.nearest.evidence.during if cause.component in s.places)
+    counted = Counter(p.caller for p in places)
+    return counted.most_common(1)[0][0] if counted else None
+
+
+def _sentence(cause: Cause, figures: Figures) -> str:
+    far = cause.farthest.edge
+    shift = cause.nearest.edge.shift
+    also = len({c.share.component for c in cause.claims}) - 1
+    others = f" (and {also} more of its operations or hops)" if also else ""
+    return (
+        f"{_what(cause, figures)} (p{shift.quantile * 100:.0f}, {figures.calls_during} calls "
+        f"{_when(figures.first_unix_nano, figures.last_unix_nano, ended=shift.ended)} against {figures.calls_before} in normal times)"
+        f"{others}; it explains {cause.share_on(far):.0%} of the rise on {far.callee} {far.operation} "
+        f"({milliseconds(far.shift.before_ns)} → {milliseconds(far.shift.during_ns)})"
+    )
+
+
+def _what(cause: Cause, figures: Figures) -> str:
+    component, share = cause.component, cause.nearest.share
+    edge = cause.nearest.edge
+    was, now = milliseconds(figures.before_ns), milliseconds(figures.during_ns)
+    name = f"{component.service} {component.operation}"
+    if component.kind == "hop":
+        return f"the way from {component.caller} to {name} (network, proxies, queues) takes {now} instead of {was}"
+    if component.kind == "exit":
+        name = f"{component.destination}, as {component.service} sees it in {component.operation},"
+    if figures.during_ns >= MIN_FIGURE_RATIO * figures.before_ns:
+        return f"{name} takes {now} instead of {was}"
+    if share.calls_during >= MIN_FIGURE_RATIO * share.calls_before:
+        return (
+            f"{name} is called {share.calls_during:.1f} instead of {share.calls_before:.1f} times "
+            f"for each {edge.callee} {edge.operation} and takes {now}"
+        )
+    return (
+        f"{name} takes {milliseconds(share.during_ns)} instead of {milliseconds(share.before_ns)} "
+        f"of each {edge.callee} {edge.operation}"
+    )
+
+
+def _when(first: int, last: int, *, ended: bool) -> str:
+    start = datetime.fromtimestamp(first // 1_000_000_000, UTC).strftime("%H:%M:%SZ")
+    if not ended:
+        return f"since {start}"
+    return f"from {start} to {datetime.fromtimestamp(last // 1_000_000_000, UTC).strftime('%H:%M:%SZ')}"
+
+
+def _missing(cause: Cause) -> list[str]:
+    samples = [s for c in cause.claims for s in c.evidence.during]
+    broken = sum(1 for s in samples if not s.complete)
+    if not broken:
+        return []
+    return [f"{broken / len(samples):.0%} of the sampled traces lack spans (sampling, loss or late arrival)"]

@@ -1,0 +1,194 @@
+"""What the latency detector asks of a store: durations by edge and time, sampled calls, their traces, exact figures.
+
+Ibis expressions only; `latency` decides what the answers mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Final
+from uuid import UUID
+
+import ibis
+import ibis.expr.types as ir
+
+from collector.forensics.attribution import Component
+from collector.forensics.edges import answering, bucketed, calls_in, deduplicated, destination_of
+from collector.forensics.shifts import BINS_PER_OCTAVE, Shift
+from collector.forensics.tables import Window, spans
+
+KEY: Final = ("caller", "callee", "operation", "side")
+
+TRACE_MARGIN_NS: Final = 3_600_000_000_000
+"""How far outside the sampled calls the rest of their traces may lie; it keeps the store from reading everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowEdge:
+    """An edge that got slower, seen from one side, and when; `side` as in `durations_in`."""
+
+    caller: str | None
+    callee: str
+    operation: str
+    side: str
+    shift: Shift
+
+    @property
+    def key(self) -> tuple[str | None, str, str, str]:
+        """What names the edge."""
+        return (self.caller, self.callee, self.operation, self.side)
+
+    @property
+    def label(self) -> str:
+        """As people read it."""
+        return f"{self.caller or 'outside'} -> {self.callee} {self.operation}"
+
+
+def durations_in(window: Window) -> ir.Table:
+    """One row a call and side: KEY, trace_id, span_id, start_time_unix_nano, duration_ns.
+
+    side is 'server' (the entry's own span), 'client' (the CLIENT span above it: hop included) or 'exit' (nothing below it).
+    """
+    found = calls_in(window)
+    entries = found.entries
+    exits = found.exits.left_join(answering(entries), [("address", "answering_address")])
+    served = entries.select(
+        "trace_id",
+        "start_time_unix_nano",
+        "span_id",
+        "duration_ns",
+        caller="parent_service",
+        callee="service_name",
+        operation="name",
+        side=ibis.literal("server"),
+    )
+    called = entries.filter(entries.parent_kind == "CLIENT").select(
+        "trace_id",
+        "start_time_unix_nano",
+        span_id="app_parent",
+        duration_ns="parent_duration_ns",
+        caller="parent_service",
+        callee="service_name",
+        operation="name",
+        side=ibis.literal("client"),
+    )
+    left = exits.select(
+        "trace_id",
+        "start_time_unix_nano",
+        "span_id",
+        "duration_ns",
+        caller="service_name",
+        callee=ibis.coalesce(exits.answering_service, exits.destination),
+        operation="name",
+        side=ibis.literal("exit"),
+    )
+    return served.union(called, left)
+
+
+def histogram(window: Window, buckets: int) -> ir.Table:
+    """Calls by KEY, bucket and log bin of the duration, with window_since and window_ns."""
+    calls = bucketed(durations_in(window), window, buckets)
+    octaves = ibis.greatest(calls.duration_ns, 1).cast("float64").log2()
+    calls = calls.mutate(bin=(octaves * BINS_PER_OCTAVE).floor().cast("int64"))
+    return calls.group_by([*KEY, "bucket", "bin"]).aggregate(
+        calls=calls.count(), window_since=calls.window_since.max(), window_ns=calls.window_ns.max()
+    )
+
+
+def first_spans() -> ir.Table:
+    """service_name and the start of its very first span: first_unix_nano."""
+    table = spans()
+    return table.group_by("service_name").aggregate(first_unix_nano=table.start_time_unix_nano.min())
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """When an edge was normal: `within` its baseline, outside of all of its `shifts`."""
+
+    within: Window
+    shifts: tuple[Shift, ...]
+
+    def holds(self, start: ir.IntegerColumn) -> ir.BooleanValue:
+        """Whether a start lies there."""
+        outside = [~_during(start, shift) for shift in self.shifts]
+        if self.within.since_unix_nano is not None:
+            outside.append(start >= self.within.since_unix_nano)
+        if self.within.until_unix_nano is not None:
+            outside.append(start < self.within.until_unix_nano)
+        return reduce(lambda a, b: a & b, outside)
+
+
+def sampled_calls(group: Sequence[tuple[SlowEdge, Normal]], window: Window, limit: int) -> ir.Table:
+    """Up to `limit` calls of each slow edge, during and before: edge (its place in `group`), during, trace_id, span_id.
+
+    Traces are drawn by the tail of their id, which is random in every id scheme, so that edges of one trace draw the same traces.
+    """
+    calls = durations_in(window)
+    start = calls.start_time_unix_nano
+    matches = [_is_edge(calls, edge) for edge, _ in group]
+    numbered = calls.mutate(
+        edge=ibis.cases(*((match, n) for n, match in enumerate(matches))),
+        during=ibis.cases(*((m, _during(start, e.shift)) for m, (e, _) in zip(matches, group, strict=True))),
+        normal=ibis.cases(*((m, normal.holds(start)) for m, (_, normal) in zip(matches, group, strict=True))),
+    )
+    numbered = numbered.filter(numbered.edge.notnull() & (numbered.during | numbered.normal))
+    place = ibis.row_number().over(
+        group_by=[numbered.edge, numbered.during],
+        order_by=[numbered.trace_id.cast("string").right(12), numbered.span_id],
+    )
+    ranked = numbered.mutate(place=place)
+    return ranked.filter(ranked.place < limit).select("edge", "during", "trace_id", "span_id")
+
+
+def spans_of_traces(trace_ids: Sequence[str], window: Window) -> ir.Table:
+    """Every span of these traces that starts within an hour of the window, as `attribution.place_traces` wants them."""
+    table = window.of(spans(), margin_ns=TRACE_MARGIN_NS)
+    table = table.filter(table.trace_id.isin([ibis.literal(UUID(t), "uuid") for t in trace_ids]))
+    found = deduplicated(table)
+    return found.select(
+        "trace_id",
+        "span_id",
+        "parent_span_id",
+        "service_name",
+        "name",
+        "kind",
+        "witness",
+        "start_time_unix_nano",
+        "duration_ns",
+        destination=destination_of(found),
+    )
+
+
+def component_figures(
+    component: Component, shift: Shift, normal: Normal, window: Window, limit_ns: int | None = None
+) -> ir.Table:
+    """One row about the component's spans: calls_before, calls_during, before_ns, during_ns (shift's quantile), first_, last_unix_nano.
+
+    With `limit_ns`, first_unix_nano is the first span during that took at least so long.
+    """
+    table = window.of(spans())
+    table = table.filter(
+        (table.service_name == component.service) & (table.name == component.operation) & (table.witness != "proxy")
+    )
+    if component.kind == "exit":
+        table = table.filter(table.kind.isin(["CLIENT", "PRODUCER"]) & (destination_of(table) == component.destination))
+    start, duration = table.start_time_unix_nano, table.duration_ns
+    during, before = _during(start, shift), normal.holds(start)
+    slow = during if limit_ns is None else during & (duration >= limit_ns)
+    return table.aggregate(
+        calls_before=table.span_id.nunique(where=before),
+        calls_during=table.span_id.nunique(where=during),
+        before_ns=duration.quantile(shift.quantile, where=before),
+        during_ns=duration.quantile(shift.quantile, where=during),
+        first_unix_nano=start.min(where=slow),
+        last_unix_nano=start.max(where=during),
+    )
+
+
+def _during(start: ir.IntegerColumn, shift: Shift) -> ir.BooleanValue:
+    return (start >= shift.start_unix_nano) & (start < shift.end_unix_nano)
+
+
+def _is_edge(calls: ir.Table, edge: SlowEdge) -> ir.BooleanValue:
+    same = calls.caller.isnull() if edge.caller is None else calls.caller == edge.caller
+    return same & (calls.callee == edge.callee) & (calls.operation == edge.operation) & (calls.side == edge.side)

@@ -1,0 +1,246 @@
+"""Latency: which edges got slower than their own normal, and which span explains it. One finding per cause.
+
+Three steps. SQL counts the calls of every edge by time bucket and duration bin; `shifts` finds the stretches in which an edge was
+slower; SQL fetches sampled traces from before and during, and `attribution` takes them apart. Edges that share a cause share a
+finding: its subject is the cause, `affected` the edges that people feel it on.
+
+Plain OpenTelemetry spans are enough. Calls that fail and vanish are not looked for here.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from collector.forensics.attribution import Sample, Trace, common_factor, place_traces, shares, take_apart
+from collector.forensics.causes import Cause, Claim, Evidence, Figures, causes_of, common_cause, describe
+from collector.forensics.durations import (
+    KEY,
+    Normal,
+    SlowEdge,
+    component_figures,
+    first_spans,
+    histogram,
+    sampled_calls,
+    spans_of_traces,
+)
+from collector.forensics.findings import Finding
+from collector.forensics.shifts import Series, Shift, ShiftParams, find_shifts
+from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql
+
+BUCKETS: Final = 144
+"""Time buckets of a window: ten minutes in a day, 25 s in an hour, 0.4 s in a minute. Sparse ones are joined."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyParams:
+    """How to look for latency.
+
+    Attributes:
+        baseline: A window that is normal by definition; None compares the window with itself, whichever part was faster.
+        shift: What counts as slower.
+        startup_ns: Calls to a service this soon after its very first span are start-up, not evidence; at most a twentieth of
+            the window.
+        sample: Calls of an edge to take apart, before and during each; 150 tell a share to about a tenth.
+        max_edges: Slow edges to take apart, those with the most lost time first.
+        common_cause: Whether to report (as low) that everything slowed together.
+    """
+
+    baseline: Window | None = None
+    shift: ShiftParams = field(default_factory=ShiftParams)
+    startup_ns: int = 10 * NS_PER_S
+    sample: int = 150
+    max_edges: int = 40
+    common_cause: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """One run: how to ask, and what is known before the edges are taken apart."""
+
+    query: Query
+    window: Window
+    params: LatencyParams
+    slow: Sequence[SlowEdge]
+
+    @property
+    def hull(self) -> Window:
+        """The window and the explicit baseline in one."""
+        other = self.params.baseline
+        return self.window if other is None else _hull(self.window, other)
+
+    def normal(self, edge: SlowEdge) -> Normal:
+        """When this edge was normal."""
+        shifts = tuple(e.shift for e in self.slow if e.key == edge.key)
+        return Normal(self.params.baseline or self.window, shifts)
+
+
+def latency_sql(window: Window, params: LatencyParams | None = None) -> dict[str, str]:
+    """The statements that start a search: calls by edge, bucket and bin, the baseline's where one is given, first spans.
+
+    The statements that fetch sampled traces follow from their answers.
+    """
+    params = params or LatencyParams()
+    statements = {
+        "durations": compile_sql(histogram(window, BUCKETS)),
+        "services": compile_sql(first_spans()),
+    }
+    if params.baseline is not None:
+        statements["baseline"] = compile_sql(histogram(params.baseline, BUCKETS))
+    return statements
+
+
+def find_latency(query: Query, window: Window, params: LatencyParams | None = None) -> list[Finding]:
+    """One finding for each cause of slower edges in the window, strongest first."""
+    params = params or LatencyParams()
+    statements = latency_sql(window, params)
+    durations = query(statements["durations"])
+    if durations.is_empty():
+        return []
+    baseline = query(statements["baseline"]) if "baseline" in statements else None
+    first = dict(query(statements["services"]).select("service_name", "first_unix_nano").iter_rows())
+    slow = slow_edges(durations, baseline, first, params)
+    search = _Search(query, window, params, slow)
+    findings = [f for group in incidents(slow[: params.max_edges]) for f in _explain(search, group)]
+    return sorted(findings, key=lambda f: (-f.score, f.finding_id))
+
+
+def slow_edges(
+    durations: pl.DataFrame, baseline: pl.DataFrame | None, first: Mapping[str, int], params: LatencyParams
+) -> list[SlowEdge]:
+    """The edges that got slower, one a shift, most lost time first."""
+    before = {} if baseline is None else _by_edge(baseline)
+    found: list[SlowEdge] = []
+    for key, rows in _by_edge(durations).items():
+        series = edge_series(rows, before.get(key), first.get(key[1]), params.startup_ns)
+        found += [SlowEdge(*key, shift=shift) for shift in find_shifts(series, params.shift)]
+    return sorted(found, key=lambda e: (-(e.shift.during_ns - e.shift.before_ns) * e.shift.calls_during, e.label))
+
+
+def incidents(slow: Sequence[SlowEdge]) -> list[list[SlowEdge]]:
+    """Slow edges by incident: shifts that overlap by at least half of the shorter one. An edge is in an incident once."""
+    groups: list[list[SlowEdge]] = []
+    for edge in slow:
+        home = next((g for g in groups if any(_overlap(edge.shift, other.shift) >= 0.5 for other in g)), None)
+        if home is None:
+            groups.append([edge])
+        elif all(other.key != edge.key for other in home):
+            home.append(edge)
+    return groups
+
+
+def edge_series(rows: pl.DataFrame, before: pl.DataFrame | None, first_span: int | None, startup_ns: int) -> Series:
+    """An edge's counts by bucket and bin; an explicit baseline's buckets come first, those of a start-up are emptied."""
+    bins = np.unique(np.concatenate([p["bin"].to_numpy() for p in (rows, before) if p is not None]))
+    edges, counts = _timeline(rows, bins)
+    starting = first_span is not None and first_span >= edges[0]
+    if starting and first_span is not None:
+        limit = first_span + min(startup_ns, int(edges[-1] - edges[0]) // 20)
+        counts[(edges[:-1] < limit) & (edges[1:] > first_span)] = 0
+    if before is None:
+        return Series(edges, bins, counts, startup=starting)
+    earlier, normal = _timeline(before, bins)
+    return Series(np.concatenate([earlier[:-1], edges]), bins, np.concatenate([normal, counts]), baseline=BUCKETS)
+
+
+def _timeline(rows: pl.DataFrame, bins: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    edges = int(rows["window_since"][0]) + np.linspace(0, int(rows["window_ns"][0]), BUCKETS + 1).astype(np.int64)
+    counts = np.zeros((BUCKETS, len(bins)), dtype=np.int64)
+    columns = np.searchsorted(bins, rows["bin"].to_numpy())
+    np.add.at(counts, (rows["bucket"].to_numpy(), columns), rows["calls"].to_numpy())
+    return edges, counts
+
+
+def _by_edge(durations: pl.DataFrame) -> dict[tuple[str | None, str, str, str], pl.DataFrame]:
+    parts = durations.partition_by(*KEY, as_dict=True)
+    return {(k[0], k[1], k[2], k[3]): part for k, part in parts.items()}
+
+
+def _overlap(a: Shift, b: Shift) -> float:
+    shared = min(a.end_unix_nano, b.end_unix_nano) - max(a.start_unix_nano, b.start_unix_nano)
+    return shared / max(min(a.end_unix_nano - a.start_unix_nano, b.end_unix_nano - b.start_unix_nano), 1)
+
+
+def _hull(a: Window, b: Window) -> Window:
+    since = (
+        None if a.since_unix_nano is None or b.since_unix_nano is None else min(a.since_unix_nano, b.since_unix_nano)
+    )
+    until = (
+        None if a.until_unix_nano is None or b.until_unix_nano is None else max(a.until_unix_nano, b.until_unix_nano)
+    )
+    return Window(since, until)
+
+
+def _explain(search: _Search, group: Sequence[SlowEdge]) -> list[Finding]:
+    """The findings of one incident: sampled traces are fetched, taken apart and grouped by cause."""
+    with_normal = [(edge, search.normal(edge)) for edge in group]
+    sampled = search.query(compile_sql(sampled_calls(with_normal, search.hull, search.params.sample)))
+    ids = sampled["trace_id"].unique().sort().to_list()
+    traces = place_traces(search.query(compile_sql(spans_of_traces(ids, search.hull)))) if ids else {}
+    evidence = _take_apart(sampled, traces, len(group))
+    factor = common_factor(
+        _traces_of(traces, [s for e in evidence for s in e.before]),
+        _traces_of(traces, [s for e in evidence for s in e.during]),
+    )
+    claims = [
+        Claim(edge, share, part)
+        for edge, part in zip(group, evidence, strict=True)
+        for share in shares(part.before, part.during, factor, tail=edge.shift.quantile > 0.5)
+    ]
+    notes = _notes(search)
+    findings = [describe(cause, _figures(search, cause), notes) for cause in causes_of(claims)]
+    if factor > 1 and search.params.common_cause:
+        findings.append(common_cause(group, evidence, factor))
+    return findings
+
+
+def _take_apart(sampled: pl.DataFrame, traces: Mapping[str, Trace], edges: int) -> list[Evidence]:
+    parts: defaultdict[tuple[int, bool], list[Sample]] = defaultdict(list)
+    for number, during, trace_id, span_id in sampled.select("edge", "during", "trace_id", "span_id").iter_rows():
+        sample = take_apart(traces[trace_id], span_id) if trace_id in traces else None
+        if sample is not None:
+            parts[number, during].append(sample)
+    return [Evidence(parts[n, False], parts[n, True]) for n in range(edges)]
+
+
+def _traces_of(traces: Mapping[str, Trace], samples: Sequence[Sample]) -> list[Trace]:
+    return [traces[trace_id] for trace_id in dict.fromkeys(s.trace_id for s in samples)]
+
+
+def _figures(search: _Search, cause: Cause) -> Figures:
+    edge, share = cause.nearest.edge, cause.nearest.share
+    if cause.component.kind == "hop":
+        shift = edge.shift
+        return Figures(
+            before_ns=share.before_ns,
+            during_ns=share.during_ns,
+            calls_before=shift.calls_before,
+            calls_during=shift.calls_during,
+            first_unix_nano=shift.start_unix_nano,
+            last_unix_nano=shift.end_unix_nano,
+        )
+    limit: int | None = None
+    figures = None
+    for _ in range(2):
+        table = component_figures(cause.component, edge.shift, search.normal(edge), search.hull, limit)
+        row = search.query(compile_sql(table)).row(0, named=True)
+        figures = Figures(
+            before_ns=row["before_ns"] or 0.0,
+            during_ns=row["during_ns"] or 0.0,
+            calls_before=row["calls_before"],
+            calls_during=row["calls_during"],
+            first_unix_nano=row["first_unix_nano"] or edge.shift.start_unix_nano,
+            last_unix_nano=row["last_unix_nano"] or edge.shift.end_unix_nano,
+        )
+        # Buckets are coarse: the shift begins with its first call that is nearer to the new duration than to the old.
+        limit = round((figures.before_ns * figures.during_ns) ** 0.5)
+    return figures or Figures(0, 0, 0, 0, edge.shift.start_unix_nano, edge.shift.end_unix_nano)
+
+
+def _notes(search: _Search) -> list[str]:
+    more = len(search.slow) - search.params.max_edges
+    return [f"{more} more slow edges were not taken apart"] if more > 0 else []
