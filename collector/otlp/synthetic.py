@@ -72,10 +72,10 @@ def _span(random_: random.Random, trace_id: bytes, parent_span_id: bytes, start:
             attribute("http.route", route),
             attribute("http.response.status_code", status),
             attribute("url.path", route.replace("{id}", str(random_.randrange(10**6)))),
-            attribute("server.address", "orders.shop.svc.cluster.local"),
+            attribute("server.address", "orders.shop"),
             attribute("server.port", 8080),
             attribute("provenance.request.hash", random_.randbytes(32).hex()),
-            attribute("provenance.request_id", random_.randbytes(16).hex()),
+            attribute("provenance.request_id", random_.randbytes(8).hex()),
             attribute("app.tenant", f"tenant-{random_.randrange(40)}"),
         ],
     )

@@ -65,6 +65,9 @@ class Ingest:
         self._clock = clock
         # Decoding holds the GIL: several at once would gain no time and cost each one's memory.
         self._decoding = threading.Lock()
+        # Arrow and NumPy load their parts on first use (pandas too, where it is installed: a second or more). That
+        # belongs to the start, not to the first sender's wait.
+        decode_traces(b"", received_unix_nano=0)
 
     def traces(self, payload: bytes) -> Accepted:
         """Decode a serialised ExportTraceServiceRequest and queue its rows.
@@ -78,13 +81,21 @@ class Ingest:
             with self._decoding:
                 decoded = decode_traces(payload, received_unix_nano=now)
         except DecodeError as error:
-            refusal = self._writer.append({"ingest_errors": refusals(now, {f"request refused: {error}": 1})})
-            refusal.add_done_callback(_log_failure)
+            self._record_refusal(now, f"request refused: {error}")
             raise
         batches = {table: batch for table, batch in decoded.batches.items() if batch.num_rows}
         if amended := {**decoded.rejected, **decoded.notes}:
             batches["ingest_errors"] = refusals(now, amended)
         return Accepted(decoded.rejected, self._writer.append(batches) if batches else _done())
+
+    def _record_refusal(self, now: int, reason: str) -> None:
+        """Nobody waits for this one: the sender learns what was wrong with its request either way."""
+        try:
+            recorded = self._writer.append({"ingest_errors": refusals(now, {reason: 1})})
+        except StoreError as error:
+            LOG.error("%s; not recorded: %s", reason, error)  # noqa: TRY400 - the sender's mistake, no trace of ours
+        else:
+            recorded.add_done_callback(_log_failure)
 
 
 def refusals(received_unix_nano: int, counts: Mapping[str, int]) -> pa.RecordBatch:

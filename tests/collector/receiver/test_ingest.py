@@ -1,0 +1,105 @@
+"""What a request becomes, whichever way it came."""
+
+import logging
+from concurrent.futures import CancelledError
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from collector.errors import DecodeError, StoreError, StoreFullError
+from collector.otlp import decode
+from collector.otlp.synthetic import trace_request
+from collector.receiver.ingest import Ingest, describe, store_failure
+from tests.collector.receiver.receiver_fakes import FakeWriter
+
+NOW = 1_763_859_600_000_000_000
+
+
+def make_ingest(**writer):
+    fake = FakeWriter(**writer)
+    return Ingest(fake, clock=lambda: NOW), fake
+
+
+def request_with_a_bad_span():
+    request = trace_request(3)
+    request.resource_spans[0].scope_spans[0].spans[1].trace_id = b"\0" * 16
+    return request.SerializeToString()
+
+
+def test_every_span_is_handed_to_the_writer_with_the_time_of_arrival():
+    ingest, writer = make_ingest()
+    accepted = ingest.traces(trace_request(3).SerializeToString())
+    assert [row["received_unix_nano"] for row in writer.rows("spans")] == [NOW] * 3
+    assert set(writer.appended[0]) == {"spans", "resources", "scopes"}
+    assert accepted.response() == b""
+
+
+def test_the_future_is_the_writers():
+    ingest, writer = make_ingest(held=True)
+    accepted = ingest.traces(trace_request(1).SerializeToString())
+    assert not accepted.committed.done()
+    writer.commit(writer.futures[0])
+    assert accepted.committed.result(0) is None
+
+
+def test_rejected_spans_are_counted_for_the_sender_and_in_the_store():
+    ingest, writer = make_ingest()
+    accepted = ingest.traces(request_with_a_bad_span())
+    response = ExportTraceServiceResponse.FromString(accepted.response())
+    assert response.partial_success.rejected_spans == 1
+    assert response.partial_success.error_message == f"1 span: {decode.TRACE_ID_ZERO}"
+    assert writer.rows("ingest_errors") == [
+        {"received_unix_nano": NOW, "source": "otlp", "reason": decode.TRACE_ID_ZERO, "count": 1}
+    ]
+    assert len(writer.rows("spans")) == 2
+
+
+def test_notes_are_recorded_and_are_no_rejections():
+    request = trace_request(1)
+    request.resource_spans[0].scope_spans[0].spans[0].kind = 99
+    ingest, writer = make_ingest()
+    accepted = ingest.traces(request.SerializeToString())
+    assert accepted.response() == b""
+    assert writer.errors() == {decode.UNKNOWN_KIND: 1}
+
+
+def test_an_empty_request_is_done_at_once():
+    ingest, writer = make_ingest(held=True)
+    assert ingest.traces(b"").committed.done()
+    assert writer.appended == []
+
+
+def test_a_refused_request_is_recorded():
+    ingest, writer = make_ingest()
+    with pytest.raises(DecodeError, match="not a protobuf message"):
+        ingest.traces(b"\xff\xff")
+    ((reason, count),) = writer.errors().items()
+    assert reason.startswith("request refused: Request: not a protobuf message")
+    assert count == 1
+
+
+def test_a_refused_request_is_the_senders_fault_whatever_the_store_does(caplog):
+    for writer in ({"refusal": StoreFullError("full")}, {"failure": StoreError("disk gone")}):
+        caplog.clear()
+        ingest, _ = make_ingest(**writer)
+        with caplog.at_level(logging.ERROR), pytest.raises(DecodeError):
+            ingest.traces(b"\xff\xff")
+        assert "not recorded" in caplog.text
+
+
+def test_a_store_that_takes_no_more_says_so():
+    ingest, _ = make_ingest(refusal=StoreFullError("full"))
+    with pytest.raises(StoreFullError, match="full"):
+        ingest.traces(trace_request(1).SerializeToString())
+
+
+def test_reasons_are_described_most_frequent_first():
+    assert describe({"b": 1, "a": 1, "c": 3}) == "3 spans: c; 1 span: a; 1 span: b"
+
+
+def test_only_the_stores_failures_are_explained():
+    assert store_failure(StoreError("no space")) == "no space"
+    assert "shutting down" in store_failure(CancelledError())
+    assert "not committed in time" in store_failure(TimeoutError())
+    with pytest.raises(ZeroDivisionError):
+        store_failure(ZeroDivisionError())
