@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -29,6 +30,9 @@ Batches = Mapping[str, pa.RecordBatch]
 MAX_QUEUED_BYTES: Final = 128 * 1024 * 1024
 MAX_TRANSACTION_BYTES: Final = 64 * 1024 * 1024
 """One transaction takes at most this much of the queue, so that its first request does not wait for a flood behind it."""
+
+_ARRIVED: Final = "arrived"
+"""The name under which DuckDB sees an Arrow table, for as long as it is being inserted."""
 
 _log = logging.getLogger(__name__)
 _SCHEMAS: Final = {table: schema.arrow_schema(table) for table in schema.TABLES}
@@ -194,19 +198,17 @@ class Writer:
             rows = _last_of_each(rows, schema.REPLACED_KEYS[table])
         if not rows.num_rows:
             return
-        self._cursor.register("arrived", rows)
-        try:
-            if key := schema.REPLACED_KEYS.get(table):
-                self._cursor.execute(f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM arrived)")
-            self._cursor.execute(f"INSERT INTO {table} SELECT * FROM arrived")
-        finally:
-            self._cursor.unregister("arrived")
+        self._cursor.register(_ARRIVED, rows)
+        if key := schema.REPLACED_KEYS.get(table):
+            self._cursor.execute(f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {_ARRIVED})")
+        self._cursor.execute(f"INSERT INTO {table} SELECT * FROM {_ARRIVED}")
+        self._cursor.unregister(_ARRIVED)
 
     def _roll_back(self) -> None:
         try:
-            self._cursor.rollback()
-        except duckdb.TransactionException:
-            return  # a failed COMMIT has rolled back already
+            with suppress(duckdb.TransactionException):  # a failed COMMIT has rolled back already
+                self._cursor.rollback()
+            self._cursor.unregister(_ARRIVED)  # not before: an aborted transaction refuses it, and hides its own reason
         except duckdb.Error as e:
             self._break(
                 f"{self._store.path}: the transaction could not be rolled back: {message(e)}; restart the collector"
@@ -227,8 +229,8 @@ def replace_rows(store: Store, table: str, rows: pa.RecordBatch) -> None:
     try:
         cursor.begin()
         cursor.execute(f"DELETE FROM {table}")
-        cursor.register("arrived", rows)
-        cursor.execute(f"INSERT INTO {table} SELECT * FROM arrived")
+        cursor.register(_ARRIVED, rows)
+        cursor.execute(f"INSERT INTO {table} SELECT * FROM {_ARRIVED}")
         cursor.commit()
     except duckdb.Error as e:
         raise StoreError(f"{store.path}: {table} could not be replaced: {message(e)}") from e
