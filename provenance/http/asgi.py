@@ -90,13 +90,14 @@ async def _watch(request: "WatchedRequest", app: ASGIApp, scope: Scope, receive:
 class WatchedRequest:
     """What one request shows of itself, message by message, and the attributes that follow from it. No I/O."""
 
-    __slots__ = ("_complete", "_finished", "_headers", "_running", "_scope", "_sent_bytes", "span")
+    __slots__ = ("_complete", "_finished", "_headers", "_intact", "_running", "_scope", "_sent_bytes", "span")
 
     def __init__(self, span: RecordingSpan, scope: Scope, headers: dict[str, str]) -> None:
         self.span = span
         self._scope = scope
         self._headers = headers
         self._running = RunningHash()
+        self._intact = True
         self._complete = has_no_body(scope.get("http_version", ""), headers)
         self._sent_bytes: int | None = None
         self._finished = False
@@ -104,8 +105,10 @@ class WatchedRequest:
     def received(self, message: Message) -> None:
         """Take in a message of the request: its hash is complete with the last one, and no sooner."""
         if message["type"] == "http.request":
+            intact, self._intact, self._complete = self._intact, False, False
             self._running.update(message.get("body", b""))
-            self._complete = not message.get("more_body", False)
+            self._intact = intact  # a piece that could not be hashed leaves a hash of something else
+            self._complete = intact and not message.get("more_body", False)
 
     def sending(self, message: Message) -> None:
         """Count a message of the response; the last one ends the span, so everything is said before it goes."""

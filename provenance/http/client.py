@@ -76,32 +76,44 @@ class HashedStream:
 
     def __init__(self, stream: Iterable[bytes] | AsyncIterable[bytes]) -> None:
         self._stream: Any = stream
+        self._running = RunningHash()
+        self._intact = True
         self.complete: RunningHash | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _take(self, running: RunningHash, piece: bytes) -> None:
+    def _begin(self) -> None:
+        """Anew each time: a request that met a closed connection is sent again."""
+        self._running, self._intact, self.complete = RunningHash(), True, None
+
+    def _take(self, piece: bytes) -> None:
+        intact, self._intact = self._intact, False  # a piece that cannot be hashed leaves a hash of something else
         with Contained(PLACE):
-            running.update(piece)
+            self._running.update(piece)
+            self._intact = intact
+
+    def _end(self) -> None:
+        if self._intact:
+            self.complete = self._running
 
 
 class _SyncHashedStream(HashedStream):
     def __iter__(self) -> Iterator[bytes]:
-        running = RunningHash()  # anew each time: a request that met a closed connection is sent again
+        self._begin()
         for piece in self._stream:
-            self._take(running, piece)
+            self._take(piece)
             yield piece
-        self.complete = running
+        self._end()
 
 
 class _AsyncHashedStream(HashedStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        running = RunningHash()
+        self._begin()
         async for piece in self._stream:
-            self._take(running, piece)
+            self._take(piece)
             yield piece
-        self.complete = running
+        self._end()
 
 
 @dataclass(frozen=True, slots=True)

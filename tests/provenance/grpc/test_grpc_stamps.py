@@ -69,7 +69,7 @@ class Mesh:
 
 
 def start_server(
-    servicer: Servicer, response_serializer: Any, interceptors: tuple[Any, ...] = (), registered: bool = True
+    servicer: Servicer, response_serializer: Any, interceptors: tuple[Any, ...] = (), *, registered: bool = True
 ):
     server = grpc.server(futures.ThreadPoolExecutor(2), interceptors=interceptors)
     handlers = {
