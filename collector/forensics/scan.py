@@ -1,0 +1,70 @@
+"""All detectors over one window, as one frame of findings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from collector.forensics.findings import KINDS, Finding, Kind, to_frame
+from collector.forensics.shadow import ShadowParams, examine_shadow, percent
+from collector.forensics.tables import Query, Window
+
+if TYPE_CHECKING:
+    from collector.forensics.egress import EgressParams
+    from collector.forensics.latency import LatencyParams
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The findings (columns `findings.SCHEMA`, most severe first), and sentences on what could not be seen."""
+
+    findings: pl.DataFrame
+    notes: tuple[str, ...]
+
+
+def scan(
+    query: Query,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    window: Window | None = None,
+    shadow: ShadowParams | None = None,
+    egress: "EgressParams | None" = None,
+    latency: "LatencyParams | None" = None,
+) -> pl.DataFrame:
+    """The findings of these kinds; columns `findings.SCHEMA`, most severe first. Raises what `query` raises."""
+    return examine(query, kinds=kinds, window=window, shadow=shadow, egress=egress, latency=latency).findings
+
+
+def examine(
+    query: Query,
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    window: Window | None = None,
+    shadow: ShadowParams | None = None,
+    egress: "EgressParams | None" = None,
+    latency: "LatencyParams | None" = None,
+) -> Scan:
+    """The findings of these kinds, and what could not be seen. Raises what `query` raises."""
+    window = window or Window()
+    found: list[Finding] = []
+    notes: list[str] = []
+    for kind in dict.fromkeys(kinds):
+        match kind:
+            case "shadow":
+                report = examine_shadow(query, window, shadow)
+                found += report.findings
+                if report.unjudged:
+                    notes.append(
+                        f"{percent(report.unjudged, report.calls)} of {report.calls:,} calls could not be judged by access logs: "
+                        f"{report.why}"
+                    )
+            case "egress":
+                from collector.forensics.egress import EgressParams, find_egress
+
+                found += find_egress(query, window, egress or EgressParams())
+            case "latency":
+                from collector.forensics.latency import LatencyParams, find_latency
+
+                found += find_latency(query, window, latency or LatencyParams())
+    return Scan(to_frame(found), tuple(notes))

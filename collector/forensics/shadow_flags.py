@@ -1,0 +1,277 @@
+"""Which calls are shadow traffic: the expression behind `collector.forensics.shadow`.
+
+Every rule here is about one call; `shadow` gathers the flagged calls into findings and puts them into words.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import ibis
+import ibis.expr.types as ir
+
+from collector.forensics.calls import calls
+from collector.forensics.findings import EVIDENCE_LIMIT
+from collector.forensics.tables import NS_PER_S, Window, spans
+from collector.forensics.verdicts import MISSED, Coverage, judge
+from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED
+
+MINUTE_NS: Final = 60 * NS_PER_S
+
+ENTRY_STAMPED_RATIO: Final = 0.05
+"""An entry point has stamped calls in at most this share of the minutes in which it has any."""
+
+ENTRY_OUTSIDE_RATIO: Final = 0.5
+"""In at least this share of its minutes, most of an entry point's callers are unknown."""
+
+ENTRY_SLICES: Final = 10
+ENTRY_SLICES_RATIO: Final = 0.6
+"""Of the tenths of the recorded time in which the mesh has calls, an entry point has unstamped ones in this share."""
+
+TRACED_CELL_RATIO: Final = 0.9
+TRACED_RATIO: Final = 0.8
+"""A caller's telemetry is complete if 80 % of its (callee, minute) cells have the parents of 90 % of their calls."""
+
+FLAGS: Final = ("unstamped", "unknown_caller", "bypass_outbound", "bypass_inbound", "tampered")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowParams:
+    """What the shadow detector may assume.
+
+    Attributes:
+        entry_services: service.name of services that take unstamped traffic by nature (gateways, webhooks).
+        infer_entries: Also take services for entry points that behave like one; see `shadow`.
+        settle_ns: How long after a server span its caller's span may still arrive (exporters batch for 5 s).
+        coverage: How near a proxy's other lines must be for the absence of one to count.
+        probe_services: rpc services of health checks.
+        probe_user_agents: How user agents of health checks begin; they count on GET and HEAD only.
+    """
+
+    entry_services: tuple[str, ...] = ()
+    infer_entries: bool = True
+    settle_ns: int = 15 * NS_PER_S
+    coverage: Coverage = field(default_factory=Coverage)
+    probe_services: tuple[str, ...] = ("grpc.health.v1.Health",)
+    probe_user_agents: tuple[str, ...] = (
+        "kube-probe/",
+        "GoogleHC/",
+        "ELB-HealthChecker/",
+        "Envoy/HC",
+        "Consul Health Check",
+        "Prometheus/",
+    )
+
+
+def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
+    """The answered calls of the window, each with what it is flagged for.
+
+    Columns: trace_id, client_span_id, server_span_id, caller, callee, claimed (the service that the stamp names),
+    start_time_unix_nano, outbound_record_id, inbound_record_id, outbound_verdict, inbound_verdict, outbound_reason,
+    inbound_reason, verdict, one boolean per name in `FLAGS`, and flagged: any of them.
+    """
+    table = _facts(judge(calls(window, unanswered=False), window, params.coverage), params)
+    table = _with_telemetry(_with_entries(table, window, params))
+    missed_in, missed_out = table.inbound_verdict == MISSED, table.outbound_verdict == MISSED
+    orphan = table.orphan & table.settled & table.telemetry_complete
+    nobody = table.caller.isnull() & (table.settled | table.parent_span_id.isnull())
+    outside = table.entry | table.probe
+    table = table.mutate(
+        unstamped=table.bare & (missed_in | table.client_stamped | (nobody & ~outside)),
+        unknown_caller=orphan & (table.claimed.notnull() | ~outside),
+        bypass_outbound=missed_out,
+        bypass_inbound=missed_in,
+    )
+    flagged = table.unstamped | table.unknown_caller | missed_in | missed_out | table.tampered
+    return table.select(
+        "trace_id",
+        "client_span_id",
+        "server_span_id",
+        "caller",
+        "callee",
+        "start_time_unix_nano",
+        "outbound_record_id",
+        "inbound_record_id",
+        "outbound_verdict",
+        "inbound_verdict",
+        "outbound_reason",
+        "inbound_reason",
+        "verdict",
+        *FLAGS,
+        claimed=ibis.ifelse(table.unknown_caller, table.claimed, ibis.null("string")),
+        flagged=flagged.fill_null(False),
+    )
+
+
+def summary(window: Window, params: ShadowParams) -> ir.Table:
+    """All answered calls, counted by what is known of them.
+
+    Columns: caller, callee, claimed, the verdicts and their reasons, `FLAGS`, flagged; calls, first, last (ns), and, for
+    flagged calls, trace_ids, span_ids (the client's where there is one, else the server's) and record_ids of the earliest
+    `EVIDENCE_LIMIT` of each (caller, callee).
+    """
+    table = flagged_calls(window, params)
+    earliest = ibis.row_number().over(
+        group_by=[table.caller, table.callee, table.flagged],
+        order_by=[table.start_time_unix_nano, table.trace_id, table.server_span_id],
+    )
+    table = table.mutate(
+        shown=table.flagged & (earliest < EVIDENCE_LIMIT),
+        span_id=ibis.coalesce(table.client_span_id, table.server_span_id),
+    )
+    order = [table.start_time_unix_nano, table.trace_id]
+    return table.group_by(
+        "caller",
+        "callee",
+        "claimed",
+        "outbound_verdict",
+        "inbound_verdict",
+        "outbound_reason",
+        "inbound_reason",
+        "verdict",
+        *FLAGS,
+        "flagged",
+    ).agg(
+        calls=table.count(),
+        first=table.start_time_unix_nano.min(),
+        last=table.start_time_unix_nano.max(),
+        shown_at=table.start_time_unix_nano.collect(where=table.shown, order_by=order),
+        trace_ids=table.trace_id.cast("string").collect(where=table.shown, order_by=order),
+        span_ids=table.span_id.collect(where=table.shown, order_by=order),
+        outbound_record_ids=table.outbound_record_id.collect(where=table.shown, order_by=order),
+        inbound_record_ids=table.inbound_record_id.collect(where=table.shown, order_by=order),
+    )
+
+
+def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
+    """What can be said of each call by itself, and whether its callee's middleware looks at calls like it."""
+    stamped = table.stamp_kid.notnull() & table.stamp_status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True)
+    looked = (table.stamp_status.notnull() | table.stamp_kid.notnull()).any()
+    process = [table.callee, table.callee_instance, table.protocol]
+    looks = looked.over(group_by=process)
+    missing = table.stamp_status.isin((STAMP_ABSENT, STAMP_MALFORMED)) | (
+        table.stamp_status.isnull() & table.stamp_kid.isnull()
+    )
+    # A body that broke off half-way hashes differently, and nobody touched it.
+    cut = table.error & (table.server_request_bytes < table.client_request_bytes).fill_null(False)
+    altered = (table.client_request_hash != table.server_request_hash).fill_null(False) & ~cut
+    newest = spans().received_unix_nano.max().as_scalar()
+    return table.select(
+        "trace_id",
+        "client_span_id",
+        "server_span_id",
+        "parent_span_id",
+        "caller",
+        "callee",
+        "start_time_unix_nano",
+        "outbound_record_id",
+        "inbound_record_id",
+        "outbound_verdict",
+        "inbound_verdict",
+        "outbound_reason",
+        "inbound_reason",
+        "verdict",
+        "parent_found",
+        minute=table.start_time_unix_nano // MINUTE_NS,
+        stamped=stamped,
+        bare=(missing & looks).fill_null(False),
+        client_stamped=table.client_stamp_kid.notnull(),
+        claimed=ibis.ifelse(stamped, table.stamp_kid.re_replace(r"/.*$", ""), ibis.null("string")),
+        orphan=table.parent_span_id.notnull() & ~table.parent_found & table.caller.isnull(),
+        settled=table.received_unix_nano <= newest - params.settle_ns,
+        tampered=altered | (table.stamp_status == STAMP_MISMATCHED).fill_null(False),
+        probe=_probe(table, params),
+    )
+
+
+def _probe(table: ir.Table, params: ShadowParams) -> ir.BooleanValue:
+    probe = ibis.literal(False)
+    for service in params.probe_services:
+        probe |= (table.protocol == "rpc") & table.operation.startswith(service + "/")
+    for agent in params.probe_user_agents:
+        probe |= table.user_agent.startswith(agent) & table.method.isin(("GET", "HEAD"))
+    return probe.fill_null(False)
+
+
+def _with_entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
+    """The calls with `entry`: whether their callee takes unstamped traffic by nature."""
+    declared = table.callee.isin(params.entry_services) if params.entry_services else ibis.literal(False)
+    if not params.infer_entries:
+        return table.mutate(entry=declared)
+    entries = _entries(table, window, params)
+    joined = table.left_join(entries, table.callee == entries.entry_service)
+    return joined.mutate(entry=declared | joined.entry_service.notnull()).drop("entry_service")
+
+
+def _entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
+    """(entry_service), judged by minutes of the window and by everything that is recorded before its end."""
+    minutes = table.filter(~table.probe).group_by("callee", "minute").agg(share=table.caller.isnull().mean())
+    outside = minutes.group_by("callee").agg(outside_ratio=(minutes.share > 0.5).mean())
+    history = _history(Window(None, window.until_unix_nano), params)
+    bounds = history.agg(begin=history.start.min(), span=history.start.max() - history.start.min() + 1)
+    history = history.cross_join(bounds)
+    history = history.mutate(tenth=(history.start - history.begin) // (history.span // ENTRY_SLICES + 1))
+    mesh = history.agg(mesh_tenths=history.tenth.nunique())
+    services = history.group_by("service").agg(
+        minutes=history.minute.nunique(),
+        stamped_minutes=history.minute.nunique(where=history.stamped),
+        tenths=history.tenth.nunique(where=~history.stamped),
+    )
+    services = services.cross_join(mesh).inner_join(outside, services.service == outside.callee)
+    like_one = (
+        (services.stamped_minutes <= services.minutes * ENTRY_STAMPED_RATIO)
+        & (services.tenths >= services.mesh_tenths * ENTRY_SLICES_RATIO)
+        & (services.outside_ratio >= ENTRY_OUTSIDE_RATIO)
+    )
+    return services.filter(like_one).select(entry_service=services.service)
+
+
+def _history(until: Window, params: ShadowParams) -> ir.Table:
+    table = spans().select(
+        "witness",
+        "kind",
+        "service_name",
+        "start_time_unix_nano",
+        "provenance_stamp_status",
+        "provenance_stamp_kid",
+        "rpc_service",
+        "http_request_method",
+        "user_agent_original",
+    )
+    table = until.of(table)
+    table = table.filter((table.witness == "app") & (table.kind == "SERVER"))
+    probe = table.rpc_service.isin(params.probe_services) if params.probe_services else ibis.literal(False)
+    for agent in params.probe_user_agents:
+        probe |= table.user_agent_original.startswith(agent) & table.http_request_method.isin(("GET", "HEAD"))
+    status = table.provenance_stamp_status
+    return table.filter(~probe.fill_null(False)).select(
+        service=table.service_name,
+        start=table.start_time_unix_nano,
+        minute=table.start_time_unix_nano // MINUTE_NS,
+        stamped=table.provenance_stamp_kid.notnull() & status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True),
+    )
+
+
+def _with_telemetry(table: ir.Table) -> ir.Table:
+    """The calls with `telemetry_complete`: the caller's spans normally arrive, so that a missing one means something.
+
+    The caller is the service that the stamp names; without a stamp, whoever else calls that callee. Judged by cells of
+    (callee, minute), each with one vote, so that neither a flood nor one broken callee decides for all.
+    """
+    has_parent = table.filter(table.parent_span_id.notnull() | table.claimed.notnull())
+    has_parent = has_parent.mutate(origin=_origin(has_parent), whole=~has_parent.orphan)
+    cells = has_parent.group_by("origin", "callee", "minute").agg(
+        whole=has_parent.whole.mean() >= TRACED_CELL_RATIO,
+        begin=has_parent.start_time_unix_nano.min(where=has_parent.whole),
+        end=has_parent.start_time_unix_nano.max(where=has_parent.whole),
+    )
+    origins = cells.group_by("origin").agg(
+        whole=cells.whole.mean() >= TRACED_RATIO, begin=cells.begin.min(), end=cells.end.max()
+    )
+    origins = origins.filter(origins.whole).select(known_origin="origin", known_begin="begin", known_end="end")
+    joined = table.left_join(origins, _origin(table) == origins.known_origin)
+    within = joined.start_time_unix_nano.between(joined.known_begin, joined.known_end)
+    return joined.mutate(telemetry_complete=within.fill_null(False)).drop("known_origin", "known_begin", "known_end")
+
+
+def _origin(table: ir.Table) -> ir.StringValue:
+    return ibis.coalesce(table.claimed, ibis.literal("-> ") + table.callee)
