@@ -195,8 +195,6 @@ def clean_up(folder: Path, work: Path, database: Path, *, keep: bool) -> None:
 
 def headless(mesh: Mesh, options: Options, database: Path) -> int:
     """Run for the duration, end the traffic, search, grade, print."""
-    from collector.forensics.scan import scan
-
     planted = mesh.begin()
     say_plan(planted)
     until = time.monotonic() + options.duration_seconds
@@ -206,6 +204,8 @@ def headless(mesh: Mesh, options: Options, database: Path) -> int:
     try:
         counts = mesh.end(source)
         say(f"the load: {counts['requests']} requests, {counts['failed']} failed")
+        from collector.forensics.scan import scan
+
         findings = scan(source.query)
     finally:
         source.close()

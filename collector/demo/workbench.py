@@ -11,8 +11,8 @@ from typing import Any, Final
 from collector.demo.processes import DemoError, describe_exit, tethered
 
 LOOK_SECONDS: Final = 0.5
-RESET_TERMINAL: Final = "\x1b[?1049l\x1b[?25h\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[0m"
-"""Leave the alternate screen, show the cursor, no mouse reports, no bracketed paste: what an application killed halfway leaves on."""
+RESET_TERMINAL: Final = "\x1b[<u\x1b[?1049l\x1b[?25h\x1b[?7h\x1b[?1000;1002;1003;1004;1006;1015;2004l\x1b[0m"
+"""Plain keyboard and screen, cursor and line wrap, no mouse, focus or paste reports: undo what an application killed halfway left."""
 
 
 def run(url: str, check: Callable[[], None]) -> int:
