@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import polars as pl
 
+from collector.forensics.egress import EgressParams, find_egress
 from collector.forensics.findings import KINDS, Finding, Kind, to_frame
+from collector.forensics.latency import LatencyParams, find_latency
 from collector.forensics.shadow import ShadowParams, examine_shadow, percent
 from collector.forensics.tables import Query, Window
-
-if TYPE_CHECKING:
-    from collector.forensics.egress import EgressParams
-    from collector.forensics.latency import LatencyParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +26,8 @@ def scan(
     kinds: Sequence[Kind] = KINDS,
     window: Window | None = None,
     shadow: ShadowParams | None = None,
-    egress: "EgressParams | None" = None,
-    latency: "LatencyParams | None" = None,
+    egress: EgressParams | None = None,
+    latency: LatencyParams | None = None,
 ) -> pl.DataFrame:
     """The findings of these kinds; columns `findings.SCHEMA`, most severe first. Raises what `query` raises."""
     return examine(query, kinds=kinds, window=window, shadow=shadow, egress=egress, latency=latency).findings
@@ -42,8 +39,8 @@ def examine(
     kinds: Sequence[Kind] = KINDS,
     window: Window | None = None,
     shadow: ShadowParams | None = None,
-    egress: "EgressParams | None" = None,
-    latency: "LatencyParams | None" = None,
+    egress: EgressParams | None = None,
+    latency: LatencyParams | None = None,
 ) -> Scan:
     """The findings of these kinds, and what could not be seen. Raises what `query` raises."""
     window = window or Window()
@@ -60,11 +57,7 @@ def examine(
                         f"{report.why}"
                     )
             case "egress":
-                from collector.forensics.egress import EgressParams, find_egress
-
-                found += find_egress(query, window, egress or EgressParams())
+                found += find_egress(query, window, egress)
             case "latency":
-                from collector.forensics.latency import LatencyParams, find_latency
-
-                found += find_latency(query, window, latency or LatencyParams())
+                found += find_latency(query, window, latency)
     return Scan(to_frame(found), tuple(notes))

@@ -1,0 +1,182 @@
+"""`provenance scan`: the findings of a file or a collector, printed."""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import polars as pl
+
+from collector.client import open_source
+from collector.commands.output import FORMATS, escape, write_frame
+from collector.errors import CollectorError, ConfigError, exit_code
+from collector.forensics.egress import EgressParams
+from collector.forensics.findings import KINDS
+from collector.forensics.scan import Scan, examine
+from collector.forensics.shadow import ShadowParams
+from collector.forensics.tables import NS_PER_S, Window
+from collector.policy import read_policy
+
+EXIT_CLEAN: Final = 0
+EXIT_FINDINGS: Final = 1
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_RELATIVE: Final = re.compile(r"(\d{1,9})([smhd])")
+_FRACTION: Final = re.compile(r"\.(\d{1,9})")
+_WIDTHS: Final = (60, 120)
+"""Narrower tears words apart, wider tires the eye."""
+
+_EPILOG: Final = """\
+what is looked for:
+  shadow   calls that bypassed a sidecar, carried no stamp, came from nobody, or were altered on the way
+  latency  edges slower than their own baseline, with the span that explains it
+  egress   calls out of the mesh: not listed, or clock-like
+
+A TIME is RFC 3339 (2026-03-01T03:12:00Z; without an offset: UTC) or how long ago: 90s, 15m, 2h, 1d.
+What could not be judged, and why, is said on stderr: a clean scan of calls that nobody watched proves nothing.
+
+examples:
+  provenance scan evidence.duckdb
+  provenance scan http://127.0.0.1:4318 --since 15m --kind shadow --entry gateway
+  provenance scan evidence.duckdb --policy provenance.toml --format ndjson | jq .explanation
+
+exit codes: 0 clean, 1 findings, 2 usage, 3 nothing there to ask
+"""
+
+
+def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
+    """Scan and print; returns the exit code. `now` is ns since the Unix epoch."""
+    options = _parser().parse_args(argv)
+    try:
+        scan = _scan(options, now())
+    except CollectorError as e:
+        print(f"provenance scan: {e}", file=sys.stderr)
+        return exit_code(e)
+    for note in scan.notes:
+        print(f"provenance scan: {note}", file=sys.stderr)
+    try:
+        if options.format == "table":
+            _write_table(scan.findings, sys.stdout)
+        else:
+            write_frame(scan.findings, options.format, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `| head` has seen enough. What is still buffered must not be tried again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_CLEAN if scan.findings.is_empty() else EXIT_FINDINGS
+
+
+def parse_time(text: str, now_unix_nano: int) -> int:
+    """The time in ns since the Unix epoch, from RFC 3339 or from how long ago; raises ConfigError."""
+    if match := _RELATIVE.fullmatch(text.strip()):
+        return max(0, now_unix_nano - int(match[1]) * _UNITS[match[2]] * NS_PER_S)
+    # datetime keeps microseconds; evidence is in nanoseconds.
+    fraction = _FRACTION.search(text)
+    try:
+        moment = datetime.fromisoformat(_FRACTION.sub("", text.strip()))
+    except ValueError as e:
+        raise ConfigError(f"{text!r} is no time: write 2026-03-01T03:12:00Z, or how long ago: 90s, 15m, 2h, 1d") from e
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    nanoseconds = int(fraction[1].ljust(9, "0")) if fraction else 0
+    return round(moment.timestamp()) * NS_PER_S + nanoseconds
+
+
+def render_findings(findings: pl.DataFrame, width: int) -> Iterator[str]:
+    """The lines of the table: a heading for each finding, below it, indented, what happened and what could not be seen."""
+    if findings.is_empty():
+        yield "no findings"
+        return
+    yield f"{'SEVERITY':<10}{'KIND':<9}{'CALLS':>7}  {'LAST SEEN':<21}SUBJECT"
+    for row in findings.iter_rows(named=True):
+        head = f"{row['severity']:<10}{row['kind']:<9}{row['count']:>7,}  {_clock(row['last_seen_unix_nano']):<21}"
+        subject = escape(_subject(row))
+        yield head + subject
+        yield from _paragraph(f"{', '.join(row['reasons'])}: {row['explanation']}.", width)
+        if row["completeness"]:
+            yield from _paragraph(f"not seen: {row['completeness']}.", width)
+        yield ""
+    count = findings.height
+    yield f"{count} finding{'' if count == 1 else 's'}"
+
+
+def _scan(options: argparse.Namespace, now_unix_nano: int) -> Scan:
+    since = None if options.since is None else parse_time(options.since, now_unix_nano)
+    until = None if options.until is None else parse_time(options.until, now_unix_nano)
+    if since is not None and until is not None and since >= until:
+        raise ConfigError(f"--since {options.since} is not before --until {options.until}")
+    policy = None if options.policy is None else read_policy(options.policy)
+    source = open_source(options.source)
+    try:
+        return examine(
+            source.query,
+            kinds=options.kind or KINDS,
+            window=Window(since, until),
+            shadow=ShadowParams(entry_services=tuple(options.entry)),
+            egress=EgressParams(policy=policy),
+        )
+    finally:
+        source.close()
+
+
+def _write_table(findings: pl.DataFrame, stream: TextIO) -> None:
+    columns = shutil.get_terminal_size().columns if stream.isatty() else 80
+    stream.writelines(line + "\n" for line in render_findings(findings, min(max(columns, _WIDTHS[0]), _WIDTHS[1])))
+
+
+def _subject(row: Mapping[str, Any]) -> str:
+    target = row["callee"] or row["destination"] or row["operation"]
+    caller = row["caller"] or ("unknown" if row["kind"] == "shadow" else None)
+    named = " -> ".join(name for name in (caller, target) if name)
+    return f"{named} {row['operation']}" if row["operation"] and row["operation"] != target else named
+
+
+def _paragraph(text: str, width: int) -> list[str]:
+    return textwrap.wrap(escape(text), width, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _clock(unix_nano: int) -> str:
+    return datetime.fromtimestamp(unix_nano // NS_PER_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = [kind.strip() for kind in text.split(",") if kind.strip()]
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise argparse.ArgumentTypeError(f"{text!r}: choose from {', '.join(KINDS)}, separated by commas")
+    return kinds
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="provenance scan",
+        description="Print what is wrong: shadow traffic, latency spikes and egress, most severe first.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)")
+    parser.add_argument("--kind", type=_kinds, metavar="KIND[,KIND]", help=f"of {', '.join(KINDS)} (default: all)")
+    parser.add_argument("--since", metavar="TIME", help="calls that began at this time or later (default: all)")
+    parser.add_argument("--until", metavar="TIME", help="calls that began before this time (default: all)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="how to print it (default: table)")
+    parser.add_argument(
+        "--entry",
+        metavar="SERVICE",
+        action="append",
+        default=[],
+        help="a service that takes unstamped traffic from outside by nature; may be repeated",
+    )
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        type=Path,
+        help="TOML whose [egress] lists what may be reached (default: the collector's)",
+    )
+    return parser
