@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from rich.cells import cell_len
 
 from tui.line import Line, Piece, Tone
-from tui.text import fit
+from tui.text import fit, sparkline
 
 GAP = 1
 T = TypeVar("T")
@@ -34,6 +34,12 @@ class Cell:
 
     text: str
     tone: Tone = "plain"
+    series: tuple[float | None, ...] | None = None
+    """Drawn as a sparkline instead of the text, as wide as the column."""
+
+    def fitted(self, width: int, *, right: bool) -> str:
+        """In exactly so many cells."""
+        return fit(self.text if self.series is None else sparkline(self.series, width), width, right=right)
 
 
 def arrange(columns: Sequence[Column], width: int) -> list[tuple[int, int]]:
@@ -44,15 +50,15 @@ def arrange(columns: Sequence[Column], width: int) -> list[tuple[int, int]]:
         if columns[leaving].rank == 0:
             break
         kept.remove(leaving)
+    widths = {i: columns[i].width for i in kept}
     spare = max(width - _need(columns, kept), 0)
-    shares = sum(columns[i].grow for i in kept)
-    widths: list[tuple[int, int]] = []
-    for i in kept:
-        extra = spare * columns[i].grow // shares if shares and columns[i].grow else 0
-        extra = min(extra, max(columns[i].most - columns[i].width, 0))
+    growing = sorted((i for i in kept if columns[i].grow), key=lambda i: columns[i].most - columns[i].width)
+    shares = sum(columns[i].grow for i in growing)
+    for i in growing:  # the most limited first: what one column may not take, the others share
+        extra = min(spare * columns[i].grow // shares, max(columns[i].most - columns[i].width, 0))
+        widths[i] += extra
         spare, shares = spare - extra, shares - columns[i].grow
-        widths.append((i, columns[i].width + extra))
-    return widths
+    return [(i, widths[i]) for i in kept]
 
 
 def _need(columns: Sequence[Column], kept: Sequence[int]) -> int:
@@ -67,7 +73,7 @@ def heading(columns: Sequence[Column], width: int) -> Line:
 def row(columns: Sequence[Column], cells: Sequence[Cell], width: int) -> Line:
     """One row; `cells` answers `columns` one to one."""
     return _join(
-        [Piece(fit(cells[i].text, w, right=columns[i].right), cells[i].tone) for i, w in arrange(columns, width)]
+        [Piece(cells[i].fitted(w, right=columns[i].right), cells[i].tone) for i, w in arrange(columns, width)]
     )
 
 

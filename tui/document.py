@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rich.cells import cell_len
+
 from tui.line import Line, Piece, Tone
 from tui.text import fit, wrap
 
@@ -60,8 +62,8 @@ def compose(blocks: Sequence[Block], width: int) -> DocumentRows:
 def _lines(block: Block, width: int) -> Iterable[Line]:
     if not block.label:
         return [(Piece(text, block.tone),) for text in wrap(block.text, width)]
-    if len(block.label) < LABEL_WIDTH:
-        texts = wrap(block.text, max(width - LABEL_WIDTH, 8))
+    if len(block.label) < LABEL_WIDTH and width >= 2 * LABEL_WIDTH:
+        texts = wrap(block.text, width - LABEL_WIDTH)
         return [
             (Piece(fit(block.label if i == 0 else "", LABEL_WIDTH), "dim"), Piece(text, block.tone))
             for i, text in enumerate(texts)
@@ -72,7 +74,8 @@ def _lines(block: Block, width: int) -> Iterable[Line]:
 def _attribute(block: Block, width: int) -> Iterable[Line]:
     """A long label stands before its text where both fit on one line, else above it."""
     label = fit(block.label, width).rstrip()
-    texts = wrap(block.text, max(width - len(label) - 1, 1))
-    if len(texts) == 1:
+    room = width - cell_len(label) - 1
+    texts = wrap(block.text, max(room, 1))
+    if room > 0 and len(texts) == 1:
         return [(Piece(label, "dim"), Piece(" "), Piece(texts[0], block.tone))]
-    return [(Piece(label, "dim"),), *((Piece("  "), Piece(t, block.tone)) for t in wrap(block.text, max(width - 2, 1)))]
+    return [(Piece(label, "dim"),), *((Piece("  "), Piece(t, block.tone)) for t in wrap(block.text, width - 2))]

@@ -150,8 +150,11 @@ class SourceEvidence:
         """One trace and its access-log records."""
         from collector.forensics.traces import trace, trace_records
 
+        from tui.hops import hops
+
         query = self._lane("trace").query
-        return decode_trace(trace_id, trace(query, trace_id), trace_records(query, trace_id))
+        spans = trace(query, trace_id)
+        return decode_trace(trace_id, spans, trace_records(query, trace_id), hops(query, trace_id, spans))
 
     def sql_of(self, view: View) -> str:
         """Exactly the SQL that the view's method runs."""

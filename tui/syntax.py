@@ -21,7 +21,7 @@ HELP: Final = (
     ("anything else", "text in names and attributes; “quotes” keep spaces"),
 )
 
-_TOKEN: Final = re.compile(r"""(?:[^\s"]|"[^"]*")+|"[^"]*$""")
+_TOKEN: Final = re.compile(r"""(?:[^\s"]|"[^"]*")+""")
 _CONDITION: Final = re.compile(r"(?P<key>[a-z_.]+)(?P<operator>[:<>]=?)(?P<value>.*)", re.DOTALL)
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|µs|ms|s|m)")
 _UNITS: Final[dict[str, int]] = {
@@ -37,10 +37,10 @@ class SearchSyntaxError(ValueError):
 
 def parse(text: str) -> TraceQuery:
     """The query that a search line means. Raises `SearchSyntaxError`."""
+    if text.count('"') % 2:
+        raise SearchSyntaxError(f'a quote is not closed in {text!r}; expected "text in quotes"')
     query, words = TraceQuery(), []
     for token in _TOKEN.findall(text):
-        if token.count('"') % 2:
-            raise SearchSyntaxError(f'a quote is not closed in {token!r}; expected "text in quotes"')
         condition = None if token.startswith('"') else _CONDITION.fullmatch(token)
         if condition is None or not _is_meant(condition["key"], condition["operator"]):
             words.append(token.replace('"', ""))

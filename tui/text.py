@@ -15,7 +15,8 @@ from rich.cells import cell_len, set_cell_size
 
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 ELLIPSIS: Final = "…"
-SPARKS: Final = "▁▂▃▄▅▆▇█"
+SPARKS: Final = "▁▂▃▄▅▆▇"
+"""Without the full block: a gap remains between the lines of a table."""
 
 _MARKS_KEPT: Final = 2
 """Combining marks kept on one base: Vietnamese and Hebrew need two; more is decoration or an attack on the row above."""

@@ -113,7 +113,7 @@ class ExportDialog(Dialog[Destination]):
 
     def on_mount(self) -> None:
         """Say what will be written."""
-        self.query_one(Label).said = plain(f" Export {self._row_count:,} rows to", "strong")
+        self.query_one(Label).said = plain(f" Export {self._row_count:,} rows: enter writes, tab changes the format", "strong")
         self._judge()
 
     def on_input_changed(self) -> None:

@@ -37,7 +37,7 @@ class FilterInput(Input):
 
     KEYS_TITLE: ClassVar[str] = "Filter and search"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "submit", "keep"),
+        Binding("enter", "submit", "keep", key_display="enter"),
         Binding("escape", "screen.clear_filter", "clear"),
         Binding("down", "screen.leave_filter", "to the list", show=False),
     ]
@@ -220,6 +220,12 @@ class MainScreen(EvidenceScreen):
         self.app.push_screen(TraceScreen(event.evidence, event.at, event.span_ids))
 
     # --- the filter ---------------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """While a filter is typed its keys are the only ones."""
+        if action == "filter" and isinstance(self.focused, FilterInput):
+            return False
+        return super().check_action(action, parameters)
 
     def action_filter(self) -> None:
         """Type a filter or a search."""

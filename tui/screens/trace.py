@@ -28,18 +28,20 @@ class TraceScreen(EvidenceScreen):
 
     KEYS_TITLE: ClassVar[str] = "Trace"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "details", "details"),
+        Binding("enter", "details", "details", key_display="enter", show=False),
         Binding("space", "fold", "fold"),
         Binding("p", "proxies", "proxies"),
-        Binding("e", "error(1)", "next error"),
+        Binding("e", "error(1)", "error"),
         Binding("E", "error(-1)", "previous error", show=False),
-        Binding("c", "critical(1)", "critical path"),
+        Binding("c", "critical(1)", "path"),
         Binding("C", "critical(-1)", "back along the critical path", show=False),
         Binding("n", "other(1)", "next trace", show=False),
         Binding("N", "other(-1)", "previous trace", show=False),
         Binding("right,l", "read", "into the details", show=False),
         Binding("left,h", "tree", "to the tree", show=False),
         Binding("r", "reload", "refresh", show=False),
+        Binding("y", "copy", "copy", show=False),
+        Binding("x", "export", "export", show=False),
         Binding("escape,q,backspace", "back", "back", key_display="esc"),
     ]
 

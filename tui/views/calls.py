@@ -6,24 +6,22 @@ from typing import Final
 
 from tui.columns import Cell, Column, TableRows, table
 from tui.snapshots import Edge, TraceQuery
-from tui.text import ago, duration, number, percent, rate, sparkline, utc
+from tui.text import ago, duration, number, percent, rate, utc
 
 COLUMNS: Final = (
-    Column("CALLER", 12, grow=2, most=24),
-    Column("CALLEE", 12, grow=2, most=24),
-    Column("OPERATION", 12, grow=4, most=48),
+    Column("CALLER", 10, grow=2, most=24),
+    Column("CALLEE", 10, grow=2, most=24),
+    Column("OPERATION", 12, grow=5, most=48),
     Column("CALLS", 7, right=True, rank=5),
     Column("RATE/s", 6, right=True),
-    Column("", 12, rank=6, grow=1, most=24),
+    Column("", 8, rank=3, grow=1, most=24),
     Column("ERRORS", 7, right=True),
     Column("P50", 7, right=True),
-    Column("", 12, rank=2, grow=1, most=24),
-    Column("P95", 7, right=True, rank=1),
+    Column("", 8, rank=1, grow=1, most=24),
+    Column("P95", 7, right=True, rank=2),
     Column("P99", 7, right=True, rank=4),
     Column("LAST", 9, right=True, rank=7),
 )
-
-SPARK_WIDTH: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +81,10 @@ def rows(items: Sequence[Edge], sort: Sort, now_unix_nano: int) -> TableRows[Edg
             Cell(edge.operation),
             Cell(number(edge.calls), "dim"),
             Cell(rate(edge.request_rate)),
-            Cell(sparkline(edge.rate_series, SPARK_WIDTH), "accent"),
+            Cell("", "accent", series=edge.rate_series),
             Cell(f"✗ {percent(edge.error_ratio)}" if failing else "0", "critical" if failing else "dim"),
             Cell(duration(edge.duration_ns_p50)),
-            Cell(sparkline(edge.duration_series, SPARK_WIDTH), "path"),
+            Cell("", "accent", series=edge.duration_series),
             Cell(duration(edge.duration_ns_p95)),
             Cell(duration(edge.duration_ns_p99), "dim"),
             Cell(ago(edge.last_seen_unix_nano, now_unix_nano), "dim"),

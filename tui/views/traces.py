@@ -10,7 +10,7 @@ from tui.syntax import EXAMPLE
 from tui.text import ago, duration, number, plural, utc
 
 COLUMNS: Final = (
-    Column("START (UTC)", 12),
+    Column("START (UTC)", 13),
     Column("SERVICE", 12, grow=2, most=24),
     Column("OPERATION", 14, grow=5, most=60),
     Column("DURATION", 8, right=True),

@@ -5,11 +5,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
+from rich.cells import cell_len
+
 from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED
 from tui.document import Block
 from tui.line import Line, Piece, Tone
 from tui.snapshots import ProxyRecord, Sight, TraceSpan
-from tui.text import duration, fit, number, plural, utc
+from tui.text import clean, duration, fit, number, plural, utc
 from tui.tree import HopWitnesses, Node, Tree, hash_agreement
 
 WITNESS_LEGEND: Final = (
@@ -100,19 +102,19 @@ def _name(tree: Tree, node: Node, width: int, *, marked: bool) -> Line:
     room = max(width // 2, 4)
     indent = node.depth * step
     lead = " " * indent if indent <= room else fit(f"{node.depth}›", room, right=True)
-    fold = "▸" if node.hidden else "▾" if node.has_children else "·"
-    flags = ("✗" if span.error else "") + ("⚑" if marked else "")
+    fold = "▸" if node.hidden else "▾" if node.has_children else " "
+    flag = "✗" if span.error else " "
     count = f" +{node.hidden}" if node.hidden else ""
     orphan = "◌ " if tree.is_orphan(node.index) else ""
     proxy = "proxy " if span.witness == "proxy" else ""
-    left = f"{lead}{fold}{flags} "
-    service_room = max(width - len(left) - len(count), 0)
-    service = fit(f"{orphan}{proxy}{span.service_name}", min(service_room, len(orphan + proxy + span.service_name)))
-    operation = fit(f" {span.name}", max(service_room - len(service), 0))
-    flag_tone: Tone = "critical" if span.error else "accent" if marked else "dim"
+    evidence = "⚑ " if marked else ""
+    service_room = max(width - len(lead) - 3 - len(evidence) - len(count), 0)
+    service = fit(f"{orphan}{proxy}{span.service_name}", min(service_room, cell_len(clean(orphan + proxy + span.service_name))))
+    operation = fit(f" {span.name}", max(service_room - cell_len(service), 0))
     return (
         Piece(lead + fold, "dim"),
-        Piece(f"{flags} ", flag_tone),
+        Piece(f"{flag} ", "critical"),
+        Piece(evidence, "accent"),
         Piece(service, "dim" if proxy else "critical" if span.error else "strong"),
         Piece(operation, "dim" if proxy else "plain"),
         Piece(count, "accent"),
@@ -180,9 +182,9 @@ def summary(tree: Tree, *, proxies: bool) -> str:
     spans = tree.spans
     services = len({s.service_name for s in spans})
     errors = sum(s.error for s in spans)
-    folded = "" if proxies or not tree.folding else f", {plural(len(tree.folding), 'proxy span')} folded"
+    folded = "" if proxies or not tree.folding else f", {len(tree.folding):,} folded (p)"
     return (
-        f"{utc(tree.start_unix_nano)}  {duration(tree.total_ns)}  {plural(len(spans), 'span')} of "
+        f"{utc(tree.start_unix_nano)}  {duration(tree.total_ns)}  {plural(len(spans), 'span')}, "
         f"{plural(services, 'service')}, {plural(errors, 'error')}{folded}"
     )
 

@@ -58,7 +58,7 @@ class Listing(ScrollView, can_focus=True, inherit_bindings=False):
         Binding("pageup,ctrl+u", "page(-1)", "page up", show=False),
         Binding("home,g", "edge(False)", "first row", show=False, key_display="g"),
         Binding("end,G", "edge(True)", "last row", show=False, key_display="G"),
-        Binding("enter", "choose", "open", show=False),
+        Binding("enter", "choose", "open", key_display="enter"),
     ]
 
     class Highlighted(Message):
@@ -87,11 +87,10 @@ class Listing(ScrollView, can_focus=True, inherit_bindings=False):
             """The list that sent it."""
             return self.listing
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None, cursor: bool = True) -> None:  # noqa: A002 - Textual's own name
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's own name
         super().__init__(id=id, classes=classes)
         self._rows: Rows = NoRows()
         self._cursor = 0
-        self._has_cursor = cursor
 
     # --- what others ask of it ----------------------------------------------------------------------------------
 
@@ -140,17 +139,18 @@ class Listing(ScrollView, can_focus=True, inherit_bindings=False):
     # --- keys ---------------------------------------------------------------------------------------------------
 
     def action_move(self, step: int) -> None:
-        """One row down or up; without a cursor, one line of scrolling."""
-        if self._has_cursor and any(self._rows.key(i) is not None for i in self._ahead(step)):
+        """One row down or up; one line of scrolling where no row is left to choose."""
+        if any(self._rows.key(i) is not None for i in self._ahead(step)):
             self._go(self._nearest(self._cursor + step, step))
         else:
             self._scroll(self.scroll_offset.y + step)
 
     def action_page(self, step: int) -> None:
         """A screenful down or up."""
-        if self._has_cursor:
-            self._go(self._nearest(self._cursor + step * self._page_rows, step))
-        self._scroll(self.scroll_offset.y + (0 if self._has_cursor else step * self._page_rows))
+        before = self._cursor
+        self._go(self._nearest(self._cursor + step * self._page_rows, step))
+        if self._cursor == before:
+            self._scroll(self.scroll_offset.y + step * self._page_rows)
 
     def action_edge(self, last: bool) -> None:  # noqa: FBT001 - an action's argument
         """The last or the first row."""
@@ -180,14 +180,14 @@ class Listing(ScrollView, can_focus=True, inherit_bindings=False):
     def render_line(self, y: int) -> Strip:
         """One line of the screen."""
         width = self.scrollable_content_region.width
-        inner = max(width - GUTTER, 1)
+        inner = max(width - GUTTER - 1, 1)
         if y < self._header_rows:
             header = self._rows.header(inner)
             return self._paint(header or (), width, " " * GUTTER, "")
         index = self.scroll_offset.y + y - self._header_rows
         if index >= len(self._rows):
             return self._paint((), width, "", "")
-        on = self._has_cursor and index == self._cursor and self._rows.key(index) is not None
+        on = self._shows_cursor and index == self._cursor and self._rows.key(index) is not None
         cursor = "" if not on else "listing--cursor" if self.has_focus else "listing--cursor-blurred"
         mark = "  " if not on else "▌ " if self.has_focus else "▏ "
         return self._paint(self._rows.line(index, inner), width, mark, cursor)
@@ -195,10 +195,19 @@ class Listing(ScrollView, can_focus=True, inherit_bindings=False):
     def _paint(self, line: Line, width: int, mark: str, cursor: str) -> Strip:
         base = self.rich_style
         if cursor:
-            base += self.get_component_rich_style(cursor, partial=True)
+            base = self.get_component_rich_style(cursor)
         return paint(self, (Piece(mark, "accent"), *line), width, base)
 
     # --- geometry -----------------------------------------------------------------------------------------------
+
+    @property
+    def _shows_cursor(self) -> bool:
+        return True
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the cursor is kept in sight."""
+        return True
 
     @property
     def _header_rows(self) -> int:
@@ -243,7 +252,7 @@ class Listing(ScrollView, can_focus=True, inherit_bindings=False):
 
     def _reveal(self) -> None:
         """Scroll just as far as needed to have the cursor on the screen."""
-        if not self._has_cursor or not len(self._rows):
+        if not self._follows or not len(self._rows):
             return
         top = self.scroll_offset.y
         if self._cursor < top:
@@ -265,12 +274,24 @@ class Document(Listing):
         self._blocks: tuple[Block, ...] = ()
         self._width = 0
 
+    @property
+    def _shows_cursor(self) -> bool:
+        return self.has_focus
+
+    @property
+    def _follows(self) -> bool:
+        return self.has_focus
+
+    def on_focus(self) -> None:
+        """The cursor appears: bring it into sight."""
+        self._reveal()
+
     def tell(self, blocks: Sequence[Block], *, top: bool = False) -> None:
         """Show other text; `top` where it is about something else than before."""
         self._blocks = tuple(blocks)
         self._width = self.scrollable_content_region.width
         if self._width:
-            self.show(compose(self._blocks, max(self._width - GUTTER, 1)), top=top)
+            self.show(compose(self._blocks, max(self._width - GUTTER - 1, 1)), top=top)
 
     def on_resize(self, _event: Resize) -> None:
         """Wrap again where the width is another."""

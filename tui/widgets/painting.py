@@ -1,5 +1,6 @@
 """From lines to the terminal: the one place where text becomes segments, cleaned and never parsed as markup."""
 
+from functools import lru_cache
 from typing import ClassVar
 
 from rich.segment import Segment
@@ -9,17 +10,29 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from tui.line import TONES, Line
-from tui.text import clean
+from tui.text import ELLIPSIS, clean
 
 TONE_CLASSES = {f"tone--{tone}" for tone in TONES}
 
 
 def paint(widget: Widget, line: Line, width: int, base: Style) -> Strip:
-    """The line in exactly `width` cells on `base`. The widget's stylesheet gives tones their colours."""
+    """The line in exactly `width` cells on `base`; what does not fit is cut with an ellipsis.
+
+    The stylesheet gives tones their colours.
+    """
     segments = [
-        Segment(clean(text), base + widget.get_component_rich_style(f"tone--{tone}", partial=True)) for text, tone in line
+        Segment(clean(text), base + _ink(widget.get_component_rich_style(f"tone--{tone}"))) for text, tone in line if text
     ]
-    return Strip(segments).adjust_cell_length(width, base)
+    strip = Strip(segments)
+    if strip.cell_length > width > 0:
+        strip = Strip([*strip.crop(0, width - 1), Segment(ELLIPSIS, base)])
+    return strip.adjust_cell_length(width, base)
+
+
+@lru_cache(maxsize=256)
+def _ink(style: Style) -> Style:
+    """A tone without its background, so that the cursor's shows through; a tone's opacity is in its colour already."""
+    return Style(color=style.color, bold=style.bold, dim=style.dim, italic=style.italic, underline=style.underline)
 
 
 class OneLine(Widget):

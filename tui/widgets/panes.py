@@ -48,7 +48,7 @@ class OpenSearch(Message):
 class Pane(Container):
     """What the panes have in common. `needle` is the filter in words; what is on the pane follows from snapshots."""
 
-    hint: ClassVar[str] = "words that must all be there; Esc clears"
+    hint: ClassVar[str] = "all of the words"
 
     def __init__(self, pane: str) -> None:
         super().__init__(id=pane)

@@ -1,0 +1,65 @@
+"""What the proxies prove of each call in one trace: forensics' verdicts, narrowed to the trace."""
+
+import uuid
+from typing import Final
+
+import ibis
+import polars as pl
+
+from collector.forensics.calls import calls
+from collector.forensics.ids import hex_ids
+from collector.forensics.tables import Query, Window, compile_sql
+from collector.forensics.verdicts import REASONS, judge
+from tui.snapshots import Hop, Sight
+
+_COLUMNS: Final = (
+    "client_span_id",
+    "server_span_id",
+    "outbound_verdict",
+    "inbound_verdict",
+    "outbound_reason",
+    "inbound_reason",
+)
+
+
+def verdicts_sql(trace_id: str, window: Window) -> str:
+    """The verdicts on the calls of one trace that began in the window. Raises ValueError if it is no trace id."""
+    judged = judge(calls(window), window)
+    wanted = ibis.literal(str(uuid.UUID(trace_id))).cast("uuid")
+    return compile_sql(judged.filter(judged.trace_id == wanted).select(*_COLUMNS))
+
+
+def hops(query: Query, trace_id: str, spans: pl.DataFrame) -> tuple[Hop, ...]:
+    """One `Hop` a call of the trace whose spans these are."""
+    if spans.is_empty():
+        return ()
+    return tuple(_hop(row) for row in hex_ids(query(verdicts_sql(trace_id, window_of(spans)))).iter_rows(named=True))
+
+
+def window_of(spans: pl.DataFrame) -> Window:
+    """From a trace's first start to its last."""
+    starts = spans["start_time_unix_nano"].to_list()
+    return Window(min(starts), max(starts) + 1)
+
+
+def _hop(row: dict[str, str | None]) -> Hop:
+    return Hop(
+        row["client_span_id"],
+        row["server_span_id"],
+        _sight(row["outbound_verdict"]),
+        _sight(row["inbound_verdict"]),
+        _reason(row["outbound_reason"], row["inbound_reason"]),
+    )
+
+
+def _sight(verdict: str | None) -> Sight:
+    return "seen" if verdict == "seen" else "missed" if verdict == "missed" else "unknown"
+
+
+def _reason(outbound: str | None, inbound: str | None) -> str:
+    """Why a side is unknown, in words, once where both have the same reason."""
+    by_caller, by_callee = REASONS.get(outbound or "", outbound), REASONS.get(inbound or "", inbound)
+    if by_caller == by_callee:
+        return f"both proxies: {by_caller}" if by_caller else ""
+    given = (("caller's proxy", by_caller), ("callee's proxy", by_callee))
+    return "; ".join(f"{side}: {text}" for side, text in given if text)
