@@ -97,9 +97,10 @@ def _set_up(service_name: str | None, endpoint: str | None, attributes: Mapping[
         if exporter is not None:
             provider.add_span_processor(BatchSpanProcessor(exporter))
         trace.set_tracer_provider(provider)
-    elif service_name is not None or endpoint is not None or attributes:
+    elif endpoint is not None or attributes or service_name not in {None, service_name_of(provider)}:
         _log.warning(
-            "provenance: a tracer provider is set already and stays as it is; instrument()'s arguments are unused"
+            "provenance: a tracer provider of %r is set already and stays as it is; what instrument() was told is unused",
+            service_name_of(provider),
         )
     for framework, module, name in INSTRUMENTORS:
         _activate(framework, module, name)
@@ -107,6 +108,12 @@ def _set_up(service_name: str | None, endpoint: str | None, attributes: Mapping[
     if not ours.is_instrumented_by_opentelemetry:
         ours.instrument()
     return Handle(provider, owned)
+
+
+def service_name_of(provider: object) -> object:
+    """The `service.name` of a tracer provider's resource; None for a provider that has none."""
+    resource = getattr(provider, "resource", None)
+    return None if resource is None else resource.attributes.get(SERVICE_NAME)
 
 
 def make_resource(service_name: str | None, attributes: Mapping[str, Any]) -> Resource:
