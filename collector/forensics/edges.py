@@ -51,6 +51,8 @@ _LOCAL: Final = [
     "db_system_name",
     "messaging_system",
     "rpc_service",
+    "http_request_method",
+    "received_unix_nano",
     "provenance_request_size",
     "provenance_request_id",
 ]
