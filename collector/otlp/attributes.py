@@ -136,11 +136,15 @@ def pivot(attributes: Attributes) -> tuple[dict[str, pa.Array], Mask]:
     """
     remaining = np.ones(len(attributes.owner), dtype=np.bool_)
     codes = {key: code for code, key in enumerate(attributes.keys)}
-    columns = {hot.column: _pivot_one(hot, attributes, codes, remaining) for hot in HOT_ATTRIBUTES}
+    # Key and type in one number: one comparison finds the attributes of a column.
+    kind = (attributes.code * 8 + attributes.member).astype(np.int32)
+    columns = {hot.column: _pivot_one(hot, attributes, kind, codes, remaining) for hot in HOT_ATTRIBUTES}
     return columns, remaining
 
 
-def _pivot_one(hot: HotAttribute, attributes: Attributes, codes: dict[str, int], remaining: Mask) -> pa.Array:
+def _pivot_one(
+    hot: HotAttribute, attributes: Attributes, kind: Any, codes: dict[str, int], remaining: Mask
+) -> pa.Array:
     member = _WANTED[hot.type]
     values_of = attributes.columns[member - 1]
     names = [name for name in reversed((hot.key, *hot.older)) if name in codes]
@@ -148,7 +152,7 @@ def _pivot_one(hot: HotAttribute, attributes: Attributes, codes: dict[str, int],
         return pa.nulls(attributes.owners, values_of.type)
     source = np.full(attributes.owners, -1, dtype=np.int64)
     for name in names:
-        fitting = np.flatnonzero((attributes.code == codes[name]) & (attributes.member == member))
+        fitting = np.flatnonzero(kind == codes[name] * 8 + member)
         source[attributes.owner[fitting]] = fitting
         if name == hot.key:
             remaining[fitting] = False

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from collector.otlp import attributes as attrs
+from collector.otlp import projection
 from collector.otlp.attributes import Indices, Mask, Notes
 from collector.otlp.origins import Origin, read_resource, read_scope, resource_rows, scope_rows
 from collector.otlp.projection import EVENT, LINK, REQUEST, RESOURCE_SPANS, SCOPE_SPANS, SPAN, lengths
@@ -101,11 +102,15 @@ def _open(payload: bytes, notes: Notes) -> _Envelope:
     spans: list[bytes] = []
     resource: list[int] = []
     counts: list[int] = []
-    for encoded_resource in REQUEST.parse(payload).resource_spans:
+    request = REQUEST.parse(payload)
+    RESOURCE_SPANS.limit(len(request.resource_spans), projection.MAX_ORIGINS)
+    for encoded_resource in request.resource_spans:
         resource_spans = RESOURCE_SPANS.parse(encoded_resource)
         resources.append(read_resource(resource_spans.resource, resource_spans.schema_url))
+        SCOPE_SPANS.limit(len(scopes) + len(resource_spans.scope_spans), projection.MAX_ORIGINS)
         for encoded_scope in resource_spans.scope_spans:
             scope_spans = SCOPE_SPANS.parse(encoded_scope)
+            SPAN.limit(len(spans) + len(scope_spans.spans), projection.MAX_ROWS)
             scopes.append(read_scope(scope_spans.scope, scope_spans.schema_url))
             spans.extend(scope_spans.spans)
             counts.append(len(scope_spans.spans))

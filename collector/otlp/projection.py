@@ -32,6 +32,9 @@ TRUSTED_BYTES: Final = 4096
 MAX_ROWS: Final = 2_000_000
 """Messages of one kind in a request. 64 MiB of ordinary spans hold 150 thousand, with 1.3 million attributes."""
 
+MAX_ORIGINS: Final = 65_536
+"""ResourceSpans, and ScopeSpans, in a request: they are read one by one, in Python. A gateway's batch holds 8,192 spans."""
+
 VALUE_MEMBERS: Final = ("string", "bool", "int", "double", "array", "kvlist", "bytes")
 """AnyValue's members in the order of their field numbers, 1 to 7."""
 
@@ -156,12 +159,14 @@ class Projected:
         except ProtobufDecodeError as error:
             raise DecodeError(f"{self.name}: not a protobuf message ({len(payload)} bytes): {error}") from error
 
+    def limit(self, count: int, most: int) -> None:
+        """Raise DecodeError when a request holds more than `most` of these messages."""
+        if count > most:
+            raise DecodeError(f"{self.name}: {count} in one request, at most {most} are accepted: send smaller batches")
+
     def rows(self, messages: pa.BinaryArray) -> pa.RecordBatch:
         """One row a message, in order, one column a field. Raises DecodeError when any of them is broken."""
-        if len(messages) > MAX_ROWS:
-            raise DecodeError(
-                f"{self.name}: {len(messages)} in one request, at most {MAX_ROWS} are accepted: send smaller batches"
-            )
+        self.limit(len(messages), MAX_ROWS)
         for index in np.flatnonzero(lengths(messages) > TRUSTED_BYTES).tolist():
             self.parse(messages[index].as_py())
         try:

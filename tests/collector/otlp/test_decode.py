@@ -348,6 +348,29 @@ def test_more_rows_than_the_limit_are_refused(monkeypatch):
         decode_request(trace_request(2))
 
 
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("MAX_ORIGINS", "ResourceSpans: 3 in one request, at most 2"),
+        ("MAX_ROWS", "Span: 3 in one request, at most 2"),
+    ],
+)
+def test_more_resources_or_spans_than_the_limit_are_refused(monkeypatch, limit, message):
+    monkeypatch.setattr(projection, limit, 2)
+    request = make_request(make_span())
+    request.resource_spans.extend([request.resource_spans[0]] * 2)
+    with pytest.raises(DecodeError, match=message):
+        decode_request(request)
+
+
+def test_more_scopes_than_the_limit_are_refused(monkeypatch):
+    monkeypatch.setattr(projection, "MAX_ORIGINS", 2)
+    request = make_request()
+    request.resource_spans[0].scope_spans.extend([request.resource_spans[0].scope_spans[0]] * 2)
+    with pytest.raises(DecodeError, match="ScopeSpans: 3 in one request, at most 2"):
+        decode_request(request)
+
+
 def test_more_attributes_of_a_resource_than_the_limit_are_refused(monkeypatch):
     monkeypatch.setattr(origins, "MAX_ATTRIBUTES", 1)
     with pytest.raises(DecodeError, match="a resource has 2 attributes"):
