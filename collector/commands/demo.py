@@ -16,6 +16,7 @@ import polars as pl
 
 from collector.client import open_source
 from collector.commands.output import FORMATS, write_frame
+from collector.commands.scan import render_findings
 from collector.demo import report, signals, workbench
 from collector.demo.incidents import Grade, Planted, grade
 from collector.demo.plan import INCIDENTS, MIN_DURATION_SECONDS, Incident
@@ -25,10 +26,15 @@ from collector.demo.resources import mesh_directory
 from collector.demo.running import Mesh
 from collector.demo.startup import make_plan, start
 from collector.errors import CollectorError, ConfigError
+from collector.forensics.scan import examine
 
 EXIT_OK: Final = 0
 EXIT_IMPERFECT: Final = 1
 EXIT_USAGE: Final = 2
+
+NARROW: Final = 80
+WIDE: Final = 120
+"""The width of the table, in columns: a terminal's own within these limits, `NARROW` elsewhere."""
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -204,14 +210,14 @@ def headless(mesh: Mesh, options: Options, database: Path) -> int:
     try:
         counts = mesh.end(source)
         say(f"the load: {counts['requests']} requests, {counts['failed']} failed")
-        from collector.forensics.scan import scan
-
-        findings = scan(source.query)
+        result = examine(source.query)
     finally:
         source.close()
-    result = grade(planted, findings)
-    print_result(result, options, database, findings)
-    return EXIT_OK if result.ok else EXIT_IMPERFECT
+    for note in result.notes:
+        say(note)
+    graded = grade(planted, result.findings)
+    print_result(graded, options, database, result.findings)
+    return EXIT_OK if graded.ok else EXIT_IMPERFECT
 
 
 def print_result(result: Grade, options: Options, database: Path, findings: pl.DataFrame) -> None:
@@ -221,8 +227,8 @@ def print_result(result: Grade, options: Options, database: Path, findings: pl.D
         case "json":
             print(report.document(result, findings, str(database)))
         case "table":
-            write_frame(findings, "table", sys.stdout)
-            print("", *lines, sep="\n")
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else NARROW
+            print(*render_findings(findings, min(max(columns, NARROW), WIDE)), "", *lines, sep="\n")
             return
         case _:
             write_frame(findings, options.format, sys.stdout)

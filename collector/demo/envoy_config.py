@@ -8,8 +8,11 @@ Config = dict[str, Any]
 
 COLLECTOR_CLUSTER: Final = "opentelemetry-collector"
 
-SPAN_FLUSH_MILLISECONDS: Final = 500
+SPAN_FLUSH_MILLISECONDS: Final = 1000
 """Envoy's own default is 5 s: too long to look at a mesh live."""
+
+SPAN_FLUSH_COUNT: Final = 512
+"""Envoy's own default of 5 would be an export every few requests, and each is a transaction of the collector."""
 
 ACCESS_LOG_FORMAT: Final[dict[str, str]] = {
     # Istio's default JSON keys: istio/pkg/config/mesh, `EnvoyJSONLogFormatIstio`.
@@ -43,6 +46,7 @@ ACCESS_LOG_FORMAT: Final[dict[str, str]] = {
 def bootstrap(service: Service, plan: Plan, *, collector_grpc_port: int, access_log: str) -> Config:
     """The whole configuration of `service`'s sidecar: one listener each way, one cluster for each service that it calls."""
     ports = plan.ports[service.name]
+    flush = {"flush_interval_ms": SPAN_FLUSH_MILLISECONDS, "min_flush_spans": SPAN_FLUSH_COUNT}
     inbound_cluster = f"inbound|{ports.app}||"
     inbound = _virtual_host("inbound", ["*"], inbound_cluster)
     callees = [callee for callee in SERVICES if callee.name in service.calls]
@@ -58,7 +62,7 @@ def bootstrap(service: Service, plan: Plan, *, collector_grpc_port: int, access_
                 {
                     "name": "static",
                     "static_layer": {
-                        "tracing": {"opentelemetry": {"flush_interval_ms": SPAN_FLUSH_MILLISECONDS}},
+                        "tracing": {"opentelemetry": flush},
                     },
                 }
             ]

@@ -125,7 +125,12 @@ def belongs(finding: Mapping[str, Any], planted: Planted) -> bool:
         and not signature.reasons.isdisjoint(finding["reasons"])
         and finding["callee"] == signature.callee
         and (signature.kind == "latency" or finding["caller"] == signature.caller)
-        and (signature.operation is None or finding["operation"] == signature.operation)
+        and (signature.operation is None or _same_operation(finding["operation"], signature.operation))
         and (signature.destination is None or finding["destination"] == signature.destination)
         and finding["first_seen_unix_nano"] >= earliest
     )
+
+
+def _same_operation(found: str | None, planted: str) -> bool:
+    """gRPC writes one method in two ways: `shop.Pricing/Quote` in attributes, `/shop.Pricing/Quote` on the wire and as span name."""
+    return found is not None and found.removeprefix("/") == planted

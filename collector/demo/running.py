@@ -15,8 +15,8 @@ from collector.demo.processes import Children, DemoError, tail
 from collector.demo.resources import mesh_directory, service_environment
 
 DRAIN_SECONDS: Final = 30.0
-QUIET_SECONDS: Final = 2.0
-"""No new row for that long after the load has ended: four flushes of a sidecar's spans, eight of its access log."""
+QUIET_SECONDS: Final = 2.5
+"""No new row for that long after the load has ended: two flushes of a sidecar's spans, ten of its access log."""
 
 TRAFFIC: Final = ("load", "rogue")
 

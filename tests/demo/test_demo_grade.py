@@ -114,6 +114,10 @@ def test_one_incident_may_have_two_findings():
     assert set(result.outcomes[0].finding_ids) == {finding.finding_id for finding in twice}
 
 
+def test_a_grpc_method_is_the_same_with_its_slash():
+    assert graded(make_finding("slow", operation="/shop.Pricing/Quote"), planted=["slow"]).ok
+
+
 def test_nothing_planted_and_nothing_found_is_perfect():
     assert graded(planted=[]).ok
     assert not graded(make_finding("slow"), planted=[]).ok
