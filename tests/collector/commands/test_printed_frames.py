@@ -1,0 +1,167 @@
+"""Frames as they are printed: the rendered text is the assertion."""
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import polars as pl
+import pytest
+
+from collector.commands.output import FORMATS, escape, render_table, write_frame
+
+FRAME = pl.DataFrame({
+    "service": ["checkout", "payment"],
+    "n": [12, 3],
+    "ratio": [0.25, None],
+    "trace_id": ["4bf92f35-77b3-4da6-a3ce-929d0e0e4736", None],
+    "reasons": [["unstamped", "mesh_bypass"], []],
+    "attributes": pl.Series([[{"key": "a", "value": "b"}], []]),
+})  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def printed(frame: pl.DataFrame, format_: str, stream: io.StringIO | None = None) -> str:
+    stream = stream or io.StringIO()
+    write_frame(frame, format_, stream)
+    return stream.getvalue()
+
+
+def test_table() -> None:
+    assert printed(FRAME, "table") == (
+        "service    n  ratio  trace_id                              reasons                 attributes\n"
+        "--------  --  -----  ------------------------------------  ----------------------  ----------\n"
+        "checkout  12   0.25  4bf92f35-77b3-4da6-a3ce-929d0e0e4736  unstamped, mesh_bypass  a=b\n"
+        "payment    3\n"
+    )
+
+
+def test_json_and_ndjson_have_the_same_rows() -> None:
+    rows = [
+        {
+            "service": "checkout",
+            "n": 12,
+            "ratio": 0.25,
+            "trace_id": "4bf92f35-77b3-4da6-a3ce-929d0e0e4736",
+            "reasons": ["unstamped", "mesh_bypass"],
+            "attributes": {"a": "b"},
+        },
+        {"service": "payment", "n": 3, "ratio": None, "trace_id": None, "reasons": [], "attributes": {}},
+    ]
+
+    assert json.loads(printed(FRAME, "json")) == rows
+    assert [json.loads(line) for line in printed(FRAME, "ndjson").splitlines()] == rows
+
+
+def test_csv() -> None:
+    assert printed(FRAME, "csv") == (
+        "service,n,ratio,trace_id,reasons,attributes\n"
+        'checkout,12,0.25,4bf92f35-77b3-4da6-a3ce-929d0e0e4736,"[""unstamped"", ""mesh_bypass""]","{""a"": ""b""}"\n'
+        "payment,3,,,[],{}\n"
+    )
+
+
+def test_no_rows() -> None:
+    empty = FRAME.clear()
+
+    assert printed(empty, "json") == "[]\n"
+    assert printed(empty, "ndjson") == ""
+    assert printed(empty, "csv") == "service,n,ratio,trace_id,reasons,attributes\n"
+    assert printed(empty, "table").splitlines()[0].split() == empty.columns
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_no_columns(format_: str) -> None:
+    assert printed(pl.DataFrame(), format_).strip() in {"", "[]"}
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="no format 'xml'; there are table, json, ndjson, csv"):
+        write_frame(FRAME, "xml", io.StringIO())
+
+
+def test_values_of_every_type_are_json() -> None:
+    frame = pl.DataFrame({
+        "big": [2**64 - 1],
+        "decimal": [Decimal(2**63)],
+        "fraction": [Decimal("0.5")],
+        "nan": [float("nan")],
+        "inf": [float("inf")],
+        "flag": [True],
+        "bytes": [b"\x00\xff"],
+        "at": [datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)],
+        "took": [timedelta(milliseconds=1500)],
+        "nested": [{"a": [{"b": None}, {"b": 1}]}],
+        "null": [None],
+    }, schema_overrides={"big": pl.UInt64})  # fmt: skip
+
+    assert json.loads(printed(frame, "json")) == [
+        {
+            "big": 2**64 - 1,
+            "decimal": 2**63,
+            "fraction": 0.5,
+            "nan": None,
+            "inf": None,
+            "flag": True,
+            "bytes": "00ff",
+            "at": "2026-01-02T03:04:05+00:00",
+            "took": 1.5,
+            "nested": {"a": [{"b": None}, {"b": 1}]},
+            "null": None,
+        }
+    ]
+
+
+HOSTILE = "a\x1b[2Jb\nc\rd\x9be\u202ef\x00g\x7fh\ud800"
+SEEN = r"a\x1b[2Jb\x0ac\x0dd\x9be\u202ef\x00g\x7fh"
+
+
+def test_recorded_text_cannot_drive_the_terminal() -> None:
+    assert escape(HOSTILE) == SEEN + r"\ud800"
+    frame = pl.DataFrame({HOSTILE[:-1]: [HOSTILE[:-1]], "list": [[HOSTILE[:-1]]]})
+
+    table = printed(frame, "table")
+    assert SEEN in table
+    for format_ in ("table", "json", "ndjson", "csv"):
+        text = printed(frame, format_, Terminal())
+        assert not set(text) & set("\x1b\x9b\x7f\u202e\x00\r"), format_
+
+
+def test_hostile_text_survives_json_and_csv_exactly() -> None:
+    frame = pl.DataFrame({"x": [HOSTILE[:-1]]})
+
+    assert json.loads(printed(frame, "json")) == [{"x": HOSTILE[:-1]}]
+    read = list(csv.reader(io.StringIO(printed(frame, "csv"), newline="")))
+    assert read == [["x"], [HOSTILE[:-1]]]
+
+
+def test_a_narrow_terminal_cuts_text_and_keeps_ids_whole() -> None:
+    frame = pl.DataFrame(
+        {
+            "trace_id": ["4bf92f3577b34da6a3ce929d0e0e4736"],
+            "explanation": ["word " * 40],
+            "n": [123456],
+        }
+    )
+
+    header, rule, row = render_table(frame, width=80)
+    assert max(map(len, (header, rule, row))) <= 80
+    assert row.startswith("4bf92f3577b34da6a3ce929d0e0e4736  word word")
+    assert "…" in row
+    assert row.endswith("123456")
+    assert "4bf92f3577b34da6a3ce929d0e0e4736" in render_table(frame, width=10)[2]
+
+
+def test_a_pipe_gets_whole_lines() -> None:
+    assert "…" not in printed(pl.DataFrame({"x": ["word " * 400]}), "table")
+
+
+def test_wide_characters_line_up() -> None:
+    lines = render_table(pl.DataFrame({"a": ["日本", "é", "e\u0301"], "b": ["x", "x", "x"]}), width=None)
+
+    assert lines[2:] == ["日本  x", "é     x", "e\u0301     x"]
