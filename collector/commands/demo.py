@@ -16,7 +16,6 @@ import polars as pl
 
 from collector.client import open_source
 from collector.commands.output import FORMATS, write_frame
-from collector.commands.scan import render_findings
 from collector.demo import report, signals, workbench
 from collector.demo.incidents import Grade, Planted, grade
 from collector.demo.plan import INCIDENTS, MIN_DURATION_SECONDS, Incident
@@ -26,7 +25,6 @@ from collector.demo.resources import mesh_directory
 from collector.demo.running import Mesh
 from collector.demo.startup import make_plan, start
 from collector.errors import CollectorError, ConfigError
-from collector.forensics.scan import examine
 
 EXIT_OK: Final = 0
 EXIT_IMPERFECT: Final = 1
@@ -201,6 +199,9 @@ def clean_up(folder: Path, work: Path, database: Path, *, keep: bool) -> None:
 
 def headless(mesh: Mesh, options: Options, database: Path) -> int:
     """Run for the duration, end the traffic, search, grade, print."""
+    # Now and not at the top: Ibis takes a second to import, and --help need not. Not later: its second would be in the load's time.
+    from collector.forensics.scan import examine
+
     planted = mesh.begin()
     say_plan(planted)
     until = time.monotonic() + options.duration_seconds
@@ -222,6 +223,8 @@ def headless(mesh: Mesh, options: Options, database: Path) -> int:
 
 def print_result(result: Grade, options: Options, database: Path, findings: pl.DataFrame) -> None:
     """Findings and verdicts in the chosen format: data on stdout, and what the format has no place for on stderr."""
+    from collector.commands.scan import render_findings
+
     lines = report.verdict_lines(result, findings)
     match options.format:
         case "json":

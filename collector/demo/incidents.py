@@ -132,5 +132,5 @@ def belongs(finding: Mapping[str, Any], planted: Planted) -> bool:
 
 
 def _same_operation(found: str | None, planted: str) -> bool:
-    """gRPC writes one method in two ways: `shop.Pricing/Quote` in attributes, `/shop.Pricing/Quote` on the wire and as span name."""
+    """Whether both name one gRPC method: attributes have `shop.Pricing/Quote`, the wire and span names `/shop.Pricing/Quote`."""
     return found is not None and found.removeprefix("/") == planted
