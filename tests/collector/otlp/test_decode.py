@@ -184,10 +184,11 @@ def test_a_value_that_does_not_fit_its_column_stays_in_the_maps():
 
 
 def test_of_two_equal_keys_the_last_wins_with_a_note():
-    pairs = [attribute("a", "1"), attribute("b", "2"), attribute("a", 3)]
-    decoded = decode_request(make_request(make_span(attributes=pairs)))
-    (row,) = decoded.batches["spans"].to_pylist()
-    assert (row["attributes"], row["attributes_json"]) == ([("b", "2")], [("a", "3")])
+    pairs = [attribute("a", "1"), attribute("b", "2"), attribute("a", 3), attribute("c", "4")]
+    decoded = decode_request(make_request(make_span(attributes=pairs), make_span(attributes=pairs[:1])))
+    row, other = decoded.batches["spans"].to_pylist()
+    assert (row["attributes"], row["attributes_json"]) == ([("b", "2"), ("c", "4")], [("a", "3")])
+    assert (other["attributes"], other["attributes_json"]) == ([("a", "1")], [])
     assert decoded.notes == {DUPLICATE_KEY: 1}
 
 
