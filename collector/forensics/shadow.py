@@ -33,6 +33,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import ibis.expr.types as ir
@@ -56,7 +57,18 @@ Activity = dict[tuple[str, str, int], int]
 
 def shadow_sql(window: Window, params: ShadowParams | None = None) -> dict[str, str]:
     """The SQL behind the findings: `calls` counts every answered call by verdict, `proxies` the lines of each access log."""
-    return {"calls": compile_sql(summary(window, params or ShadowParams())), "proxies": compile_sql(_activity(window))}
+    return {"calls": _calls_sql(window, params or ShadowParams()), "proxies": _proxies_sql(window)}
+
+
+@lru_cache(maxsize=16)
+def _calls_sql(window: Window, params: ShadowParams) -> str:
+    # Compiling takes longer than planning and, on a small store, than running: about a second.
+    return compile_sql(summary(window, params))
+
+
+@lru_cache(maxsize=16)
+def _proxies_sql(window: Window) -> str:
+    return compile_sql(_activity(window))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,7 @@ def find_shadow(query: Query, window: Window, params: ShadowParams | None = None
 
 def examine_shadow(query: Query, window: Window, params: ShadowParams | None = None) -> ShadowReport:
     """The window's shadow traffic, and how much of the traffic could be judged at all. Raises what `query` raises."""
-    rows = query(compile_sql(summary(window, params or ShadowParams()))).to_dicts()
+    rows = query(_calls_sql(window, params or ShadowParams())).to_dicts()
     flagged: dict[tuple[str | None, str], list[Row]] = {}
     into: dict[str, list[Row]] = {}
     for row in rows:
@@ -85,7 +97,7 @@ def examine_shadow(query: Query, window: Window, params: ShadowParams | None = N
             flagged.setdefault((row["caller"], row["callee"]), []).append(row)
     logged: Activity = {}
     if flagged:
-        lines_ = query(compile_sql(_activity(window))).to_dicts()
+        lines_ = query(_proxies_sql(window)).to_dicts()
         logged = {(r["side"], r["service"], r["minute"]): r["lines"] for r in lines_}
     return ShadowReport(
         findings=[

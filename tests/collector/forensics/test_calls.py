@@ -1,5 +1,6 @@
 """Calls: which spans and access-log lines are one call, whatever stands between them."""
 
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -11,8 +12,13 @@ from collector.forensics.ids import hex_ids, span_id_hex, trace_id_hex
 from collector.forensics.tables import Window, compile_sql
 
 
+@cache
+def sql_of(window: Window, **options: Any) -> str:
+    return compile_sql(calls(window, **options))
+
+
 def rows_of(spans: list[Row], records: list[Row] = [], window: Window = Window(), **options: Any) -> list[Row]:  # noqa: B006, B008
-    frame = store(spans, records)(compile_sql(calls(window, **options)))
+    frame = store(spans, records)(sql_of(window, **options))
     return hex_ids(frame.sort("start_time_unix_nano", "server_span_id")).to_dicts()
 
 
