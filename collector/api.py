@@ -20,8 +20,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from collector.client import ARROW_STREAM, QUERY_ID
 from collector.errors import QueryError, StoreError
+from collector.query_protocol import ARROW_STREAM, QUERY_ID, QUERY_PATH, STATUS_PATH
 from collector.store.database import release
 from collector.store.reader import Interrupt, Limits, QueryTimeoutError, Reader
 
@@ -117,9 +117,9 @@ def api_routes(reader: Reader, *, database: str, access_logs: LogStatus = tuple)
     """The routes, to be mounted beside OTLP/HTTP's."""
     api = _Api(reader, database, access_logs)
     return [
-        Route("/api/v1/query", api.query, methods=["POST"]),
-        Route("/api/v1/query/{query_id}", api.interrupt, methods=["DELETE"]),
-        Route("/api/v1/status", api.status, methods=["GET"]),
+        Route(QUERY_PATH, api.query, methods=["POST"]),
+        Route(QUERY_PATH + "/{query_id}", api.interrupt, methods=["DELETE"]),
+        Route(STATUS_PATH, api.status, methods=["GET"]),
     ]
 
 

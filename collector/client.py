@@ -18,13 +18,10 @@ from urllib.parse import urlsplit
 import polars as pl
 
 from collector.errors import QueryError, SourceUnreachableError, StoreError
+from collector.query_protocol import QUERY_ID, QUERY_PATH, STATUS_PATH
 
 if TYPE_CHECKING:
     import httpx
-
-ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
-QUERY_ID: Final = "x-query-id"
-"""Names a query, so that another request can interrupt it."""
 
 _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 120.0
@@ -119,10 +116,10 @@ class CollectorSource:
 
     def status(self) -> dict[str, object]:
         """What `GET /api/v1/status` answers; raises SourceUnreachableError."""
-        response = self._send("GET", "/api/v1/status")
+        response = self._send("GET", STATUS_PATH)
         if response.status_code != 200:
             raise SourceUnreachableError(
-                f"{self.name} answered {response.status_code} to /api/v1/status: no collector of mesh-provenance there; "
+                f"{self.name} answered {response.status_code} to {STATUS_PATH}: no collector of mesh-provenance there; "
                 "give the URL of its OTLP/HTTP port, 4318 by default"
             )
         try:
@@ -137,7 +134,7 @@ class CollectorSource:
         """The answer to one SELECT; raises QueryError, SourceUnreachableError."""
         query_id = uuid.uuid4().hex
         with self._running.one(lambda: self._interrupt_later(query_id)):
-            response = self._send("POST", "/api/v1/query", json={"sql": sql}, headers={QUERY_ID: query_id})
+            response = self._send("POST", QUERY_PATH, json={"sql": sql}, headers={QUERY_ID: query_id})
         if response.status_code == 200:
             return _decode(response.content, self.name)
         raise QueryError(_reason(response))
@@ -177,7 +174,7 @@ class CollectorSource:
         """Tell the collector, again while the query is on its way there."""
         import httpx
 
-        url = f"{self._base}/api/v1/query/{query_id}"
+        url = f"{self._base}{QUERY_PATH}/{query_id}"
         with httpx.Client(timeout=_CONNECT_SECONDS, trust_env=False) as http:
             for _ in range(_INTERRUPT_ATTEMPTS):
                 try:

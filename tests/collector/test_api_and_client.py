@@ -15,8 +15,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from collector.api import MAX_BODY_BYTES, api_routes
-from collector.client import QUERY_ID, Source, open_source
+from collector.client import Source, open_source
 from collector.errors import QueryError, SourceUnreachableError
+from collector.query_protocol import QUERY_ID
 from collector.store.database import Store
 from collector.store.reader import Limits, Reader
 from collector.store.writer import Writer
@@ -211,6 +212,14 @@ def test_importing_the_client_loads_neither_duckdb_nor_httpx_nor_pyarrow() -> No
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert {"duckdb", "httpx", "pyarrow", "starlette"} & set(done.stdout.split()) == set()
+
+
+@pytest.mark.slow
+def test_a_collector_does_not_load_polars() -> None:
+    code = "import collector.api, collector.receiver.http_app, collector.witnesses.follow, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+
+    assert "polars" not in done.stdout.split()
 
 
 # --- the API alone --------------------------------------------------------------------------------------------------------
