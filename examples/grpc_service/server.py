@@ -20,13 +20,15 @@ import threading  # noqa: E402
 from concurrent import futures  # noqa: E402
 
 import grpc  # noqa: E402
+from google.protobuf.json_format import MessageToDict  # noqa: E402
 from google.protobuf.struct_pb2 import Struct  # noqa: E402
 
 PRICES = {"shirt": 25.0, "socks": 5.0}
 
 
 def buy(request: Struct, context: grpc.ServicerContext) -> Struct:
-    item, count = request["item"], request["count"]
+    order = MessageToDict(request)
+    item, count = order["item"], order["count"]
     if item not in PRICES:
         context.abort(grpc.StatusCode.NOT_FOUND, f"no {item} in stock")
     answer = Struct()

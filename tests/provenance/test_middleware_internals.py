@@ -4,6 +4,8 @@ import logging
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -54,8 +56,8 @@ class Host:
         return "hello"
 
 
-def shouting(original, patch):
-    def greet(self) -> str:
+def shouting(original: Callable[[Any], str], patch: Patch) -> Callable[[Any], str]:
+    def greet(self: Any) -> str:
         return original(self).upper() if patch.active else original(self)
 
     return greet

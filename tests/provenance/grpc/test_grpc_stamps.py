@@ -1,5 +1,6 @@
 """Real gRPC calls, in both orders of activation: stamped on both sides, and otherwise as if we were not there."""
 
+# mypy: disable-error-code="no-untyped-call"
 # ruff: noqa: FBT001, PLR0917  (pytest passes parameters and fixtures by name)
 
 import hashlib
@@ -45,13 +46,14 @@ class Servicer:
         return [v for k, v in self.metadata if k == key]
 
 
-def count_calls(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def counted(value: Any) -> Any:
-        counted.calls += 1
-        return function(value)
+class CountCalls:
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self.calls = 0
 
-    counted.calls = 0
-    return counted
+    def __call__(self, value: Any) -> Any:
+        self.calls += 1
+        return self._function(value)
 
 
 @dataclass
@@ -60,18 +62,18 @@ class Mesh:
 
     servicer: Servicer
     target: str
-    serializer: Any = field(default_factory=lambda: count_calls(StringValue.SerializeToString))
+    serializer: Any = field(default_factory=lambda: CountCalls(StringValue.SerializeToString))
     response_serializer: Any = None
 
-    def stub(self, channel: grpc.Channel | None = None, **kwargs: Any) -> grpc.UnaryUnaryMultiCallable:
+    def stub(self, channel: grpc.Channel | None = None, **kwargs: Any) -> Any:
         channel = grpc.insecure_channel(self.target) if channel is None else channel
         return channel.unary_unary(f"/{SERVICE}/Buy", self.serializer, StringValue.FromString, **kwargs)
 
 
 def start_server(
     servicer: Servicer, response_serializer: Any, interceptors: tuple[Any, ...] = (), *, registered: bool = True
-):
-    server = grpc.server(futures.ThreadPoolExecutor(2), interceptors=interceptors)
+) -> tuple[grpc.Server, str]:
+    server = grpc.server(futures.ThreadPoolExecutor(2), interceptors=list(interceptors))
     handlers = {
         "Buy": grpc.unary_unary_rpc_method_handler(servicer.buy, StringValue.FromString, response_serializer),
         "Count": grpc.stream_stream_rpc_method_handler(
@@ -87,12 +89,12 @@ def start_server(
 
 
 @pytest.fixture
-def start(spans) -> Iterator[Callable[..., Mesh]]:
+def start(spans: Any) -> Iterator[Callable[..., Mesh]]:
     servers = []
 
     def run(**kwargs: Any) -> Mesh:
         servicer = Servicer()
-        response_serializer = count_calls(StringValue.SerializeToString)
+        response_serializer = CountCalls(StringValue.SerializeToString)
         server, target = start_server(servicer, response_serializer, **kwargs)
         servers.append(server)
         return Mesh(servicer, target, response_serializer=response_serializer)
@@ -103,9 +105,10 @@ def start(spans) -> Iterator[Callable[..., Mesh]]:
 
 
 @pytest.fixture
-def mesh(activate, start, no_faults) -> Mesh:
+def mesh(activate: Any, start: Any, no_faults: None) -> Mesh:
     activate(GrpcInstrumentorClient(), GrpcInstrumentorServer())
-    return start()
+    mesh: Mesh = start()
+    return mesh
 
 
 WAYS = {
@@ -119,7 +122,7 @@ HASH = hashlib.sha256(REQUEST.SerializeToString()).hexdigest()
 
 @pytest.mark.parametrize("registered", [True, False])
 @pytest.mark.parametrize("way", WAYS)
-def test_both_spans_say_the_same_of_a_call(mesh: Mesh, spans, way: str, registered: bool) -> None:
+def test_both_spans_say_the_same_of_a_call(mesh: Mesh, spans: Any, way: str, registered: bool) -> None:
     response = WAYS[way](mesh.stub(_registered_method=registered), REQUEST, timeout=DEADLINE_SECONDS)
 
     assert response.value == "two shirtstwo shirts"
@@ -150,13 +153,13 @@ def test_both_spans_say_the_same_of_a_call(mesh: Mesh, spans, way: str, register
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_each_message_is_serialised_once(mesh: Mesh, spans, way: str) -> None:
+def test_each_message_is_serialised_once(mesh: Mesh, spans: Any, way: str) -> None:
     WAYS[way](mesh.stub(), REQUEST, timeout=DEADLINE_SECONDS)
 
     assert mesh.serializer.calls == mesh.response_serializer.calls == 1
 
 
-def test_a_server_span_is_the_child_of_its_client_span(mesh: Mesh, spans) -> None:
+def test_a_server_span_is_the_child_of_its_client_span(mesh: Mesh, spans: Any) -> None:
     mesh.stub()(REQUEST)
 
     (client,), (server,) = spans.of(SpanKind.CLIENT), spans.of(SpanKind.SERVER)
@@ -173,7 +176,7 @@ def test_a_server_span_is_the_child_of_its_client_span(mesh: Mesh, spans) -> Non
         [("content-digest", "sha-512=:AAAA:")],
     ],
 )
-def test_the_callers_metadata_is_kept(mesh: Mesh, spans, metadata: Any) -> None:
+def test_the_callers_metadata_is_kept(mesh: Mesh, spans: Any, metadata: Any) -> None:
     mesh.stub()(REQUEST, metadata=metadata)
 
     sent = [(k, v) for k, v in mesh.servicer.metadata if k in {"k", "bin-bin"} or v == "sha-512=:AAAA:"]
@@ -181,7 +184,9 @@ def test_the_callers_metadata_is_kept(mesh: Mesh, spans, metadata: Any) -> None:
     assert spans.server()["provenance.stamp.status"] == "unsigned"
 
 
-def test_without_opentelemetry_duplicates_and_generators_are_kept_too(activate, start, no_faults) -> None:
+def test_without_opentelemetry_duplicates_and_generators_are_kept_too(
+    activate: Any, start: Any, no_faults: None
+) -> None:
     # (OpenTelemetry's own client interceptor collapses duplicate keys.)
     activate()
     mesh = start()
@@ -191,14 +196,14 @@ def test_without_opentelemetry_duplicates_and_generators_are_kept_too(activate, 
     assert len(mesh.servicer.values("provenance")) == len(mesh.servicer.values("content-digest")) == 1
 
 
-def test_a_stamp_forwarded_from_another_call_is_replaced(mesh: Mesh, spans) -> None:
+def test_a_stamp_forwarded_from_another_call_is_replaced(mesh: Mesh, spans: Any) -> None:
     mesh.stub()(REQUEST, metadata=[("provenance", 'v=1, kid="gateway", t=1, n=:AAAAAAAAAAAAAAAA:')])
 
     assert len(mesh.servicer.values("provenance")) == 1
     assert spans.server()["provenance.stamp.kid"] == "checkout"
 
 
-def test_the_request_id_being_served_is_forwarded(mesh: Mesh, spans) -> None:
+def test_the_request_id_being_served_is_forwarded(mesh: Mesh, spans: Any) -> None:
     with serving("from-the-gateway"):
         mesh.stub()(REQUEST)
 
@@ -206,7 +211,7 @@ def test_the_request_id_being_served_is_forwarded(mesh: Mesh, spans) -> None:
     assert spans.client()["provenance.request_id"] == spans.server()["provenance.request_id"] == "from-the-gateway"
 
 
-def test_a_server_forwards_the_request_id_to_its_own_calls(mesh: Mesh, start, spans) -> None:
+def test_a_server_forwards_the_request_id_to_its_own_calls(mesh: Mesh, start: Any, spans: Any) -> None:
     behind = start()
     stub = behind.stub()
     mesh.servicer.answer = lambda request, context: stub(request)
@@ -216,7 +221,7 @@ def test_a_server_forwards_the_request_id_to_its_own_calls(mesh: Mesh, start, sp
     assert {s.attributes["provenance.request_id"] for s in spans.of(SpanKind.CLIENT, 2)} == {"from-the-browser"}
 
 
-def test_a_request_id_of_the_callers_own_is_kept_and_recorded(mesh: Mesh, spans) -> None:
+def test_a_request_id_of_the_callers_own_is_kept_and_recorded(mesh: Mesh, spans: Any) -> None:
     mesh.stub()(REQUEST, metadata=[("x-request-id", "mine")])
 
     assert mesh.servicer.values("x-request-id") == ["mine"]
@@ -224,9 +229,9 @@ def test_a_request_id_of_the_callers_own_is_kept_and_recorded(mesh: Mesh, spans)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_abort_arrives_as_without_us(mesh: Mesh, spans, way: str) -> None:
+def test_an_abort_arrives_as_without_us(mesh: Mesh, spans: Any, way: str) -> None:
     def abort(request: Any, context: Any) -> StringValue:
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no stock")
+        raise AssertionError(context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no stock"))
 
     mesh.servicer.answer = abort
     with pytest.raises(grpc.RpcError) as caught:
@@ -239,7 +244,9 @@ def test_an_abort_arrives_as_without_us(mesh: Mesh, spans, way: str) -> None:
     assert "provenance.response.size" not in client | server
 
 
-def test_an_exception_in_the_servicer_arrives_as_without_us(mesh: Mesh, spans, caplog) -> None:
+def test_an_exception_in_the_servicer_arrives_as_without_us(
+    mesh: Mesh, spans: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(request: Any, context: Any) -> StringValue:
         raise KeyError("stock")
 
@@ -248,11 +255,11 @@ def test_an_exception_in_the_servicer_arrives_as_without_us(mesh: Mesh, spans, c
         mesh.stub()(REQUEST)
 
     assert caught.value.code() is grpc.StatusCode.UNKNOWN
-    assert "stock" in caught.value.details()
+    assert "stock" in str(caught.value.details())
     assert spans.of(SpanKind.SERVER)[0].attributes["provenance.stamp.status"] == "unsigned"
 
 
-def test_a_deadline_is_kept(mesh: Mesh, spans) -> None:
+def test_a_deadline_is_kept(mesh: Mesh, spans: Any) -> None:
     release = threading.Event()
     mesh.servicer.answer = lambda request, context: StringValue(value=str(release.wait(DEADLINE_SECONDS)))
     try:
@@ -265,7 +272,9 @@ def test_a_deadline_is_kept(mesh: Mesh, spans) -> None:
     assert spans.of(SpanKind.CLIENT)[0].status.status_code is StatusCode.ERROR
 
 
-def test_a_request_that_cannot_be_serialised_fails_as_without_us(mesh: Mesh, spans, caplog) -> None:
+def test_a_request_that_cannot_be_serialised_fails_as_without_us(
+    mesh: Mesh, spans: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     errors = []
     for active in (True, False):
         if not active:
@@ -279,7 +288,9 @@ def test_a_request_that_cannot_be_serialised_fails_as_without_us(mesh: Mesh, spa
     assert mesh.serializer.calls == 2, "once each"
 
 
-def test_a_response_that_cannot_be_deserialised_fails_as_without_us(mesh: Mesh, spans, caplog) -> None:
+def test_a_response_that_cannot_be_deserialised_fails_as_without_us(
+    mesh: Mesh, spans: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     def refuse(raw: bytes) -> Any:
         raise ValueError(raw)
 
@@ -290,14 +301,14 @@ def test_a_response_that_cannot_be_deserialised_fails_as_without_us(mesh: Mesh, 
     assert caught.value.code() is grpc.StatusCode.INTERNAL
 
 
-def test_bytes_in_bytes_out_without_serialisers(mesh: Mesh, spans) -> None:
-    stub = grpc.insecure_channel(mesh.target).unary_unary(f"/{SERVICE}/Buy")
+def test_bytes_in_bytes_out_without_serialisers(mesh: Mesh, spans: Any) -> None:
+    stub: Any = grpc.insecure_channel(mesh.target).unary_unary(f"/{SERVICE}/Buy")
 
     assert StringValue.FromString(stub(REQUEST.SerializeToString())).value == "two shirtstwo shirts"
     assert spans.client()["provenance.response.size"] == spans.server()["provenance.response.size"]
 
 
-def test_done_callbacks_run_after_the_response_was_measured(mesh: Mesh, spans) -> None:
+def test_done_callbacks_run_after_the_response_was_measured(mesh: Mesh, spans: Any) -> None:
     done = threading.Event()
     future = mesh.stub().future(REQUEST)
     future.add_done_callback(lambda _: done.set())
@@ -308,7 +319,7 @@ def test_done_callbacks_run_after_the_response_was_measured(mesh: Mesh, spans) -
 
 
 class AddsMetadata(grpc.UnaryUnaryClientInterceptor):
-    def intercept_unary_unary(self, continuation, details, request):
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         details = details._replace(metadata=[*(details.metadata or ()), ("k", "from the interceptor")])
         request = StringValue(value=request.value.upper())
         return continuation(details, request)
@@ -317,10 +328,10 @@ class AddsMetadata(grpc.UnaryUnaryClientInterceptor):
 class Shouts(grpc.ServerInterceptor):
     """Changes the response message in place, after the servicer returned it."""
 
-    def intercept_service(self, continuation, details):
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = continuation(details)
 
-        def behaviour(request, context):
+        def behaviour(request: Any, context: Any) -> Any:
             response = handler.unary_unary(request, context)
             response.value += "!"
             return response
@@ -328,7 +339,7 @@ class Shouts(grpc.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
-def test_the_users_interceptors_keep_working(activate, start, spans, no_faults) -> None:
+def test_the_users_interceptors_keep_working(activate: Any, start: Any, spans: Any, no_faults: None) -> None:
     activate(GrpcInstrumentorClient(), GrpcInstrumentorServer())
     mesh = start(interceptors=(Shouts(),))
     channel = grpc.intercept_channel(grpc.insecure_channel(mesh.target), AddsMetadata())
@@ -343,7 +354,9 @@ def test_the_users_interceptors_keep_working(activate, start, spans, no_faults) 
 
 
 @pytest.mark.parametrize("registered", [True, False])
-def test_generic_and_registered_handlers_are_observed_once(activate, start, spans, no_faults, registered: bool) -> None:
+def test_generic_and_registered_handlers_are_observed_once(
+    activate: Any, start: Any, spans: Any, no_faults: None, registered: bool
+) -> None:
     activate(GrpcInstrumentorClient(), GrpcInstrumentorServer())
     mesh = start(registered=registered)
     mesh.stub(_registered_method=registered)(REQUEST)
@@ -368,7 +381,7 @@ def test_generic_and_registered_handlers_are_observed_once(activate, start, span
     ],
 )
 def test_a_server_says_what_it_found_of_a_caller_without_the_middleware(
-    activate, start, spans, no_faults, metadata, status
+    activate: Any, start: Any, spans: Any, no_faults: None, metadata: Any, status: str
 ) -> None:
     activate(GrpcInstrumentorServer())
     mesh = start()
@@ -382,16 +395,18 @@ def test_a_server_says_what_it_found_of_a_caller_without_the_middleware(
     assert server.get("provenance.stamp.kid") == ("x" if status in {"unsigned", "mismatched"} else None)
 
 
-def test_a_proxy_in_front_vouches_for_the_peer(mesh: Mesh, spans) -> None:
+def test_a_proxy_in_front_vouches_for_the_peer(mesh: Mesh, spans: Any) -> None:
     mesh.stub()(REQUEST, metadata=[("x-forwarded-client-cert", "URI=spiffe://forged,By=x;URI=spiffe://mesh/web")])
 
     assert spans.server()["provenance.peer.principal"] == "spiffe://mesh/web"
 
 
-def test_the_stamp_travels_when_nobody_instruments_and_touches_no_other_span(activate, start, spans, no_faults) -> None:
+def test_the_stamp_travels_when_nobody_instruments_and_touches_no_other_span(
+    activate: Any, start: Any, spans: Any, no_faults: None
+) -> None:
     activate()
     mesh = start()
-    tracer = trace.get_tracer("user")
+    tracer: Any = trace.get_tracer("user")
     for kind in (SpanKind.INTERNAL, SpanKind.SERVER):
         with tracer.start_as_current_span("the user's own", kind=kind) as span:
             mesh.stub()(REQUEST)
@@ -402,7 +417,7 @@ def test_the_stamp_travels_when_nobody_instruments_and_touches_no_other_span(act
     assert dict(span.attributes) == {"http.request.method": "GET"}
 
 
-def test_what_opentelemetry_suppresses_is_not_stamped(mesh: Mesh, spans) -> None:
+def test_what_opentelemetry_suppresses_is_not_stamped(mesh: Mesh, spans: Any) -> None:
     # That is how exporters keep their own calls out of the traces.
     token = attach(set_value("suppress_instrumentation", True))
     try:
@@ -413,14 +428,14 @@ def test_what_opentelemetry_suppresses_is_not_stamped(mesh: Mesh, spans) -> None
     assert mesh.servicer.values("provenance") == mesh.servicer.values("x-request-id") == []
 
 
-def test_a_call_with_metadata_near_the_limit_goes_without_a_stamp(mesh: Mesh, spans) -> None:
+def test_a_call_with_metadata_near_the_limit_goes_without_a_stamp(mesh: Mesh, spans: Any) -> None:
     assert mesh.stub()(REQUEST, metadata=[("big", "x" * 7000)]).value
     assert mesh.servicer.values("provenance") == []
     assert faults.counts() == {"grpc.client": 1}
     faults.reset()
 
 
-def test_streams_pass_untouched(mesh: Mesh, spans) -> None:
+def test_streams_pass_untouched(mesh: Mesh, spans: Any) -> None:
     stream = grpc.insecure_channel(mesh.target).stream_stream(
         f"/{SERVICE}/Count", StringValue.SerializeToString, StringValue.FromString
     )
@@ -443,7 +458,14 @@ def test_streams_pass_untouched(mesh: Mesh, spans) -> None:
 )
 @pytest.mark.parametrize("way", WAYS)
 def test_a_broken_middleware_never_breaks_a_call(
-    activate, start, spans, monkeypatch, caplog, shell: Any, name: str, way: str
+    activate: Any,
+    start: Any,
+    spans: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    shell: Any,
+    name: str,
+    way: str,
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(name)
@@ -466,7 +488,7 @@ def test_a_broken_middleware_never_breaks_a_call(
     spans.of(SpanKind.SERVER)
 
 
-def test_uninstrument_restores_everything(start, spans, no_faults) -> None:
+def test_uninstrument_restores_everything(start: Any, spans: Any, no_faults: None) -> None:
     import grpc._channel
     import grpc._server
 

@@ -158,7 +158,7 @@ FRAMEWORKS = {
 
 
 @pytest.fixture
-def start(spans) -> Iterator[Callable[..., Shop]]:
+def start(spans: Any) -> Iterator[Callable[..., Shop]]:
     """Start applications of a framework; the instrumentation has to be active before, as it replaces their classes."""
     from contextlib import ExitStack
 
@@ -172,16 +172,18 @@ def start(spans) -> Iterator[Callable[..., Shop]]:
 
 
 @pytest.fixture(params=FRAMEWORKS)
-def shop(request, activate, start, no_faults) -> Shop:
+def shop(request: Any, activate: Any, start: Any, no_faults: None) -> Shop:
     framework, instrumentors = FRAMEWORKS[request.param]
     activate(HTTPXClientInstrumentor(), *(each() for each in instrumentors))
-    return start(framework)
+    shop: Shop = start(framework)
+    return shop
 
 
 @pytest.fixture
-def fastapi_shop(activate, start, no_faults) -> Shop:
+def fastapi_shop(activate: Any, start: Any, no_faults: None) -> Shop:
     activate(HTTPXClientInstrumentor())
-    return start()
+    shop: Shop = start()
+    return shop
 
 
 def send_sync(method: str, url: str, **kwargs: Any) -> httpx.Response:
@@ -201,7 +203,7 @@ SENDERS = [send_sync, send_async]
 
 
 @pytest.mark.parametrize("send", SENDERS)
-def test_both_spans_say_the_same_of_a_call(shop: Shop, spans, send: Any) -> None:
+def test_both_spans_say_the_same_of_a_call(shop: Shop, spans: Any, send: Any) -> None:
     response = send("POST", f"{shop.url}/buy", content=BODY)
 
     assert (response.status_code, response.text, shop.seen.body) == (201, "sold", BODY)
@@ -235,7 +237,7 @@ def test_both_spans_say_the_same_of_a_call(shop: Shop, spans, send: Any) -> None
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_request_without_a_body_hashes_to_the_hash_of_nothing(fastapi_shop: Shop, spans, method: str) -> None:
+def test_a_request_without_a_body_hashes_to_the_hash_of_nothing(fastapi_shop: Shop, spans: Any, method: str) -> None:
     send_sync(method, f"{fastapi_shop.url}/ignore")
 
     client, server = spans.client(), spans.server()
@@ -248,7 +250,7 @@ def test_a_request_without_a_body_hashes_to_the_hash_of_nothing(fastapi_shop: Sh
     )
 
 
-def test_no_hash_is_claimed_of_a_body_that_nobody_read(shop: Shop, spans) -> None:
+def test_no_hash_is_claimed_of_a_body_that_nobody_read(shop: Shop, spans: Any) -> None:
     send_sync("POST", f"{shop.url}/ignore", content=BODY)
 
     server = spans.server()
@@ -258,7 +260,7 @@ def test_no_hash_is_claimed_of_a_body_that_nobody_read(shop: Shop, spans) -> Non
 
 
 @pytest.mark.parametrize("send", SENDERS)
-def test_a_streamed_body_is_hashed_as_it_passes(fastapi_shop: Shop, spans, send: Any) -> None:
+def test_a_streamed_body_is_hashed_as_it_passes(fastapi_shop: Shop, spans: Any, send: Any) -> None:
     taken = []
 
     def pieces() -> Iterator[bytes]:
@@ -281,12 +283,12 @@ def test_a_streamed_body_is_hashed_as_it_passes(fastapi_shop: Shop, spans, send:
     assert server["provenance.stamp.status"] == "unsigned"
 
 
-def test_a_streamed_response_is_counted(shop: Shop, spans) -> None:
+def test_a_streamed_response_is_counted(shop: Shop, spans: Any) -> None:
     assert len(send_sync("GET", f"{shop.url}/stream").content) == 30
     assert spans.server()["provenance.response.size"] == 30
 
 
-def test_a_failing_application_fails_as_without_us(shop: Shop, spans, caplog) -> None:
+def test_a_failing_application_fails_as_without_us(shop: Shop, spans: Any, caplog: pytest.LogCaptureFixture) -> None:
     response = send_sync("POST", f"{shop.url}/fail", content=BODY)
 
     assert (response.status_code, response.text) == (500, "Internal Server Error")
@@ -296,12 +298,14 @@ def test_a_failing_application_fails_as_without_us(shop: Shop, spans, caplog) ->
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("POST", "/nowhere", 404), ("DELETE", "/buy", 405)])
-def test_a_request_without_a_handler_is_described_too(shop: Shop, spans, method: str, path: str, status: int) -> None:
+def test_a_request_without_a_handler_is_described_too(
+    shop: Shop, spans: Any, method: str, path: str, status: int
+) -> None:
     assert send_sync(method, shop.url + path).status_code == status
     assert spans.server()["provenance.stamp.status"] == "unsigned"
 
 
-def test_the_callers_headers_and_request_are_untouched(fastapi_shop: Shop, spans) -> None:
+def test_the_callers_headers_and_request_are_untouched(fastapi_shop: Shop, spans: Any) -> None:
     headers = [("x", "1"), ("x", "2"), ("content-digest", "sha-512=:AAAA:"), ("x-request-id", "mine")]
     with httpx.Client(verify=NO_TLS) as client:
         request = client.build_request("POST", f"{fastapi_shop.url}/buy", content=BODY, headers=headers)
@@ -319,7 +323,7 @@ def test_the_callers_headers_and_request_are_untouched(fastapi_shop: Shop, spans
     assert {s.attributes["provenance.request_id"] for s in clients + servers} == {"mine"}
 
 
-def test_a_gateway_that_copies_all_headers_does_not_pass_on_an_old_stamp(fastapi_shop: Shop, spans) -> None:
+def test_a_gateway_that_copies_all_headers_does_not_pass_on_an_old_stamp(fastapi_shop: Shop, spans: Any) -> None:
     old = {"provenance": 'v=1, kid="browser", t=1, n=:AAAAAAAAAAAAAAAA:', "content-digest": f"sha-256=:{'A' * 43}=:"}
     send_sync("POST", f"{fastapi_shop.url}/buy", content=BODY, headers=old)
 
@@ -329,7 +333,7 @@ def test_a_gateway_that_copies_all_headers_does_not_pass_on_an_old_stamp(fastapi
     assert server["provenance.stamp.status"] == "unsigned", "of two digests the last counts, and it is right"
 
 
-def test_a_changed_body_is_mismatched(fastapi_shop: Shop, spans) -> None:
+def test_a_changed_body_is_mismatched(fastapi_shop: Shop, spans: Any) -> None:
     with suppress_instrumentation():
         headers = {
             "provenance": 'v=1, kid="web", t=1, n=:AAAAAAAAAAAAAAAA:',
@@ -345,7 +349,7 @@ def test_a_changed_body_is_mismatched(fastapi_shop: Shop, spans) -> None:
     ("headers", "status"),
     [({}, "absent"), ({"provenance": "nonsense!"}, "malformed"), ({"provenance": "v=1, k=" + "x" * 9000}, "malformed")],
 )
-def test_a_caller_without_the_middleware(fastapi_shop: Shop, spans, headers: dict[str, str], status: str) -> None:
+def test_a_caller_without_the_middleware(fastapi_shop: Shop, spans: Any, headers: dict[str, str], status: str) -> None:
     with suppress_instrumentation():
         assert send_sync("POST", f"{fastapi_shop.url}/buy", content=BODY, headers=headers).status_code == 201
 
@@ -353,7 +357,7 @@ def test_a_caller_without_the_middleware(fastapi_shop: Shop, spans, headers: dic
     assert spans.server()["provenance.request.hash"] == HASH
 
 
-def test_a_proxy_in_front_vouches_for_the_peer(fastapi_shop: Shop, spans) -> None:
+def test_a_proxy_in_front_vouches_for_the_peer(fastapi_shop: Shop, spans: Any) -> None:
     headers = [
         ("x-forwarded-client-cert", "URI=spiffe://forged"),
         ("x-forwarded-client-cert", "By=x;URI=spiffe://mesh/web"),
@@ -364,7 +368,7 @@ def test_a_proxy_in_front_vouches_for_the_peer(fastapi_shop: Shop, spans) -> Non
 
 
 @pytest.mark.parametrize("send", SENDERS)
-def test_redirects_are_stamped_one_by_one(activate, start, spans, no_faults, send: Any) -> None:
+def test_redirects_are_stamped_one_by_one(activate: Any, start: Any, spans: Any, no_faults: None, send: Any) -> None:
     activate(HTTPXClientInstrumentor())
     shop = start()
     send("POST", f"{shop.url}/buy/", content=BODY, follow_redirects=True)
@@ -375,7 +379,7 @@ def test_redirects_are_stamped_one_by_one(activate, start, spans, no_faults, sen
     assert len(stamps) == 2
 
 
-def test_a_refused_connection_fails_as_without_us(activate, spans, no_faults) -> None:
+def test_a_refused_connection_fails_as_without_us(activate: Any, spans: Any, no_faults: None) -> None:
     activate(HTTPXClientInstrumentor())
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -388,7 +392,7 @@ def test_a_refused_connection_fails_as_without_us(activate, spans, no_faults) ->
     assert "network.peer.address" not in client
 
 
-def test_the_peer_is_who_was_dialled_and_the_server_who_was_meant(fastapi_shop: Shop, spans) -> None:
+def test_the_peer_is_who_was_dialled_and_the_server_who_was_meant(fastapi_shop: Shop, spans: Any) -> None:
     port = httpx.URL(fastapi_shop.url).port
     with httpx.Client(proxy=fastapi_shop.url, verify=NO_TLS) as client:  # the application stands in for a forward proxy
         client.post("http://api.example.com/buy", content=BODY)
@@ -398,10 +402,12 @@ def test_the_peer_is_who_was_dialled_and_the_server_who_was_meant(fastapi_shop: 
     assert (attributes["network.peer.address"], attributes["network.peer.port"]) == ("127.0.0.1", port)
 
 
-def test_httpcore_alone_is_stamped_and_touches_no_other_span(activate, start, spans, no_faults) -> None:
+def test_httpcore_alone_is_stamped_and_touches_no_other_span(
+    activate: Any, start: Any, spans: Any, no_faults: None
+) -> None:
     activate()
     shop = start()
-    tracer = trace.get_tracer("user")
+    tracer: Any = trace.get_tracer("user")
     for kind, attributes in ((SpanKind.INTERNAL, {}), (SpanKind.CLIENT, {"db.system.name": "opensearch"})):
         with (
             tracer.start_as_current_span("the user's own", kind=kind, attributes=attributes) as span,
@@ -413,7 +419,9 @@ def test_httpcore_alone_is_stamped_and_touches_no_other_span(activate, start, sp
         assert len(shop.seen.values("content-digest")) == 1
 
 
-def test_a_server_forwards_the_request_id_to_its_own_calls(activate, start, spans, no_faults) -> None:
+def test_a_server_forwards_the_request_id_to_its_own_calls(
+    activate: Any, start: Any, spans: Any, no_faults: None
+) -> None:
     activate(HTTPXClientInstrumentor())
     behind = start()
     app = fastapi.FastAPI()
@@ -433,7 +441,7 @@ def test_a_server_forwards_the_request_id_to_its_own_calls(activate, start, span
             assert behind.seen.values("x-request-id") == [f"id-of-{path[1:]}"]
 
 
-def test_the_users_middleware_may_read_the_body_first(activate, start, spans, no_faults) -> None:
+def test_the_users_middleware_may_read_the_body_first(activate: Any, start: Any, spans: Any, no_faults: None) -> None:
     activate(HTTPXClientInstrumentor())
     seen = Seen()
     app = make_app(seen, "fastapi")
@@ -453,7 +461,9 @@ def test_the_users_middleware_may_read_the_body_first(activate, start, spans, no
     assert spans.server()["provenance.request.hash"] == HASH
 
 
-def test_an_application_within_an_application_is_described_once(activate, start, spans, no_faults) -> None:
+def test_an_application_within_an_application_is_described_once(
+    activate: Any, start: Any, spans: Any, no_faults: None
+) -> None:
     activate(HTTPXClientInstrumentor(), StarletteInstrumentor())
     seen = Seen()
     app = starlette.applications.Starlette(routes=[Mount("/shop", make_app(seen, "starlette"))])
@@ -467,26 +477,44 @@ def test_an_application_within_an_application_is_described_once(activate, start,
 
 
 def test_a_call_within_the_process_does_not_write_on_the_span_of_the_request_around_it(
-    activate, start, spans, no_faults
+    spans: Any, no_faults: None
 ) -> None:
-    activate()
-    outer = fastapi.FastAPI()
-    inner = make_app(Seen(), "starlette")
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
-    @outer.post("/outer")
-    async def call_inner() -> str:
+    from provenance import ProvenanceMiddleware
+
+    inner = ProvenanceMiddleware(make_app(Seen(), "starlette"))
+
+    async def outer(scope: Any, receive: Any, send: Any) -> None:
+        assert trace.get_current_span().kind is SpanKind.SERVER  # type: ignore[attr-defined]
         async with httpx.AsyncClient(transport=httpx.ASGITransport(inner), base_url="http://inner") as client:
-            return (await client.post("/buy", content=b"something else")).text
+            await client.post("/buy", content=b"something else", headers={"x-request-id": "inner"})
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"12345"})
 
-    with served(outer) as url:
-        send_sync("POST", f"{url}/outer", content=BODY)
+    with served(OpenTelemetryMiddleware(ProvenanceMiddleware(outer))) as url:
+        send_sync("POST", url, content=BODY, headers={"x-request-id": "outer"})
 
-    assert spans.server().get("provenance.request.hash") in {HASH, None}
-    assert spans.server()["provenance.response.size"] == len('"sold"')
+    server = spans.server()
+    assert "provenance.request.hash" not in server, "the outer one was not read"
+    assert (server["provenance.request_id"], server["provenance.response.size"]) == ("outer", 5)
+
+
+def test_no_hash_is_claimed_of_a_body_that_was_read_in_part(spans: Any, no_faults: None) -> None:
+    parts = [{"type": "http.request", "body": BODY[:9], "more_body": True}, {"type": "http.request", "body": BODY[9:]}]
+    for read, claimed in ((1, None), (2, HASH)):
+        with trace.get_tracer("x").start_as_current_span("POST", kind=SpanKind.SERVER) as span:
+            recording: Any = span
+            request = server_shell.WatchedRequest(recording, {"type": "http"}, {"content-length": str(len(BODY))})
+            for message in parts[:read]:
+                request.received(message)
+            request.finish()
+        assert recording.attributes.get("provenance.request.hash") == claimed
+        assert recording.attributes["provenance.stamp.status"] == "absent"
 
 
 @pytest.mark.parametrize("where", ["inside", "outside"])
-def test_the_middleware_can_be_added_by_hand(start, spans, no_faults, where: str) -> None:
+def test_the_middleware_can_be_added_by_hand(start: Any, spans: Any, no_faults: None, where: str) -> None:
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     from provenance import ProvenanceMiddleware
@@ -552,7 +580,14 @@ def test_when_a_request_has_no_body_for_certain(version: str, headers: dict[str,
     ],
 )
 def test_a_broken_middleware_never_breaks_a_call(
-    activate, start, spans, monkeypatch, caplog, shell: Any, owner: Any, name: str
+    activate: Any,
+    start: Any,
+    spans: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    shell: Any,
+    owner: Any,
+    name: str,
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(name)
@@ -571,7 +606,9 @@ def test_a_broken_middleware_never_breaks_a_call(
 
 
 @pytest.mark.parametrize("send", SENDERS)
-def test_a_broken_hash_never_breaks_a_stream(activate, start, spans, monkeypatch, send: Any) -> None:
+def test_a_broken_hash_never_breaks_a_stream(
+    activate: Any, start: Any, spans: Any, monkeypatch: pytest.MonkeyPatch, send: Any
+) -> None:
     def broken(*args: Any) -> None:
         raise RuntimeError
 
@@ -589,7 +626,7 @@ def test_a_broken_hash_never_breaks_a_stream(activate, start, spans, monkeypatch
     faults.reset()
 
 
-def test_uninstrument_restores_everything(start, spans, no_faults) -> None:
+def test_uninstrument_restores_everything(start: Any, spans: Any, no_faults: None) -> None:
     from starlette.middleware.errors import ServerErrorMiddleware
     from starlette.middleware.exceptions import ExceptionMiddleware
     from starlette.routing import Router
