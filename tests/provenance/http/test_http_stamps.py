@@ -501,7 +501,10 @@ def test_a_call_within_the_process_does_not_write_on_the_span_of_the_request_aro
 
 
 def test_no_hash_is_claimed_of_a_body_that_was_read_in_part(spans: Any, no_faults: None) -> None:
-    parts = [{"type": "http.request", "body": BODY[:9], "more_body": True}, {"type": "http.request", "body": BODY[9:]}]
+    parts: list[Any] = [
+        {"type": "http.request", "body": BODY[:9], "more_body": True},
+        {"type": "http.request", "body": BODY[9:]},
+    ]
     for read, claimed in ((1, None), (2, HASH)):
         with trace.get_tracer("x").start_as_current_span("POST", kind=SpanKind.SERVER) as span:
             recording: Any = span
