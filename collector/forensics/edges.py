@@ -12,6 +12,7 @@ attribute.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import ibis
@@ -176,10 +177,16 @@ def is_error(table: ir.Table) -> ir.BooleanValue:
     return (table.status_code == "ERROR") | (table.http_response_status_code >= 500).fill_null(False)
 
 
+@lru_cache(maxsize=16)
+def _compiled(window: Window, buckets: int) -> tuple[str, str]:
+    totals, series = _expressions(window, buckets)
+    return compile_sql(totals), compile_sql(series)
+
+
 def edges_sql(window: Window, buckets: int = BUCKETS) -> dict[str, str]:
     """The two statements behind `edges`: totals, and counts with medians per bucket."""
-    totals, series = _expressions(window, buckets)
-    return {"edges": compile_sql(totals), "series": compile_sql(series)}
+    totals, series = _compiled(window, buckets)
+    return {"edges": totals, "series": series}
 
 
 def edges(query: Query, window: Window, buckets: int = BUCKETS) -> pl.DataFrame:
@@ -238,7 +245,8 @@ def _expressions(window: Window, buckets: int) -> tuple[ir.Table, ir.Table]:
     duration = calls.duration_ns
     totals = calls.group_by(key).aggregate(
         calls=calls.count(),
-        errors=calls.error.cast("int64").sum(),
+        # DuckDB sums integers into 128 bits, which Arrow calls a decimal.
+        errors=calls.error.cast("int64").sum().cast("int64"),
         duration_ns_p50=duration.quantile(0.5),
         duration_ns_p95=duration.quantile(0.95),
         duration_ns_p99=duration.quantile(0.99),

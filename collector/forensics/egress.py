@@ -11,6 +11,7 @@ Destinations that the list allows are never findings, however regular.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from statistics import median
 from typing import Final
@@ -93,14 +94,20 @@ class _Access:
 
 def egress_sql(window: Window, params: EgressParams | None = None) -> dict[str, str]:
     """The statements that start a search; the one that fetches the suspects' calls follows from their answers."""
-    params = params or EgressParams()
-    return {
-        "destinations": compile_sql(_destinations(window, params)),
-        "answering": compile_sql(_answering(window)),
-        "listeners": compile_sql(_listeners(window)),
-        "services": compile_sql(_services(window)),
-        "egress_allow": compile_sql(egress_allow()),
+    return dict(_compiled(window, (params or EgressParams()).settle_ns))
+
+
+@lru_cache(maxsize=16)
+def _compiled(window: Window, settle_ns: int) -> tuple[tuple[str, str], ...]:
+    # Compiling takes longer than running on a small store, and a workbench asks again and again.
+    statements = {
+        "destinations": _destinations(window, settle_ns),
+        "answering": _answering(window),
+        "listeners": _listeners(window),
+        "services": _services(window),
+        "egress_allow": egress_allow(),
     }
+    return tuple((name, compile_sql(expression)) for name, expression in statements.items())
 
 
 def find_egress(query: Query, window: Window, params: EgressParams | None = None) -> list[Finding]:
@@ -121,7 +128,7 @@ def find_egress(query: Query, window: Window, params: EgressParams | None = None
     if not suspects:
         return []
     chosen = suspects[: params.max_destinations]
-    calls = query(compile_sql(_calls_to(chosen, window, params)))
+    calls = query(compile_sql(_calls_to(chosen, window, params.settle_ns)))
     observed = _observed(window, destinations)
     judged = [_judge(s, part, policy, params, observed) for s, part in _by_suspect(chosen, calls)]
     telling = [j for j in judged if j.unlisted or j.beacon is not None]
@@ -159,12 +166,12 @@ class OwnAddresses:
         return not labels or in_cluster or (len(labels) == 1 and labels[0] in self.namespaces)
 
 
-def _exits(window: Window, params: EgressParams) -> ir.Table:
+def _exits(window: Window, settle_ns: int) -> ir.Table:
     """Settled exits with `host` and `port`; exits that say no address are left out."""
     exits = calls_in(window).exits
     newest = spans().aggregate(newest=spans().received_unix_nano.max())
     joined = exits.filter(exits.address.notnull()).cross_join(newest)
-    settled = joined.filter(joined.received_unix_nano <= joined.newest - params.settle_ns)
+    settled = joined.filter(joined.received_unix_nano <= joined.newest - settle_ns)
     named = settled.server_address.notnull()
     host = ibis.coalesce(settled.server_address, settled.network_peer_address)
     port = (named & settled.server_port.notnull()).ifelse(
@@ -173,8 +180,8 @@ def _exits(window: Window, params: EgressParams) -> ir.Table:
     return settled.mutate(host=host, port=port, error=is_error(settled))
 
 
-def _destinations(window: Window, params: EgressParams) -> ir.Table:
-    exits = _exits(window, params)
+def _destinations(window: Window, settle_ns: int) -> ir.Table:
+    exits = _exits(window, settle_ns)
     start = exits.start_time_unix_nano
     return exits.group_by(["service_name", "host", "port"]).aggregate(
         calls=exits.count(), first_unix_nano=start.min(), last_unix_nano=start.max()
@@ -212,8 +219,8 @@ def _services(window: Window) -> ir.Table:
     return served.select("service_name", "service_namespace").distinct()
 
 
-def _calls_to(suspects: Sequence[Suspect], window: Window, params: EgressParams) -> ir.Table:
-    exits = _exits(window, params)
+def _calls_to(suspects: Sequence[Suspect], window: Window, settle_ns: int) -> ir.Table:
+    exits = _exits(window, settle_ns)
     wanted = exits.filter(exits.host.isin(sorted({s.host for s in suspects})))
     return wanted.select(
         "service_name",

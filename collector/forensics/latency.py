@@ -10,6 +10,7 @@ Plain OpenTelemetry spans are enough. Calls that fail and vanish are not looked 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -85,13 +86,15 @@ def latency_sql(window: Window, params: LatencyParams | None = None) -> dict[str
     The statements that fetch sampled traces follow from their answers.
     """
     params = params or LatencyParams()
-    statements = {
-        "durations": compile_sql(histogram(window, BUCKETS)),
-        "services": compile_sql(first_spans()),
-    }
+    statements = {"durations": _durations_sql(window), "services": compile_sql(first_spans())}
     if params.baseline is not None:
-        statements["baseline"] = compile_sql(histogram(params.baseline, BUCKETS))
+        statements["baseline"] = _durations_sql(params.baseline)
     return statements
+
+
+@lru_cache(maxsize=16)
+def _durations_sql(window: Window) -> str:
+    return compile_sql(histogram(window, BUCKETS))
 
 
 def find_latency(query: Query, window: Window, params: LatencyParams | None = None) -> list[Finding]:
