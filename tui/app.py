@@ -3,6 +3,7 @@
 Nothing here or on a screen blocks the event loop: every question goes through `Workbench.ask`.
 """
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.message_pump import MessagePump
 from textual.reactive import reactive
+from textual.notifications import SeverityLevel
 from textual.screen import Screen
 from textual.theme import Theme
 from textual.worker import Worker, WorkerState, get_current_worker
@@ -24,6 +26,7 @@ from tui.screens.main import MainScreen
 from tui.snapshots import Findings, Health
 from tui.source import Evidence, Lane
 from tui.standing import Standing, without_problem
+from tui.text import clean
 
 NIGHT: Final = Theme(
     name="provenance-night",
@@ -110,6 +113,18 @@ class Workbench(App[None]):
             self.on_failed(failed)
             self.screen_stack[0].post_message(failed)
 
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: SeverityLevel = "information",
+        timeout: float | None = None,
+        markup: bool = False,  # noqa: ARG002 - Textual's parameter: nothing here is ever parsed as markup
+    ) -> None:
+        """A toast: cleaned like every cell, for errors quote what strangers wrote."""
+        super().notify(clean(message), title=clean(title), severity=severity, timeout=timeout, markup=False)
+
     # --- how things stand ---------------------------------------------------------------------------------------
 
     def note_time(self) -> None:
@@ -130,6 +145,7 @@ class Workbench(App[None]):
             self.standing,
             finding_count=len(findings.items),
             worst=findings.worst,
+            notes=findings.notes,
         )
 
     def on_answered(self, event: Answered) -> None:
@@ -154,8 +170,8 @@ class Workbench(App[None]):
     # --- the end ------------------------------------------------------------------------------------------------
 
     async def action_quit(self) -> None:
-        """End every query first: a thread in a long one would hold up the exit."""
-        self._interrupt_all()
+        """Close the source first: a thread in a long query would hold up the exit."""
+        await asyncio.to_thread(self.evidence.close)
         self.exit()
 
     def on_unmount(self) -> None:

@@ -4,13 +4,12 @@ import uuid
 from typing import Final
 
 import ibis
-import polars as pl
 
 from collector.forensics.calls import calls
 from collector.forensics.ids import hex_ids
 from collector.forensics.tables import Query, Window, compile_sql
 from collector.forensics.verdicts import REASONS, judge
-from tui.snapshots import Hop, Sight
+from tui.snapshots import Hop, Sight, Trace
 
 _COLUMNS: Final = (
     "client_span_id",
@@ -29,17 +28,13 @@ def verdicts_sql(trace_id: str, window: Window) -> str:
     return compile_sql(judged.filter(judged.trace_id == wanted).select(*_COLUMNS))
 
 
-def hops(query: Query, trace_id: str, spans: pl.DataFrame) -> tuple[Hop, ...]:
-    """One `Hop` a call of the trace whose spans these are."""
-    if spans.is_empty():
+def hops(query: Query, trace: Trace) -> tuple[Hop, ...]:
+    """One `Hop` a call of the trace."""
+    if not trace.spans:
         return ()
-    return tuple(_hop(row) for row in hex_ids(query(verdicts_sql(trace_id, window_of(spans)))).iter_rows(named=True))
-
-
-def window_of(spans: pl.DataFrame) -> Window:
-    """From a trace's first start to its last."""
-    starts = spans["start_time_unix_nano"].to_list()
-    return Window(min(starts), max(starts) + 1)
+    starts = [span.start_time_unix_nano for span in trace.spans]
+    sql = verdicts_sql(trace.trace_id, Window(min(starts), max(starts) + 1))
+    return tuple(_hop(row) for row in hex_ids(query(sql)).iter_rows(named=True))
 
 
 def _hop(row: dict[str, str | None]) -> Hop:

@@ -2,7 +2,7 @@
 
 from textual.message import Message
 
-from tui.snapshots import Edges, Findings, Health, Hits, Trace
+from tui.snapshots import Edges, Findings, Health, Hits, Hop, Trace
 
 
 class StatusArrived(Message):
@@ -43,6 +43,15 @@ class TraceArrived(Message):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
+
+
+class HopsArrived(Message):
+    """The verdicts on a trace's calls are there."""
+
+    def __init__(self, trace_id: str, hops: tuple[Hop, ...]) -> None:
+        super().__init__()
+        self.trace_id = trace_id
+        self.hops = hops
 
 
 class LiveFinished(Message):

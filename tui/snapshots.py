@@ -137,6 +137,8 @@ class Findings:
 
     items: tuple[Finding, ...]
     frame: pl.DataFrame = field(repr=False)
+    notes: tuple[str, ...] = ()
+    """Sentences on what the detectors could not see."""
 
     @cached_property
     def worst(self) -> str | None:
@@ -175,6 +177,7 @@ class Trace:
     spans: tuple[TraceSpan, ...]
     records: tuple[ProxyRecord, ...]
     hops: tuple[Hop, ...]
+    """Verdicts, where they have been asked for."""
     frame: pl.DataFrame = field(repr=False)
 
 
@@ -185,8 +188,6 @@ class Health:
     span_count: int
     newest_unix_nano: int | None
     service_count: int
-    witnessing: frozenset[str]
-    """Services whose proxy has left at least one record or span."""
     incomplete: tuple[str, ...] = ()
     """One sentence for each thing that could not be seen."""
 
@@ -210,17 +211,19 @@ class SearchView:
 
 @dataclass(frozen=True, slots=True)
 class TraceView:
-    """Asks for the SQL behind one trace."""
+    """Asks for the SQL behind one trace; the times of its first and last start, where they are known, find its verdicts."""
 
     trace_id: str
+    first_start_unix_nano: int | None = None
+    last_start_unix_nano: int | None = None
 
 
 View = FindingsView | EdgesView | SearchView | TraceView
 
 
-def decode_findings(frame: pl.DataFrame) -> Findings:
+def decode_findings(frame: pl.DataFrame, notes: tuple[str, ...] = ()) -> Findings:
     """Findings out of a frame with the columns of `findings.SCHEMA`."""
-    return Findings(tuple(_finding(row) for row in frame.iter_rows(named=True)), frame)
+    return Findings(tuple(_finding(row) for row in frame.iter_rows(named=True)), frame, notes)
 
 
 def _finding(row: Mapping[str, Any]) -> Finding:
@@ -261,13 +264,13 @@ def decode_hits(query: TraceQuery, frame: pl.DataFrame) -> Hits:
     return Hits(query, tuple(rows), frame)
 
 
-def decode_trace(trace_id: str, spans: pl.DataFrame, records: pl.DataFrame, hops: tuple[Hop, ...] = ()) -> Trace:
+def decode_trace(trace_id: str, spans: pl.DataFrame, records: pl.DataFrame) -> Trace:
     """A trace out of the frames that `forensics.traces.trace` and `trace_records` return."""
     return Trace(
         trace_id,
         tuple(_span(row) for row in spans.iter_rows(named=True)),
         tuple(_record(row) for row in records.iter_rows(named=True)),
-        hops,
+        (),
         spans,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from collector.client import Source
+from collector.errors import SourceUnreachableError
 from collector.forensics.tables import Window
 from tui.snapshots import (
     SEARCH_LIMIT,
@@ -19,6 +20,7 @@ from tui.snapshots import (
     FindingsView,
     Health,
     Hits,
+    Hop,
     SearchView,
     Trace,
     TraceQuery,
@@ -71,7 +73,11 @@ class Evidence(Protocol):
         ...
 
     def trace(self, trace_id: str) -> Trace:
-        """One trace whole."""
+        """One trace whole, without verdicts on its hops: those take longer."""
+        ...
+
+    def hops(self, trace: Trace) -> tuple[Hop, ...]:
+        """What the proxies prove of the trace's calls."""
         ...
 
     def sql_of(self, view: View) -> str:
@@ -99,7 +105,9 @@ class SourceEvidence:
         window: Callable[[], Window] = Window,
         has_moving_window: bool = False,
     ) -> None:
+        self._name = first.name
         self._sources: dict[Lane, Source] = {"live": first}
+        self._is_closed = False
         self._reopen = reopen
         self._window = window
         self._lock = threading.Lock()
@@ -109,7 +117,7 @@ class SourceEvidence:
     @property
     def name(self) -> str:
         """What the user typed."""
-        return self._sources["live"].name
+        return self._name
 
     @property
     def is_live(self) -> bool:
@@ -130,9 +138,10 @@ class SourceEvidence:
 
     def findings(self) -> Findings:
         """Every detector's findings in the window."""
-        from collector.forensics.scan import scan
+        from collector.forensics.scan import examine
 
-        return decode_findings(scan(self._lane("live").query, window=self._window()))
+        scan = examine(self._lane("live").query, window=self._window())
+        return decode_findings(scan.findings, scan.notes)
 
     def edges(self) -> Edges:
         """RED per edge in the window."""
@@ -150,11 +159,14 @@ class SourceEvidence:
         """One trace and its access-log records."""
         from collector.forensics.traces import trace, trace_records
 
+        query = self._lane("trace").query
+        return decode_trace(trace_id, trace(query, trace_id), trace_records(query, trace_id))
+
+    def hops(self, trace: Trace) -> tuple[Hop, ...]:
+        """Forensics' verdicts on the trace's calls."""
         from tui.hops import hops
 
-        query = self._lane("trace").query
-        spans = trace(query, trace_id)
-        return decode_trace(trace_id, spans, trace_records(query, trace_id), hops(query, trace_id, spans))
+        return hops(self._lane("trace").query, trace)
 
     def sql_of(self, view: View) -> str:
         """Exactly the SQL that the view's method runs."""
@@ -167,8 +179,8 @@ class SourceEvidence:
                 return _join(edges.edges_sql(self._window()))
             case SearchView(query):
                 return _join(traces.search_sql(self._filter(query)))
-            case TraceView(trace_id):
-                return _join({"spans": traces.trace_sql(trace_id), "access log": traces.trace_records_sql(trace_id)})
+            case TraceView():
+                return _trace_sql(view)
 
     def interrupt(self, lane: Lane) -> None:
         """End the lane's running query with a QueryError; nothing happens when none runs."""
@@ -178,8 +190,9 @@ class SourceEvidence:
             source.interrupt()
 
     def close(self) -> None:
-        """Interrupt and close every lane."""
+        """Interrupt and close every lane, once; whoever asks afterwards is told that it is closed."""
         with self._lock:
+            self._is_closed = True
             sources, self._sources = list(self._sources.values()), {}
         for source in sources:
             with contextlib.closing(source):
@@ -187,6 +200,8 @@ class SourceEvidence:
 
     def _lane(self, lane: Lane) -> Source:
         with self._lock:
+            if self._is_closed:
+                raise SourceUnreachableError(f"{self.name}: this source is closed")
             if lane not in self._sources:
                 self._sources[lane] = self._reopen()
             return self._sources[lane]
@@ -207,13 +222,27 @@ class SourceEvidence:
         )
 
     def _findings_sql(self) -> str:
-        from collector.forensics.scan import scan_sql
+        from collector.forensics.egress import egress_sql
+        from collector.forensics.latency import latency_sql
+        from collector.forensics.shadow import shadow_sql
 
-        return _join(scan_sql(window=self._window()))
+        window = self._window()
+        return "\n\n".join(_join(sql(window), of) for of, sql in (("shadow", shadow_sql), ("egress", egress_sql), ("latency", latency_sql)))
 
 
-def _join(parts: Mapping[str, str] | str) -> str:
+def _trace_sql(view: TraceView) -> str:
+    from collector.forensics import traces
+    from tui.hops import verdicts_sql
+
+    parts = {"spans": traces.trace_sql(view.trace_id), "access log": traces.trace_records_sql(view.trace_id)}
+    if view.first_start_unix_nano is not None and view.last_start_unix_nano is not None:
+        window = Window(view.first_start_unix_nano, view.last_start_unix_nano + 1)
+        parts["verdicts"] = verdicts_sql(view.trace_id, window)
+    return _join(parts)
+
+
+def _join(parts: Mapping[str, str] | str, of: str = "") -> str:
     """Several statements as one text, each under the name of what it answers."""
     if isinstance(parts, str):
         return parts
-    return "\n\n".join(f"-- {name}\n{sql.rstrip().rstrip(';')};" for name, sql in parts.items())
+    return "\n\n".join(f"-- {of} {name}\n{sql.rstrip().rstrip(';')};".replace("--  ", "-- ") for name, sql in parts.items())

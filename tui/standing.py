@@ -22,6 +22,8 @@ class Standing:
     health: Health | None = None
     finding_count: int | None = None
     worst: str | None = None
+    notes: tuple[str, ...] = ()
+    """What the detectors could not see."""
     busy: frozenset[str] = frozenset()
     tick: int = 0
     lost_since_unix_nano: int | None = None
@@ -80,7 +82,7 @@ def _amounts(standing: Standing) -> list[tuple[str, Tone]]:
 
 
 def _gaps(standing: Standing) -> list[tuple[str, Tone]]:
-    gaps = standing.health.incomplete if standing.health is not None else ()
+    gaps = (*(standing.health.incomplete if standing.health is not None else ()), *standing.notes)
     if not gaps:
         return []
     more = f" (+{len(gaps) - 1})" if len(gaps) > 1 else ""

@@ -54,7 +54,7 @@ def make_finding(**overrides) -> Finding:
         "time, saw none of them; the first at 03:12:09Z.",
         "affected": ("? -> payment payment.Payment/Charge",),
         "trace_ids": tuple(trace_id_of(i) for i in range(3)),
-        "span_ids": (span_id_of(6), span_id_of(6), span_id_of(6)),
+        "span_ids": (span_id_of(17), span_id_of(17), span_id_of(17)),
         "record_ids": (),
         "completeness": "2 of 33 calls could not be judged: payment's proxy had not logged yet",
         "attack_ids": ("T1562.004",),
@@ -79,7 +79,7 @@ def findings_of_the_night() -> list[Finding]:
             affected=("checkout -> inventory POST /reserve", "gateway -> checkout checkout.Checkout/Buy"),
             completeness="",
             trace_ids=(trace_id_of(0), trace_id_of(4)),
-            span_ids=(span_id_of(5), span_id_of(5)),
+            span_ids=(span_id_of(7), span_id_of(7)),
         ),
         make_finding(
             kind="egress",
@@ -284,10 +284,8 @@ def make_record(**overrides) -> ProxyRecord:
     return ProxyRecord(**(values | overrides))
 
 
-def make_trace(n: int = 0, spans: Sequence[TraceSpan] | None = None, hops: Sequence[Hop] | None = None) -> Trace:
+def make_trace(n: int = 0, spans: Sequence[TraceSpan] | None = None, hops: Sequence[Hop] = ()) -> Trace:
     spans = spans_of_a_buy() if spans is None else list(spans)
-    if hops is None:
-        hops = [Hop(span_id_of(6), span_id_of(7), "missed", "missed")]
     records = (
         make_record(),
         make_record(service_name="gateway", direction="outbound", upstream_host="127.0.0.1:15121"),
@@ -303,7 +301,6 @@ def make_health(**overrides) -> Health:
         "span_count": 12_345,
         "newest_unix_nano": NOW - 2 * SECOND,
         "service_count": 5,
-        "witnessing": frozenset({"gateway", "checkout", "payment", "pricing", "inventory"}),
         "incomplete": (),
     }
     return Health(**(values | overrides))
@@ -321,6 +318,7 @@ class FakeEvidence:
         self.edge_items = edges_of_the_night()
         self.summaries = [make_summary(n) for n in range(40)]
         self.traces = {trace_id_of(n): make_trace(n) for n in range(40)}
+        self.verdicts = (Hop(span_id_of(6), span_id_of(7), "missed", "missed"),)
         self.error: CollectorError | None = None
         self.gate = threading.Event()
         self.gate.set()
@@ -357,7 +355,11 @@ class FakeEvidence:
 
     def trace(self, trace_id: str) -> Trace:
         self._answer(trace_id)
-        return self.traces.get(trace_id) or replace(make_trace(spans=[], hops=[]), trace_id=trace_id)
+        return self.traces.get(trace_id) or replace(make_trace(spans=[]), trace_id=trace_id)
+
+    def hops(self, trace: Trace):
+        self._answer(("hops", trace.trace_id))
+        return self.verdicts if trace.spans else ()
 
     def sql_of(self, view: View) -> str:
         self._answer(view)

@@ -36,14 +36,14 @@ def shape(tree, *collapsed, proxies=False):
 
 
 def test_proxies_spans_fold_into_their_hop_and_unfold():
-    tree = grow(make_trace(spans=MESHED, hops=[]))
+    tree = grow(make_trace(spans=MESHED))
     assert shape(tree) == [(0, 0, 0), (3, 1, 0), (4, 2, 0)]
     assert shape(tree, proxies=True) == [(i, i, 0) for i in range(5)]
     assert sights(tree, 3, tree.hops[3]) == ("seen", "seen", "seen", "seen")
 
 
 def test_a_collapsed_span_hides_and_counts_everything_beneath_it():
-    tree = grow(make_trace(spans=MESHED, hops=[]))
+    tree = grow(make_trace(spans=MESHED))
     assert shape(tree, 3) == [(0, 0, 0), (3, 1, 1)]
     assert shape(tree, 0) == [(0, 0, 4)]
     assert shape(tree, 4) == shape(tree), "a leaf has nothing to hide"
@@ -51,12 +51,12 @@ def test_a_collapsed_span_hides_and_counts_everything_beneath_it():
 
 def test_a_proxy_without_a_hop_is_never_hidden():
     lone = spans((0, None, "SERVER", "proxy", "edge"), (1, 0, "CLIENT", "proxy", "edge"))
-    assert shape(grow(make_trace(spans=lone, hops=[]))) == [(0, 0, 0), (1, 1, 0)]
+    assert shape(grow(make_trace(spans=lone))) == [(0, 0, 0), (1, 1, 0)]
 
 
 def test_missing_proxies_are_unknown_unless_forensics_says_missed():
     bare = spans((0, None, "CLIENT", "app", "a"), (1, 0, "SERVER", "app", "b"))
-    tree = grow(make_trace(spans=bare, hops=[]))
+    tree = grow(make_trace(spans=bare))
     assert sights(tree, 1, tree.hops[1]) == ("seen", "unknown", "unknown", "seen")
 
     tree = grow(make_trace(spans=bare, hops=[Hop(span_id_of(0), span_id_of(1), "missed", "seen")]))
@@ -64,31 +64,31 @@ def test_missing_proxies_are_unknown_unless_forensics_says_missed():
 
 
 def test_a_caller_that_never_arrived_is_missed_and_a_roots_is_unknown():
-    tree = grow(make_trace(spans=spans((0, 9, "SERVER", "app", "b"), (1, None, "SERVER", "app", "c")), hops=[]))
+    tree = grow(make_trace(spans=spans((0, 9, "SERVER", "app", "b"), (1, None, "SERVER", "app", "c"))))
     assert sights(tree, 0, tree.hops[0])[0] == "missed"
     assert sights(tree, 1, tree.hops[1])[0] == "unknown"
 
 
 def test_a_call_that_nobody_answered_is_drawn_at_the_client():
-    tree = grow(make_trace(spans=spans((0, None, "CLIENT", "app", "a"), (1, 0, "CLIENT", "proxy", "a")), hops=[]))
+    tree = grow(make_trace(spans=spans((0, None, "CLIENT", "app", "a"), (1, 0, "CLIENT", "proxy", "a"))))
     assert sights(tree, 0, tree.hops[0]) == ("seen", "seen", "unknown", "unknown")
     assert shape(tree) == [(0, 0, 0)]
 
 
 def test_a_service_that_calls_itself_has_a_proxy_on_both_sides():
     own = [replace(s, service_name="a") for s in MESHED]
-    tree = grow(make_trace(spans=own, hops=[]))
+    tree = grow(make_trace(spans=own))
     assert sights(tree, 3, tree.hops[3]) == ("seen",) * 4
 
 
 @pytest.mark.parametrize(("client", "server", "agree"), [("aa", "aa", True), ("aa", "bb", False), (None, "bb", None), ("aa", None, None)])
 def test_hashes_agree_only_where_both_ends_state_one(client, server, agree):
     pair = [replace(MESHED[0], request_hash=client), replace(MESHED[3], request_hash=server, parent_span_id=span_id_of(0))]
-    assert hash_agreement(grow(make_trace(spans=pair, hops=[])), 1) is agree
+    assert hash_agreement(grow(make_trace(spans=pair)), 1) is agree
 
 
 def test_a_span_id_used_twice_makes_two_rows():
-    tree = grow(make_trace(spans=[make_span(0), make_span(0)], hops=[]))
+    tree = grow(make_trace(spans=[make_span(0), make_span(0)]))
     assert len(set(tree.keys)) == 2
 
 
@@ -113,7 +113,7 @@ any_spans = st.lists(
 
 @given(any_spans, st.booleans(), st.integers(60, 200), st.sets(st.integers(0, 24)))
 def test_cyclic_orphaned_and_doubled_spans_end_and_fit(items, proxies, width, collapsed):
-    tree = grow(make_trace(spans=items, hops=[]))
+    tree = grow(make_trace(spans=items))
     nodes = visible(tree, {tree.keys[c] for c in collapsed if c < len(items)}, proxies=proxies)
     assert len({n.index for n in nodes}) == len(nodes)
     rows = waterfall.rows(tree, nodes, frozenset())
@@ -135,7 +135,7 @@ def test_bars_stand_where_the_time_is():
         make_span(1, start_time_unix_nano=NOW + 50 * MILLI, duration_ns=50 * MILLI, on_critical_path=False, parent_span_id=span_id_of(0)),
         make_span(2, start_time_unix_nano=NOW + 99 * MILLI, duration_ns=0, parent_span_id=span_id_of(0)),
     ]
-    tree = grow(make_trace(spans=parts, hops=[]))
+    tree = grow(make_trace(spans=parts))
     rows = waterfall.rows(tree, visible(tree, set(), proxies=False), frozenset())
     bars = [[c for c in text_of(rows.line(i, 80)) if c in "━─"] for i in range(3)]
     assert set(bars[0]) == {"━"}

@@ -84,6 +84,8 @@ class MainScreen(EvidenceScreen):
         """Paint at once, then ask."""
         self.query_one("#filter-mark", Label).said = plain(" / ", "accent")
         self._tabs()
+        for pane in self.query(Pane):
+            pane.repaint(self.workbench.clock())
         self._pane.listing.focus()
         self.call_after_refresh(self._refresh)
         self.set_interval(1.0, self._tick)
@@ -152,7 +154,7 @@ class MainScreen(EvidenceScreen):
         """The calls."""
         self.query_one(CallsPane).receive(event.edges, self.workbench.clock())
         self._tabs()
-        if self._pane.id == "traces" or self.query_one(TracesPane).hits is None:
+        if self._pane.id == "traces":
             self._search(self.query_one(TracesPane).asked)
 
     def on_hits_arrived(self, event: HitsArrived) -> None:

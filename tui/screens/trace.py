@@ -1,6 +1,7 @@
 """One trace as a waterfall, with the witnesses beside each hop and the selected span in full."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import polars as pl
@@ -9,9 +10,10 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Footer
 
 from tui.line import Piece, plain
-from tui.messages import Failed, TraceArrived
+from tui.messages import Failed, HopsArrived, TraceArrived
 from tui.screens.base import EvidenceScreen
 from tui.snapshots import TraceView, View
+from tui.source import Evidence
 from tui.tree import Tree, grow, visible
 from tui.views import waterfall
 from tui.widgets.bars import StatusLine
@@ -85,7 +87,13 @@ class TraceScreen(EvidenceScreen):
         self.query_one("#trace-title", Label).said = (Piece(where, "strong"), Piece(more, "dim"))
         self._say("reading the trace…")
         trace_id, evidence = self.trace_id, self.workbench.evidence
-        self.workbench.ask(self, "trace", "the trace", lambda: TraceArrived(evidence.trace(trace_id)))
+        self.workbench.ask(self, "trace", "the trace", lambda: self._both(evidence, trace_id))
+
+    def _both(self, evidence: Evidence, trace_id: str) -> HopsArrived:
+        """On a worker's thread: the trace as soon as it is there, then what the proxies prove of its calls."""
+        trace = evidence.trace(trace_id)
+        self.post_message(TraceArrived(trace))
+        return HopsArrived(trace_id, evidence.hops(trace))
 
     def _say(self, text: str) -> None:
         self.query_one("#trace-summary", Label).said = plain(f" {text}", "dim")
@@ -107,8 +115,18 @@ class TraceScreen(EvidenceScreen):
         if not is_again:
             self._go(self._first(lambda i: self._tree is not None and self._tree.spans[i].span_id in self._span_ids))
 
+    def on_hops_arrived(self, event: HopsArrived) -> None:
+        """The witnesses that only forensics can judge."""
+        event.stop()
+        tree = self._tree
+        if tree is not None and tree.trace.trace_id == event.trace_id:
+            self._tree = grow(replace(tree.trace, hops=event.hops))
+            self._paint()
+
     def on_failed(self, event: Failed) -> None:
         """The app tells of it; here the screen says that it waits no more."""
+        if self._tree is not None and event.lane == "trace":
+            return  # the trace is there, its verdicts are not: the status line says why
         self._say(f"not answered: {event.reason}; r asks again")
 
     def _first(self, wanted: Callable[[int], bool]) -> int | None:
@@ -117,7 +135,7 @@ class TraceScreen(EvidenceScreen):
 
     def _paint(self, *, top: bool = False) -> None:
         tree = self._tree
-        if tree is None:
+        if tree is None or not tree.spans:
             return
         nodes = visible(tree, self._collapsed, proxies=self._proxies)
         self.listing.show(waterfall.rows(tree, nodes, self._span_ids), top=top)
@@ -228,7 +246,8 @@ class TraceScreen(EvidenceScreen):
 
     def view(self) -> View:
         """The SQL of the trace."""
-        return TraceView(self.trace_id)
+        starts = [s.start_time_unix_nano for s in self._tree.spans] if self._tree is not None else []
+        return TraceView(self.trace_id, min(starts), max(starts)) if starts else TraceView(self.trace_id)
 
     def copy_text(self) -> str | None:
         """The selected span in one line."""

@@ -96,7 +96,8 @@ def _evidence(finding: Finding) -> list[Block]:
 def nothing(health: Health | None, findings: Findings | None, needle: str, now_unix_nano: int) -> tuple[Line, ...]:
     """Why the list is empty, and whether that is good."""
     if findings is None:
-        return (plain("Reading the evidence…", "dim"),)
+        of = f" of {plural(health.span_count, 'span')}" if health is not None else ""
+        return (plain(f"Reading the evidence{of}…", "dim"),)
     if findings.items:
         return (plain(f"None of {plural(len(findings.items), 'finding')} matches “{needle}”. Esc clears the filter."),)
     if health is None or not health.span_count:
@@ -107,8 +108,8 @@ def nothing(health: Health | None, findings: Findings | None, needle: str, now_u
     newest = health.newest_unix_nano
     old = f", the newest {age(now_unix_nano - newest)} old" if newest is not None else ""
     lines = [plain(f"No findings in {plural(health.span_count, 'span')} of {plural(health.service_count, 'service')}{old}.", "good")]
-    if health.incomplete:
-        lines += [plain(""), plain("What could not be seen:", "medium"), *(plain(f"· {gap}") for gap in health.incomplete)]
+    if gaps := (*health.incomplete, *findings.notes):
+        lines += [plain(""), plain("What could not be seen:", "medium"), *(plain(f"· {gap}") for gap in gaps)]
     else:
         lines += [plain("Every witness that is known of was there.", "dim")]
     return tuple(lines)

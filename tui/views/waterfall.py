@@ -195,12 +195,12 @@ def detail(tree: Tree, index: int) -> list[Block]:
     hop = tree.hops.get(index) or _hop_of(tree, index)
     return [
         Block("", f"{span.service_name}  {span.name}", "strong"),
+        *_hop_blocks(tree, index, hop),
         Block("kind", f"{span.kind.lower()}, written by {'a proxy' if span.witness == 'proxy' else 'the application'}"),
         Block("start", f"{utc(span.start_time_unix_nano)}  +{duration(span.start_time_unix_nano - tree.start_unix_nano)}"),
         Block("duration", _durations(span)),
         Block("status", f"✗ error {span.status_message or ''}", "critical") if span.error else Block("status", "no error"),
         *([Block("to", span.destination)] if span.destination else []),
-        *_hop_blocks(tree, index, hop),
         Block("span", f"{span.span_id}  parent {span.parent_span_id or 'none: a root'}{_orphan_note(tree, index)}", "dim"),
         *_attribute_blocks(span.attributes),
         *_record_blocks(tree.trace.records, span),
