@@ -211,7 +211,9 @@ def test_a_signal_ends_it_in_good_order(start: Starter, tmp_path: Path, number: 
     assert stored(collector.db, "SELECT name FROM spans ORDER BY name") == ["over grpc", "over http"]
     assert stored(collector.db, "SELECT path FROM proxy_records") == ["/last"]
     assert stored(collector.db, "SELECT destination FROM egress_allow") == ["a.example"]
-    assert "OTLP/gRPC on 127.0.0.1:" in collector.process.communicate()[1]
+    said = collector.process.communicate()[1]
+    assert "OTLP/gRPC on 127.0.0.1:" in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.slow
