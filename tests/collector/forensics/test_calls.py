@@ -5,11 +5,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tests.collector.forensics.factories import MS, T0, Row, S, make_proxy_record, make_request_id, make_span, store
 
 from collector.forensics.calls import calls
 from collector.forensics.ids import hex_ids, span_id_hex, trace_id_hex
 from collector.forensics.tables import Window, compile_sql
+from tests.collector.forensics.factories import MS, T0, Row, S, make_proxy_record, make_request_id, make_span, store
 
 
 @cache
@@ -76,7 +76,11 @@ def test_cyclic_parents_end(loop: list[tuple[int, int]]) -> None:
 
 
 def test_a_client_span_without_an_answer_is_a_call_to_its_peer() -> None:
-    spans = [make_span(trace_id=1, kind="CLIENT", service_name="web", peer_service="db", server_address="db", server_port=5432)]
+    spans = [
+        make_span(
+            trace_id=1, kind="CLIENT", service_name="web", peer_service="db", server_address="db", server_port=5432
+        )
+    ]
     [call] = rows_of(spans)
     assert (call["caller"], call["callee"], call["server_span_id"]) == ("web", "db", None)
     assert (call["destination_address"], call["destination_port"]) == ("db", 5432)
@@ -119,7 +123,11 @@ def test_an_app_mounted_in_an_app_is_no_call(instance: str | None, count: int) -
     [
         ({"rpc_service": "pay.Pay", "rpc_method": "Charge"}, "pay.Pay/Charge", "/pay.Pay/Charge"),
         ({"rpc_method": "pay.Pay/Charge"}, "pay.Pay/Charge", "/pay.Pay/Charge"),
-        ({"http_request_method": "POST", "http_route": "/buy/{id}", "url_path": "/buy/1?x=2"}, "POST /buy/{id}", "/buy/1"),
+        (
+            {"http_request_method": "POST", "http_route": "/buy/{id}", "url_path": "/buy/1?x=2"},
+            "POST /buy/{id}",
+            "/buy/1",
+        ),
         ({"http_request_method": "GET", "url_full": "https://shop:8080/a/b?c#d"}, "GET /", "/a/b"),
         ({"http_request_method": "GET", "url_full": "http://shop"}, "GET /", None),
         ({}, "GET /", None),
@@ -141,7 +149,7 @@ def test_operation_and_path(attributes: Row, operation: str, path: str | None) -
         ({}, {"rpc_grpc_status_code": 5}, False),
     ],
 )
-def test_errors(client: Row, server: Row, error: bool) -> None:
+def test_errors(client: Row, server: Row, *, error: bool) -> None:
     [call] = rows_of(pair(client=client, server=server))
     assert call["error"] is error
 
@@ -149,7 +157,9 @@ def test_errors(client: Row, server: Row, error: bool) -> None:
 def test_envoys_trace_nibble_is_no_part_of_a_request_id() -> None:
     request_id = make_request_id()
     rewritten = request_id[:14] + "9" + request_id[15:]
-    spans = pair(client={"provenance_request_id": request_id}, server={"provenance_request_id": rewritten, "url_path": "/a"})
+    spans = pair(
+        client={"provenance_request_id": request_id}, server={"provenance_request_id": rewritten, "url_path": "/a"}
+    )
     records = [
         make_proxy_record(service_name="web", direction="outbound", request_id=rewritten, path="/a?b", record_id=1),
         make_proxy_record(service_name="shop", request_id=rewritten, path="/a", record_id=2),
@@ -189,7 +199,8 @@ def test_one_line_never_vouches_for_two_calls(gap: int, logged: int) -> None:
 
 def test_two_lines_vouch_for_two_calls_even_if_clocks_disagree() -> None:
     records = [
-        make_proxy_record(request_id="r", path="/a", start_time_unix_nano=T0 + at * MS + 2 * S, record_id=at) for at in (1, 4)
+        make_proxy_record(request_id="r", path="/a", start_time_unix_nano=T0 + at * MS + 2 * S, record_id=at)
+        for at in (1, 4)
     ]
     assert sorted(c["inbound_record_id"] for c in rows_of(two_calls(3 * MS), records)) == [1, 4]
 
@@ -205,7 +216,9 @@ def test_a_call_without_a_path_takes_the_line_of_its_request_id() -> None:
 
 
 def test_a_proxys_retries_share_the_callers_line() -> None:
-    client = make_span(trace_id=1, span_id=1, kind="CLIENT", service_name="web", provenance_request_id="r", duration_ns=30 * S)
+    client = make_span(
+        trace_id=1, span_id=1, kind="CLIENT", service_name="web", provenance_request_id="r", duration_ns=30 * S
+    )
     servers = [{**span, "parent_span_id": 1} for span in two_calls(20 * S)]
     records = [
         make_proxy_record(service_name="web", direction="outbound", request_id="r", path="/a", record_id=1),
@@ -218,7 +231,8 @@ def test_a_proxys_retries_share_the_callers_line() -> None:
 
 def test_one_constant_request_id_for_everything_is_counted_but_not_pinned() -> None:
     spans = [
-        make_span(trace_id=i + 1, start_time_unix_nano=T0 + i * S, provenance_request_id="r", url_path="/") for i in range(100)
+        make_span(trace_id=i + 1, start_time_unix_nano=T0 + i * S, provenance_request_id="r", url_path="/")
+        for i in range(100)
     ]
     records = [make_proxy_record(request_id="r", start_time_unix_nano=T0 + i * S) for i in range(100)]
     assert all(c["inbound_record_id"] for c in rows_of(spans, records))
@@ -239,6 +253,8 @@ def test_an_empty_store_has_no_calls() -> None:
 
 
 def test_ids_of_every_engine_become_hex() -> None:
-    frame = pl.DataFrame({"trace_id": ["0000000000000000000000000000ABCD", None], "span_id": [255, None], "name": ["a", "b"]})
+    frame = pl.DataFrame(
+        {"trace_id": ["0000000000000000000000000000ABCD", None], "span_id": [255, None], "name": ["a", "b"]}
+    )
     assert hex_ids(frame).rows() == [("0000000000000000000000000000abcd", "00000000000000ff", "a"), (None, None, "b")]
     assert hex_ids(pl.DataFrame({"span_id": ["00000000000000FF"]}))["span_id"].to_list() == ["00000000000000ff"]

@@ -1,0 +1,194 @@
+"""`provenance scan`: what it prints, where, and what it exits with."""
+
+import json
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pytest
+
+from collector.commands.scan import main, parse_time, render_findings
+from collector.errors import ConfigError
+from collector.forensics.findings import SCHEMA, Finding, to_frame
+from collector.forensics.scan import examine, scan
+from collector.schema import TABLES, ddl
+from tests.collector.forensics.factories import T0, Row, S, make_proxy_record, make_span, store, to_arrow
+
+NOW = T0 + 3600 * S
+
+
+def evidence(*, rogue: bool) -> tuple[list[Row], list[Row]]:
+    """A minute of `web` calling `pay`; the rogue calls it once, past its proxy and without a stamp."""
+    spans: list[Row] = []
+    records: list[Row] = []
+    for n in range(13):
+        at = {"start_time_unix_nano": T0 + n * 5 * S}
+        ids = {"trace_id": n + 1, "provenance_request_id": f"request-{n}", "url_path": "/"}
+        spans += [
+            make_span(span_id=1, kind="CLIENT", service_name="web", **ids, **at),
+            make_span(span_id=2, parent_span_id=1, service_name="pay", provenance_stamp_status="unsigned", **ids, **at),
+        ]
+        records.append(make_proxy_record(service_name="pay", request_id=f"request-{n}", record_id=n + 1, **at))
+    if rogue:
+        bare = {"provenance_request_id": "rogue", "url_path": "/", "provenance_stamp_status": "absent"}
+        spans.append(make_span(trace_id=99, service_name="pay", start_time_unix_nano=T0 + 31 * S, **bare))
+    return spans, records
+
+
+def write(path: Path, *, rogue: bool) -> str:
+    spans, records = evidence(rogue=rogue)
+    with duckdb.connect(path) as connection:
+        for table in TABLES:
+            connection.execute(ddl(table))
+        for table, rows in (("spans", spans), ("proxy_records", records)):
+            connection.register("incoming", to_arrow(table, rows))
+            connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("bad") / "evidence.duckdb", rogue=True)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write(tmp_path_factory.mktemp("good") / "evidence.duckdb", rogue=False)
+
+
+def test_the_table_fits_80_columns_and_findings_exit_1(bad: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([bad, "--kind", "shadow"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "SEVERITY  KIND       CALLS  LAST SEEN            SUBJECT",
+        "critical  shadow         1  2026-09-21T14:13:51Z unknown -> pay",
+        "    mesh_bypass, unstamped: 1 call to pay carried no stamp, and pay's proxy,",
+        "    which logged 13 other inbound calls around then, did not see it; it began at",
+        "    2026-09-21T14:13:51Z.",
+        "",
+        "1 finding",
+    ]
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert err == ""
+
+
+def test_a_clean_scan_exits_0_and_says_so(good: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([good]) == 0
+    assert capsys.readouterr().out == "no findings\n"
+
+
+def test_json_lines_carry_the_whole_finding(bad: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([bad, "--kind", "shadow,egress", "--format", "ndjson"]) == 1
+    [line] = capsys.readouterr().out.splitlines()
+    finding = json.loads(line)
+    assert set(finding) == set(SCHEMA)
+    assert finding["trace_ids"] == [f"{99:032x}"]
+    assert finding["attack_ids"] == ["T1562.004"]
+
+
+def test_what_could_not_be_judged_is_said_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "evidence.duckdb", rogue=False)
+    with duckdb.connect(path) as connection:
+        connection.execute("DELETE FROM proxy_records")
+    assert main([path, "--kind", "shadow"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "no findings\n"
+    assert err.startswith("provenance scan: 100 % of 13 calls could not be judged by access logs: ")
+
+
+def test_since_and_until_limit_the_window(bad: str) -> None:
+    def code(*arguments: str) -> int:
+        return main([bad, "--kind", "shadow", *arguments], now=lambda: NOW)
+
+    assert code("--since", "1h") == 1
+    assert code("--since", "2026-09-21T14:13:52Z") == 0
+    assert code("--until", "2026-09-21T14:13:51Z") == 0
+    assert code("--since", "59m", "--until", "1m") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--since", "yesterday"], "'yesterday' is no time"),
+        (["--since", "5m", "--until", "10m"], "is not before"),
+        (["--policy", "/no/such/file.toml"], "/no/such/file.toml"),
+    ],
+)
+def test_usage_errors_exit_2(good: str, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([good, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err
+
+
+@pytest.mark.parametrize("arguments", [["--kind", "shadow,ghosts"], ["--kind", ","], ["--format", "xml"], []])
+def test_bad_flags_exit_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*(["evidence.duckdb"] if arguments else []), *arguments])
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("source", ["/no/such/evidence.duckdb", "http://127.0.0.1:1", "ftp://example.test"])
+def test_nothing_there_to_ask_exits_3(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([source]) == 3
+    assert source in capsys.readouterr().err
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("shadow", "latency", "egress", "--entry", "--policy", "exit codes", "15m"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("15m", NOW - 900 * S),
+        ("2h", NOW - 7200 * S),
+        ("999999999d", 0),
+        ("2026-09-21T14:13:20Z", T0),
+        ("2026-09-21T16:13:20+02:00", T0),
+        ("2026-09-21 14:13:20", T0),
+        ("2026-09-21T14:13:20.123456789Z", T0 + 123_456_789),
+        ("2026-09-21T14:13:20.5Z", T0 + 500_000_000),
+    ],
+)
+def test_times(text: str, expected: int) -> None:
+    assert parse_time(text, NOW) == expected
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5m", "5 m", "15w", "2026-13-01T00:00:00Z", "25:00"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no time"):
+        parse_time(text, NOW)
+
+
+def test_a_recorded_name_cannot_drive_the_terminal() -> None:
+    name = "pay\x1b[2J"
+    finding = Finding(
+        kind="shadow",
+        reasons=("unstamped",),
+        severity="low",
+        score=0.5,
+        callee=name,
+        first_seen_unix_nano=T0,
+        last_seen_unix_nano=T0,
+        count=1,
+        explanation=f"1 call to {name}",
+        completeness=name,
+    )
+    assert "\x1b" not in "".join(render_findings(to_frame([finding]), 80))
+
+
+def test_kinds_that_are_not_asked_for_are_not_run() -> None:
+    query = store(*evidence(rogue=True))
+    assert scan(query, kinds=("egress",)).is_empty()
+    assert scan(query, kinds=("shadow", "shadow")).height == 1
+
+
+def test_an_empty_store_is_clean_and_keeps_the_schema() -> None:
+    result = examine(store())
+    assert result.findings.schema == pl.Schema(SCHEMA)
+    assert (result.findings.height, result.notes) == (0, ())

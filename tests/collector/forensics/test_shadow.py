@@ -1,0 +1,510 @@
+"""Shadow traffic: what is proven is found, and what could not have been seen is never held against anyone."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from collector.forensics.findings import Finding
+from collector.forensics.shadow import ShadowParams, ShadowReport, examine_shadow, shadow_sql
+from collector.forensics.tables import Window
+from tests.collector.forensics.factories import (
+    MINUTE,
+    MS,
+    T0,
+    Row,
+    S,
+    make_proxy_record,
+    make_request_id,
+    make_span,
+    next_id,
+    store,
+)
+
+OLD_UUID_VERSION = 14
+
+
+@dataclass
+class Mesh:
+    """Calls, and what each of their witnesses wrote."""
+
+    spans: list[Row] = field(default_factory=list)
+    records: list[Row] = field(default_factory=list)
+
+    def call(
+        self,
+        at: int,
+        caller: str | None = "web",
+        callee: str = "pay",
+        *,
+        logs: tuple[str, ...] = ("outbound", "inbound"),
+        stamp: str | None = "unsigned",
+        proxies: tuple[str, ...] = (),
+        request_id: str | None = "new",
+        skew: int = 0,
+        client: Row | None = None,
+        server: Row | None = None,
+        record: Row | None = None,
+    ) -> None:
+        """One call, `at` ns after T0; a caller of None leaves no client span; `logs` are the proxies that log it."""
+        trace, client_id, server_id = next_id(), next_id(), next_id()
+        start = T0 + at
+        key = make_request_id() if request_id == "new" else request_id
+        kid = (caller or "ghost") if stamp == "unsigned" else None
+        both = {
+            "provenance_request_id": key,
+            "url_path": "/charge",
+            "http_request_method": "POST",
+            "http_route": "/charge",
+        }
+        parent = None
+        if caller is not None:
+            hashed = {"provenance_request_hash": "aa", "provenance_stamp_kid": kid} if stamp == "unsigned" else {}
+            ids = {"trace_id": trace, "span_id": client_id, "kind": "CLIENT", "service_name": caller}
+            times = {"start_time_unix_nano": start - MS, "duration_ns": 14 * MS}
+            self.spans.append(make_span(**{**both, **ids, **times, **hashed, **(client or {})}))
+            parent = client_id
+        for name in proxies:
+            ids = {"trace_id": trace, "span_id": next_id(), "parent_span_id": parent, "service_name": name}
+            self.spans.append(make_span(witness="proxy", start_time_unix_nano=start, **ids))
+            parent = ids["span_id"]
+        stamps = {"provenance_stamp_status": stamp, "provenance_stamp_kid": kid}
+        ids = {"trace_id": trace, "span_id": server_id, "parent_span_id": parent, "service_name": callee}
+        hashed = {"provenance_request_hash": "aa"} if stamp is not None else {}
+        row = {**both, **stamps, **ids, **hashed, "start_time_unix_nano": start + skew, **(server or {})}
+        self.spans.append(make_span(**row))
+        written = None if key is None else key[:OLD_UUID_VERSION] + "9" + key[OLD_UUID_VERSION + 1 :]
+        for side in logs:
+            whose = caller if side == "outbound" else callee
+            if whose is None:
+                continue
+            moved = skew if side == "inbound" else 0
+            line = {"direction": side, "service_name": whose, "request_id": written, "path": "/charge?x=1"}
+            when = {"start_time_unix_nano": start + moved - MS // 2, "duration_ns": 11 * MS}
+            self.records.append(make_proxy_record(**{**line, **when, **(record or {})}))
+
+    def steady(self, seconds: int = 60, every: int = 5, **call: Any) -> "Mesh":
+        """A call every few seconds."""
+        for at in range(0, seconds, every):
+            self.call(at * S, **call)
+        return self
+
+    def examine(self, window: Window = Window(), **params: Any) -> ShadowReport:  # noqa: B008
+        return examine_shadow(store(self.spans, self.records), window, ShadowParams(**params))
+
+    def only(self, **params: Any) -> Finding:
+        [finding] = self.examine(**params).findings
+        return finding
+
+    def clean(self, **params: Any) -> bool:
+        return self.examine(**params).findings == []
+
+
+# --- bypass -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_meshed_and_stamped_mesh_is_clean() -> None:
+    report = Mesh().steady().examine()
+    assert (report.findings, report.calls, report.unjudged) == ([], 12, 0)
+
+
+@pytest.mark.parametrize(
+    ("logs", "severity", "words"),
+    [
+        (
+            (),
+            "high",
+            ["pay's proxy, which logged 12 other inbound calls", "web's proxy, which logged 12 other outbound"],
+        ),
+        (("outbound",), "high", ["pay's proxy"]),
+        (("inbound",), "medium", ["web's proxy"]),
+    ],
+)
+def test_the_side_that_a_call_bypassed_is_named(logs: tuple[str, ...], severity: str, words: list[str]) -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, logs=logs)
+    finding = mesh.only()
+    assert (finding.reasons, finding.severity, finding.count) == (("mesh_bypass",), severity, 1)
+    assert (finding.caller, finding.callee, finding.attack_ids) == ("web", "pay", ("T1562.004",))
+    assert all(word in finding.explanation for word in words)
+    assert finding.explanation.count("proxy") == len(words)
+    assert finding.explanation.endswith("; it began at 2026-09-21T14:13:50Z")
+    assert finding.first_seen_unix_nano == T0 + 31 * S - MS
+
+
+def test_an_unstamped_call_that_nobody_saw_is_critical_and_says_the_numbers() -> None:
+    mesh = Mesh().steady()
+    for at in range(3):
+        mesh.call((31 + at) * S, None, stamp="absent", logs=())
+    finding = mesh.only()
+    assert (finding.reasons, finding.severity) == (("mesh_bypass", "unstamped"), "critical")
+    assert (finding.caller, finding.callee, finding.count) == (None, "pay", 3)
+    assert finding.explanation == (
+        "3 calls to pay carried no stamp, and pay's proxy, which logged 12 other inbound calls around then, "
+        "saw none of them; the first at 2026-09-21T14:13:51Z"
+    )
+    assert len(set(finding.trace_ids)) == 3
+    assert all(len(trace) == 32 for trace in finding.trace_ids)
+    assert all(len(span) == 16 for span in finding.span_ids)
+
+
+def test_a_proxy_that_stopped_logging_half_way_condemns_nobody() -> None:
+    mesh = Mesh().steady(60).steady(0)
+    for at in range(60, 120, 5):
+        mesh.call(at * S, logs=())
+    report = mesh.examine()
+    assert report.findings == []
+    assert report.unjudged == 12
+    assert "no line shortly before or after the call" in report.why
+
+
+def test_a_line_long_before_or_after_covers_nothing() -> None:
+    mesh = Mesh()
+    mesh.call(0)
+    mesh.call(5 * MINUTE, logs=())
+    mesh.call(10 * MINUTE)
+    assert mesh.clean()
+
+
+def test_the_last_call_is_not_judged_before_a_later_line_is_there() -> None:
+    mesh = Mesh().steady(30)
+    mesh.call(31 * S, logs=())
+    assert mesh.clean()
+    mesh.call(33 * S)
+    assert mesh.only().count == 1
+
+
+def test_no_access_logs_at_all_prove_nothing() -> None:
+    report = Mesh().steady(logs=()).examine()
+    assert report.findings == []
+    assert report.unjudged == report.calls
+    assert "no access log and no spans of that proxy" in report.why
+
+
+def test_missing_proxy_spans_alone_prove_nothing() -> None:
+    mesh = Mesh().steady(logs=(), proxies=("web", "pay"))
+    mesh.call(31 * S, logs=())
+    report = mesh.examine()
+    assert (report.findings, report.unjudged) == ([], 1)
+    assert "spans are sampled" in report.why
+
+
+def test_proxy_spans_vouch_where_a_log_is_silent() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, logs=(), proxies=("web", "pay"))
+    assert mesh.clean()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"request_id": None}, {"direction": None}, {"response_code": 503}],
+    ids=["no id", "no direction", "failures"],
+)
+def test_logs_that_could_not_have_shown_the_call_condemn_nobody(record: Row) -> None:
+    mesh = Mesh().steady(record=record)
+    mesh.call(31 * S, logs=())
+    assert mesh.clean()
+
+
+def test_a_proxy_that_logs_one_direction_is_judged_on_that_direction() -> None:
+    mesh = Mesh().steady(logs=("inbound",))
+    mesh.call(31 * S, logs=())
+    finding = mesh.only()
+    assert "web's proxy" not in finding.explanation
+    assert finding.completeness == ""
+
+
+def test_a_call_without_a_request_id_cannot_be_missed() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, logs=(), request_id=None)
+    report = mesh.examine()
+    assert (report.findings, report.unjudged) == ([], 1)
+
+
+def test_a_gateways_log_says_nothing_about_calls_behind_it() -> None:
+    mesh = Mesh().steady(logs=())
+    for at in range(0, 60, 5):
+        mesh.records.append(
+            make_proxy_record(service_name="edge", direction="inbound", start_time_unix_nano=T0 + at * S)
+        )
+    assert mesh.clean()
+
+
+def test_a_log_that_holds_a_sample_condemns_nobody() -> None:
+    mesh = Mesh()
+    for at in range(60):
+        mesh.call(at * S, logs=("outbound", "inbound") if at % 10 == 0 else ())
+    report = mesh.examine()
+    assert report.findings == []
+    assert "a sample of the calls" in report.why
+
+
+def test_a_replica_without_a_sidecar_is_not_condemned_by_anothers_log() -> None:
+    mesh = Mesh()
+    mesh.steady(logs=("inbound",), server={"service_instance_id": "pay-0"}, record={"service_instance_id": "pay-0"})
+    mesh.call(31 * S, logs=(), server={"service_instance_id": "pay-1"})
+    assert mesh.clean()
+    mesh.call(32 * S, logs=(), server={"service_instance_id": "pay-0"})
+    assert mesh.only().count == 1
+
+
+def test_replicas_that_spans_and_logs_name_differently_are_one_proxy() -> None:
+    mesh = Mesh()
+    mesh.steady(logs=("inbound",), server={"service_instance_id": "uuid-1"}, record={"service_instance_id": "pay-0"})
+    mesh.call(31 * S, logs=(), server={"service_instance_id": "uuid-1"})
+    assert mesh.only().count == 1
+
+
+def test_of_several_files_one_that_stopped_condemns_nobody() -> None:
+    mesh = Mesh().steady(60, logs=("inbound",), record={"source": "a.log"})
+    mesh.steady(31, logs=("inbound",), record={"source": "b.log"})
+    mesh.call(31 * S, logs=())
+    assert mesh.clean()
+
+
+def test_two_calls_under_one_request_id_one_of_them_past_the_mesh() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, request_id="r" * 36)
+    mesh.call(31 * S + 40 * MS, None, request_id="r" * 36, logs=(), stamp="absent")
+    finding = mesh.only()
+    assert (finding.caller, finding.count, finding.severity) == (None, 1, "critical")
+
+
+@pytest.mark.parametrize("skew", [-2 * S, -50 * MS, 50 * MS, 2 * S])
+def test_clocks_that_disagree_between_hosts_accuse_nobody(skew: int) -> None:
+    mesh = Mesh().steady(skew=skew)
+    assert mesh.clean()
+    mesh.call(31 * S, skew=skew, logs=())
+    assert mesh.only().count == 1
+
+
+def test_evidence_delivered_twice_changes_nothing() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, None, stamp="absent", logs=())
+    once = mesh.only()
+    mesh.spans *= 2
+    mesh.records *= 2
+    assert mesh.only() == once
+
+
+# --- stamps and callers -----------------------------------------------------------------------------------------------
+
+
+def test_an_unstamped_call_from_nobody_is_found_without_access_logs() -> None:
+    mesh = Mesh().steady(logs=())
+    mesh.call(31 * S, None, stamp="absent", logs=())
+    finding = mesh.only()
+    assert (finding.reasons, finding.severity) == (("unstamped",), "medium")
+    assert finding.completeness.startswith("100 % of 13 calls to pay")
+
+
+def test_an_unstamped_call_that_the_callees_proxy_saw_is_low() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, None, stamp="absent", logs=("inbound",))
+    assert mesh.only().severity == "low"
+
+
+def test_a_service_without_middleware_is_never_unstamped() -> None:
+    mesh = Mesh().steady(stamp=None)
+    mesh.call(31 * S, None, stamp=None)
+    assert mesh.clean()
+
+
+def test_where_the_middleware_looks_a_span_without_any_stamp_attribute_is_unstamped() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, None, stamp=None, logs=("inbound",))
+    assert mesh.only().reasons == ("unstamped",)
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        {"service_instance_id": "other"},
+        {"http_request_method": None, "http_route": None, "rpc_method": "Charge", "rpc_service": "Pay"},
+    ],
+    ids=["replica", "framework"],
+)
+def test_middleware_in_one_replica_or_framework_does_not_speak_for_another(server: Row) -> None:
+    mesh = Mesh().steady(logs=())
+    mesh.call(31 * S, None, stamp=None, logs=(), server=server)
+    assert mesh.clean()
+
+
+def test_a_known_caller_without_middleware_is_no_finding() -> None:
+    mesh = Mesh().steady()
+    mesh.steady(caller="legacy", stamp="absent")
+    assert mesh.clean()
+
+
+def test_a_stamp_that_was_set_and_never_arrived_is_a_finding() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, stamp="absent", client={"provenance_stamp_kid": "web"})
+    finding = mesh.only()
+    assert (finding.caller, finding.reasons, finding.severity) == ("web", ("unstamped",), "high")
+
+
+def test_a_gateway_is_an_entry_point() -> None:
+    mesh = Mesh().steady(600, 10)
+    mesh.steady(600, 10, caller=None, callee="gateway", stamp="absent", logs=())
+    assert mesh.clean()
+    assert [f.callee for f in mesh.examine(infer_entries=False).findings] == ["gateway"]
+    assert mesh.clean(infer_entries=False, entry_services=("gateway",))
+
+
+def test_a_flood_does_not_make_an_entry_point() -> None:
+    mesh = Mesh().steady(600, 20)
+    mesh.steady(600, 1, caller=None, stamp="absent", logs=())
+    finding = mesh.only()
+    assert (finding.callee, finding.count) == ("pay", 600)
+
+
+def test_a_flood_of_a_service_that_nobody_else_calls_does_not_make_an_entry_point() -> None:
+    mesh = Mesh().steady(1200, 10)
+    mesh.call(0, callee="ledger")
+    for at in range(900, 1100):
+        mesh.call(at * S, None, "ledger", stamp="absent", logs=())
+    assert mesh.only().callee == "ledger"
+
+
+def test_an_entry_point_that_is_called_past_its_own_proxy_is_a_finding() -> None:
+    mesh = Mesh().steady(600, 10, caller=None, callee="gateway", stamp="absent", logs=("inbound",))
+    mesh.call(31 * S, None, "gateway", stamp="absent", logs=())
+    finding = mesh.only(entry_services=("gateway",))
+    assert (finding.callee, finding.count, finding.severity) == ("gateway", 1, "critical")
+
+
+@pytest.mark.parametrize(
+    ("server", "clean"),
+    [
+        ({"user_agent_original": "kube-probe/1.31", "http_request_method": "GET"}, True),
+        ({"user_agent_original": "kube-probe/1.31", "http_request_method": "POST"}, False),
+        ({"user_agent_original": "curl/8", "http_request_method": "GET"}, False),
+    ],
+)
+def test_health_probes_carry_no_stamp(server: Row, *, clean: bool) -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, None, stamp="absent", logs=("inbound",), server=server)
+    assert mesh.clean() is clean
+
+
+def test_grpc_health_checks_carry_no_stamp() -> None:
+    rpc = {"rpc_service": "grpc.health.v1.Health", "rpc_method": "Check", "rpc_system": "grpc"}
+    other = {"rpc_service": "Pay", "rpc_method": "Charge", "rpc_system": "grpc"}
+    mesh = Mesh().steady(logs=(), server=other)
+    mesh.call(31 * S, None, stamp="absent", logs=(), server=rpc)
+    assert mesh.clean()
+
+
+def test_a_probe_past_the_proxy_is_a_finding() -> None:
+    mesh = Mesh().steady()
+    probe = {"user_agent_original": "kube-probe/1.31", "http_request_method": "GET"}
+    mesh.call(31 * S, None, stamp="absent", logs=(), server=probe)
+    assert mesh.only().severity == "critical"
+
+
+def test_a_stamp_of_a_caller_whose_span_never_arrived() -> None:
+    mesh = Mesh().steady(120)
+    mesh.call(31 * S, None, server={"parent_span_id": next_id(), "provenance_stamp_kid": "web/3"})
+    finding = mesh.only()
+    assert (finding.caller, finding.reasons, finding.severity) == (None, ("unknown_caller",), "medium")
+    assert "stamped as web's" in finding.explanation
+
+
+def test_the_last_seconds_of_live_data_accuse_nobody() -> None:
+    mesh = Mesh().steady(600)
+    late = {"parent_span_id": next_id(), "provenance_stamp_kid": "web"}
+    mesh.call(590 * S, None, logs=("inbound",), server=late)
+    assert mesh.clean()
+    assert mesh.only(settle_ns=S).reasons == ("unknown_caller",)
+
+
+def test_a_sampled_caller_is_not_unknown() -> None:
+    mesh = Mesh()
+    for at in range(0, 300, 5):
+        if at % 20:
+            mesh.call(at * S, None, server={"parent_span_id": next_id(), "provenance_stamp_kid": "web"}, logs=())
+        else:
+            mesh.call(at * S, logs=())
+    assert mesh.clean()
+
+
+# --- tampering --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "server", [{"provenance_request_hash": "bb"}, {"provenance_stamp_status": "mismatched"}], ids=["hash", "status"]
+)
+def test_a_body_that_changed_on_the_way(server: Row) -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, server=server)
+    finding = mesh.only()
+    assert (finding.reasons, finding.severity, finding.caller) == (("tampered",), "high", "web")
+
+
+def test_a_body_that_broke_off_is_not_tampered_with() -> None:
+    mesh = Mesh().steady()
+    cut = {"provenance_request_hash": "bb", "provenance_request_size": 10, "status_code": "ERROR"}
+    mesh.call(31 * S, client={"provenance_request_size": 99}, server=cut)
+    assert mesh.clean()
+
+
+# --- any mesh ---------------------------------------------------------------------------------------------------------
+
+
+def test_empty_tables_have_no_findings() -> None:
+    assert Mesh().examine() == ShadowReport([], 0, 0, "")
+
+
+def test_the_window_limits_what_is_reported() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, logs=())
+    assert mesh.examine(Window(T0 + 40 * S, None)).findings == []
+    assert len(mesh.examine(Window(T0 + 30 * S, T0 + 32 * S)).findings) == 1
+
+
+def test_the_sql_can_be_shown_and_run_elsewhere() -> None:
+    query = store([], [])
+    assert {name: query(sql).height for name, sql in shadow_sql(Window()).items()} == {"calls": 0, "proxies": 0}
+
+
+SIDES = st.sampled_from([("outbound", "inbound"), ("inbound",), ("outbound",), ()])
+CALLS = st.lists(
+    st.tuples(st.integers(0, 119_000), st.sampled_from(["web", "cart"]), st.sampled_from(["pay", "stock"])), max_size=30
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(calls=CALLS, deployed=SIDES, skew=st.integers(-90, 90), proxies=st.integers(0, 4))
+def test_a_meshed_and_stamped_mesh_is_never_flagged(
+    calls: list[tuple[int, str, str]], deployed: tuple[str, ...], skew: int, proxies: int
+) -> None:
+    mesh = Mesh()
+    for at, caller, callee in calls:
+        chain = ((caller,) * 4 + (callee,))[-proxies:] if proxies else ()
+        mesh.call(at * MS, caller, callee, logs=deployed, skew=skew * MS, proxies=chain)
+    assert mesh.clean()
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    calls=CALLS, at=st.integers(1_000, 119_000), skew=st.integers(-90, 90), stamped=st.booleans(), shared=st.booleans()
+)
+def test_a_planted_bypass_in_a_covered_window_is_always_found(
+    *, calls: list[tuple[int, str, str]], at: int, skew: int, stamped: bool, shared: bool
+) -> None:
+    mesh = Mesh()
+    steady = [(0, "web", "pay"), (59_000, "web", "pay"), (121_000, "web", "pay")]
+    for when, caller, callee in [*calls, *steady]:
+        mesh.call(when * MS, caller, callee, skew=skew * MS, request_id="f" * 36 if shared else "new")
+    planted = "f" * 36 if shared else "new"
+    mesh.call(
+        at * MS, None, "pay", logs=(), skew=skew * MS, stamp="unsigned" if stamped else "absent", request_id=planted
+    )
+    found = mesh.examine().findings
+    assert sum(f.count for f in found) == 1
+    assert [f.callee for f in found] == ["pay"]
+    assert "mesh_bypass" in found[0].reasons
