@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import duckdb
 import polars as pl
 import pytest
 
@@ -11,7 +10,8 @@ from collector.commands.scan import main, parse_time, render_findings
 from collector.errors import ConfigError
 from collector.forensics.findings import SCHEMA, Finding, to_frame
 from collector.forensics.scan import examine, scan
-from collector.schema import TABLES, ddl
+from collector.store.database import Store
+from collector.store.writer import Writer
 from tests.collector.forensics.factories import T0, Row, S, make_proxy_record, make_span, store, to_arrow
 
 NOW = T0 + 3600 * S
@@ -35,14 +35,13 @@ def evidence(*, rogue: bool) -> tuple[list[Row], list[Row]]:
     return spans, records
 
 
-def write(path: Path, *, rogue: bool) -> str:
+def write(path: Path, *, rogue: bool, logged: bool = True) -> str:
     spans, records = evidence(rogue=rogue)
-    with duckdb.connect(path) as connection:
-        for table in TABLES:
-            connection.execute(ddl(table))
-        for table, rows in (("spans", spans), ("proxy_records", records)):
-            connection.register("incoming", to_arrow(table, rows))
-            connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming")
+    batches = {"spans": to_arrow("spans", spans).to_batches()[0]}
+    if logged:
+        batches["proxy_records"] = to_arrow("proxy_records", records).to_batches()[0]
+    with Store.open(path) as opened, Writer(opened) as writer:
+        writer.append(batches).result(30)
     return str(path)
 
 
@@ -87,9 +86,7 @@ def test_json_lines_carry_the_whole_finding(bad: str, capsys: pytest.CaptureFixt
 
 
 def test_what_could_not_be_judged_is_said_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(tmp_path / "evidence.duckdb", rogue=False)
-    with duckdb.connect(path) as connection:
-        connection.execute("DELETE FROM proxy_records")
+    path = write(tmp_path / "evidence.duckdb", rogue=False, logged=False)
     assert main([path, "--kind", "shadow"]) == 0
     out, err = capsys.readouterr()
     assert out == "no findings\n"

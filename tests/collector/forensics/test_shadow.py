@@ -67,9 +67,10 @@ class Mesh:
             self.spans.append(make_span(**{**both, **ids, **times, **hashed, **(client or {})}))
             parent = client_id
         for name in proxies:
-            ids = {"trace_id": trace, "span_id": next_id(), "parent_span_id": parent, "service_name": name}
+            proxy_id = next_id()
+            ids = {"trace_id": trace, "span_id": proxy_id, "parent_span_id": parent, "service_name": name}
             self.spans.append(make_span(witness="proxy", start_time_unix_nano=start, **ids))
-            parent = ids["span_id"]
+            parent = proxy_id
         stamps = {"provenance_stamp_status": stamp, "provenance_stamp_kid": kid}
         ids = {"trace_id": trace, "span_id": server_id, "parent_span_id": parent, "service_name": callee}
         hashed = {"provenance_request_hash": "aa"} if stamp is not None else {}
