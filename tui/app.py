@@ -14,8 +14,8 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.message_pump import MessagePump
-from textual.reactive import reactive
 from textual.notifications import SeverityLevel
+from textual.reactive import reactive
 from textual.screen import Screen
 from textual.theme import Theme
 from textual.worker import Worker, WorkerState, get_current_worker
@@ -135,9 +135,7 @@ class Workbench(App[None]):
         """The source has answered: contact, if it was lost, is back."""
         if self.standing.lost_since_unix_nano is not None:
             self.notify(f"Contact with {self.standing.source} is back.", markup=False)
-        self.standing = replace(
-            self.standing, health=health, lost_since_unix_nano=None, now_unix_nano=self.clock()
-        )
+        self.standing = replace(self.standing, health=health, lost_since_unix_nano=None, now_unix_nano=self.clock())
 
     def note_findings(self, findings: Findings) -> None:
         """The detectors have run."""
@@ -157,7 +155,9 @@ class Workbench(App[None]):
         now = self.clock()
         if event.is_lost:
             since = self.standing.lost_since_unix_nano
-            self.standing = replace(self.standing, lost_since_unix_nano=now if since is None else since, now_unix_nano=now)
+            self.standing = replace(
+                self.standing, lost_since_unix_nano=now if since is None else since, now_unix_nano=now
+            )
             if since is None:
                 self.notify(event.reason, title="Lost contact", severity="warning", markup=False, timeout=8)
             return

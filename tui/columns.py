@@ -67,14 +67,14 @@ def _need(columns: Sequence[Column], kept: Sequence[int]) -> int:
 
 def heading(columns: Sequence[Column], width: int) -> Line:
     """The line of titles."""
-    return _join([Piece(fit(columns[i].title, w, right=columns[i].right), "header") for i, w in arrange(columns, width)])
+    return _join(
+        [Piece(fit(columns[i].title, w, right=columns[i].right), "header") for i, w in arrange(columns, width)]
+    )
 
 
 def row(columns: Sequence[Column], cells: Sequence[Cell], width: int) -> Line:
     """One row; `cells` answers `columns` one to one."""
-    return _join(
-        [Piece(cells[i].fitted(w, right=columns[i].right), cells[i].tone) for i, w in arrange(columns, width)]
-    )
+    return _join([Piece(cells[i].fitted(w, right=columns[i].right), cells[i].tone) for i, w in arrange(columns, width)])
 
 
 def _join(pieces: Sequence[Piece]) -> Line:

@@ -38,8 +38,10 @@ def main(argv: Sequence[str]) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        return _refuse("the workbench needs a terminal; `provenance scan SOURCE` prints the findings instead", EXIT_USAGE)
+    if not has_terminal():
+        return _refuse(
+            "the workbench needs a terminal; `provenance scan SOURCE` prints the findings instead", EXIT_USAGE
+        )
     from collector.client import open_source
     from tui.source import SourceEvidence
 
@@ -65,6 +67,11 @@ def main(argv: Sequence[str]) -> int:
         return app.return_code or 0
     finally:
         evidence.close()
+
+
+def has_terminal() -> bool:
+    """Whether a person is at both ends."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _refuse(message: str, code: int) -> int:
@@ -129,6 +136,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", metavar="SOURCE", help="evidence.duckdb or http://127.0.0.1:4318")
-    parser.add_argument("--refresh", metavar="SECONDS", type=_refresh, default=3.0, help="how often a collector is asked (3)")
-    parser.add_argument("--since", metavar="TIME", type=_since, help="only what started since: 15m, 2h, 3d, or RFC 3339")
+    parser.add_argument(
+        "--refresh", metavar="SECONDS", type=_refresh, default=3.0, help="how often a collector is asked (3)"
+    )
+    parser.add_argument(
+        "--since", metavar="TIME", type=_since, help="only what started since: 15m, 2h, 3d, or RFC 3339"
+    )
     return parser

@@ -42,7 +42,7 @@ class DocumentRows:
     def header(self, width: int) -> None:
         """A document has no titles."""
 
-    def line(self, index: int, width: int) -> Line:
+    def line(self, index: int, width: int) -> Line:  # noqa: ARG002 - a row of Rows
         """One line, as it was wrapped."""
         return self.lines[index]
 

@@ -29,5 +29,3 @@ def _silent(status: Status) -> list[str]:
         for service, moment in last.items()
         if newest - moment > COVERAGE_NS
     ]
-
-

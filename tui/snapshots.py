@@ -227,7 +227,7 @@ def decode_findings(frame: pl.DataFrame, notes: tuple[str, ...] = ()) -> Finding
 
 
 def _finding(row: Mapping[str, Any]) -> Finding:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k != "finding_id"}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k != "finding_id"}
     return Finding(**values)
 
 

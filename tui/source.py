@@ -227,7 +227,10 @@ class SourceEvidence:
         from collector.forensics.shadow import shadow_sql
 
         window = self._window()
-        return "\n\n".join(_join(sql(window), of) for of, sql in (("shadow", shadow_sql), ("egress", egress_sql), ("latency", latency_sql)))
+        return "\n\n".join(
+            _join(sql(window), of)
+            for of, sql in (("shadow", shadow_sql), ("egress", egress_sql), ("latency", latency_sql))
+        )
 
 
 def _trace_sql(view: TraceView) -> str:
@@ -245,4 +248,6 @@ def _join(parts: Mapping[str, str] | str, of: str = "") -> str:
     """Several statements as one text, each under the name of what it answers."""
     if isinstance(parts, str):
         return parts
-    return "\n\n".join(f"-- {of} {name}\n{sql.rstrip().rstrip(';')};".replace("--  ", "-- ") for name, sql in parts.items())
+    return "\n\n".join(
+        f"-- {of} {name}\n{sql.rstrip().rstrip(';')};".replace("--  ", "-- ") for name, sql in parts.items()
+    )

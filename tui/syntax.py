@@ -55,7 +55,9 @@ def parse(text: str) -> TraceQuery:
 def _is_meant(key: str, operator: str) -> bool:
     """Whether a token was meant as a condition: `http://host` and `a.b:1` are text, `servce:x` is a slip."""
     known = key in {"service", "op", "operation", "error", "errors", "dur", "duration", "sort"}
-    return known or (operator == ":" and key.isalpha() and key not in {"http", "https", "grpc", "dns", "urn", "localhost"})
+    return known or (
+        operator == ":" and key.isalpha() and key not in {"http", "https", "grpc", "dns", "urn", "localhost"}
+    )
 
 
 def _apply(query: TraceQuery, key: str, operator: str, value: str) -> TraceQuery:
@@ -84,7 +86,7 @@ def _apply(query: TraceQuery, key: str, operator: str, value: str) -> TraceQuery
 
 def _duration(query: TraceQuery, operator: str, value: str) -> TraceQuery:
     match = _DURATION.fullmatch(value)
-    if match is None or operator == ":" or operator == ":=":
+    if match is None or operator in {":", ":="}:
         raise SearchSyntaxError(f"dur{operator}{value} is not a duration; expected for example dur>100ms or dur<2s")
     nanoseconds = round(float(match[1]) * _UNITS[match[2]])
     if nanoseconds > _LONGEST_NS:

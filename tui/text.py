@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Final
 
 from rich.cells import cell_len, set_cell_size
@@ -58,7 +59,9 @@ def fit(text: str, width: int, *, right: bool = False, keep_end: bool = False) -
     text = clean(text[-room:] if keep_end else text[:room])
     length = cell_len(text)
     if length > width:
-        return set_cell_size(ELLIPSIS + _tail(text, width - 1), width) if keep_end else _head(text, width - 1) + ELLIPSIS
+        return (
+            set_cell_size(ELLIPSIS + _tail(text, width - 1), width) if keep_end else _head(text, width - 1) + ELLIPSIS
+        )
     padding = " " * (width - length)
     return padding + text if right else text + padding
 
@@ -96,9 +99,9 @@ def _wrap_line(text: str, width: int) -> Iterator[str]:
 
 
 def duration(nanoseconds: float | None) -> str:
-    """A duration in three significant digits: `850ns`, `4.10ms`, `1.25s`, `3m07s`; `–` when not known."""
+    """A duration in three significant digits: `850ns`, `4.10ms`, `1.25s`, `3m07s`; `·` when not known."""
     if nanoseconds is None:
-        return "–"
+        return "·"
     sign, ns = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
     if ns < 1_000:
         return f"{sign}{ns:.0f}ns"
@@ -113,8 +116,10 @@ def duration(nanoseconds: float | None) -> str:
 
 def ago(then_unix_nano: int | None, now_unix_nano: int) -> str:
     """How long ago, coarse enough to read at a glance; a sender's clock may be ahead of ours."""
-    return "–" if then_unix_nano is None else age(now_unix_nano - then_unix_nano) + (
-        " ago" if then_unix_nano <= now_unix_nano else " ahead"
+    return (
+        "·"
+        if then_unix_nano is None
+        else age(now_unix_nano - then_unix_nano) + (" ago" if then_unix_nano <= now_unix_nano else " ahead")
     )
 
 
@@ -128,9 +133,9 @@ def age(nanoseconds: int) -> str:
 
 
 def utc(unix_nano: int | None, *, millis: bool = True) -> str:
-    """`2026-11-23 03:12:07.123Z`; `–` when not known, the bare number when no calendar has it."""
+    """`2026-11-23 03:12:07.123Z`; `·` when not known, the bare number when no calendar has it."""
     if unix_nano is None:
-        return "–"
+        return "·"
     try:
         moment = datetime.fromtimestamp(unix_nano // 1_000_000_000, tz=UTC)
     except (OverflowError, ValueError, OSError):
@@ -144,22 +149,32 @@ def clock_time(unix_nano: int) -> str:
 
 
 def number(value: float | None) -> str:
-    """A count with thousands separated; `–` when not known."""
-    return "–" if value is None else f"{value:,.0f}"
+    """A count with thousands separated; `·` when not known."""
+    return "·" if value is None else f"{value:,.0f}"
 
 
 def rate(per_second: float | None) -> str:
     """Calls a second with just the digits that matter."""
     if per_second is None:
-        return "–"
-    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
+        return "·"
+    return (
+        f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.1f}" if per_second >= 1 else f"{per_second:.2g}"
+    )
 
 
 def percent(ratio: float | None) -> str:
     """A ratio as percent; a rate that is not zero never reads as zero."""
     if ratio is None:
-        return "–"
-    return "<0.1%" if 0 < ratio < 0.001 else "0" if ratio == 0 else f"{100 * ratio:.1f}%" if ratio < 0.1 else f"{100 * ratio:.0f}%"
+        return "·"
+    return (
+        "<0.1%"
+        if 0 < ratio < 0.001
+        else "0"
+        if ratio == 0
+        else f"{100 * ratio:.1f}%"
+        if ratio < 0.1
+        else f"{100 * ratio:.0f}%"
+    )
 
 
 def plural(count: int, noun: str) -> str:
@@ -173,7 +188,8 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
     top = max((p for p in points if p is not None), default=0.0)
     last = len(SPARKS) - 1
     return "".join(
-        " " if p is None else SPARKS[0] if top <= 0 else SPARKS[min(last, round(max(p, 0.0) / top * last))] for p in points
+        " " if p is None else SPARKS[0] if top <= 0 else SPARKS[min(last, round(max(p, 0.0) / top * last))]
+        for p in points
     )
 
 
@@ -181,5 +197,5 @@ def _resample(values: Sequence[float | None], width: int) -> list[float | None]:
     if len(values) <= width or width <= 0:
         return list(values) if width > 0 else []
     edges = [i * len(values) // width for i in range(width + 1)]
-    groups = ([v for v in values[a:b] if v is not None] for a, b in zip(edges, edges[1:], strict=False))
+    groups = ([v for v in values[a:b] if v is not None] for a, b in pairwise(edges))
     return [max(group) if group else None for group in groups]

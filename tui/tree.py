@@ -129,7 +129,9 @@ def _hops(trace: Trace, parents: tuple[int | None, ...]) -> dict[int, HopWitness
     return hops
 
 
-def _climb(spans: tuple[TraceSpan, ...], parents: tuple[int | None, ...], index: int) -> tuple[tuple[int, ...], int | None]:
+def _climb(
+    spans: tuple[TraceSpan, ...], parents: tuple[int | None, ...], index: int
+) -> tuple[tuple[int, ...], int | None]:
     """The proxies' spans between a server span and its caller's span, nearest the server first, and that caller."""
     proxies: list[int] = []
     at = parents[index]

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields, replace
 
 import polars as pl
 
-from collector.errors import CollectorError
+from collector.errors import CollectorError  # noqa: TC001 - the fake is read as the real one is
 from collector.forensics.findings import Finding, to_frame
 from tui.snapshots import (
     Edge,

@@ -33,7 +33,10 @@ def test_a_table_finds_its_rows_by_key():
     assert (rows.key(1), rows.find("Y"), rows.find("Z"), len(rows)) == ("Y", 1, None, 2)
 
 
-@given(st.lists(st.builds(Block, st.text(max_size=30), st.text(max_size=200), key=st.none() | st.text(max_size=3))), st.integers(12, 90))
+@given(
+    st.lists(st.builds(Block, st.text(max_size=30), st.text(max_size=200), key=st.none() | st.text(max_size=3))),
+    st.integers(12, 90),
+)
 def test_a_document_never_runs_over_its_width(blocks, width):
     rows = compose(blocks, width)
     assert len(rows.keys) == len(rows)

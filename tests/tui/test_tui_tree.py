@@ -16,7 +16,13 @@ from tui.views.waterfall import sights
 def spans(*rows):
     """(id, parent, kind, witness, service) → spans."""
     return [
-        make_span(i, parent_span_id=None if parent is None else span_id_of(parent), kind=kind, witness=witness, service_name=service)
+        make_span(
+            i,
+            parent_span_id=None if parent is None else span_id_of(parent),
+            kind=kind,
+            witness=witness,
+            service_name=service,
+        )
         for i, parent, kind, witness, service in rows
     ]
 
@@ -81,9 +87,14 @@ def test_a_service_that_calls_itself_has_a_proxy_on_both_sides():
     assert sights(tree, 3, tree.hops[3]) == ("seen",) * 4
 
 
-@pytest.mark.parametrize(("client", "server", "agree"), [("aa", "aa", True), ("aa", "bb", False), (None, "bb", None), ("aa", None, None)])
+@pytest.mark.parametrize(
+    ("client", "server", "agree"), [("aa", "aa", True), ("aa", "bb", False), (None, "bb", None), ("aa", None, None)]
+)
 def test_hashes_agree_only_where_both_ends_state_one(client, server, agree):
-    pair = [replace(MESHED[0], request_hash=client), replace(MESHED[3], request_hash=server, parent_span_id=span_id_of(0))]
+    pair = [
+        replace(MESHED[0], request_hash=client),
+        replace(MESHED[3], request_hash=server, parent_span_id=span_id_of(0)),
+    ]
     assert hash_agreement(grow(make_trace(spans=pair)), 1) is agree
 
 
@@ -132,7 +143,13 @@ def test_bars_stand_where_the_time_is():
 
     parts = [
         make_span(0, start_time_unix_nano=NOW, duration_ns=100 * MILLI),
-        make_span(1, start_time_unix_nano=NOW + 50 * MILLI, duration_ns=50 * MILLI, on_critical_path=False, parent_span_id=span_id_of(0)),
+        make_span(
+            1,
+            start_time_unix_nano=NOW + 50 * MILLI,
+            duration_ns=50 * MILLI,
+            on_critical_path=False,
+            parent_span_id=span_id_of(0),
+        ),
         make_span(2, start_time_unix_nano=NOW + 99 * MILLI, duration_ns=0, parent_span_id=span_id_of(0)),
     ]
     tree = grow(make_trace(spans=parts))

@@ -6,7 +6,6 @@ import threading
 
 import polars as pl
 import pytest
-
 from textual.widgets import Input
 
 from collector.errors import QueryError, SourceUnreachableError
@@ -115,7 +114,13 @@ async def test_findings_open_with_the_most_severe_on_top_and_its_reasons():
         lines = bench.text.splitlines()
         assert "◆ critical" in lines[2]
         assert "? → payment" in lines[2]
-        for part in ("mesh_bypass, unstamped", "T1562.004", "2 of 33 calls could not be judged", "2026-11-23 03:12:09Z", trace_id_of(0)):
+        for part in (
+            "mesh_bypass, unstamped",
+            "T1562.004",
+            "2 of 33 calls could not be judged",
+            "2026-11-23 03:12:09Z",
+            trace_id_of(0),
+        ):
             assert part in bench.text
         await bench.press("j")
         assert "beacon score" in bench.text
@@ -193,7 +198,13 @@ async def test_a_lost_collector_is_told_retried_and_welcomed_back():
         asked = len(evidence.asked)
         await settle(bench.pilot, lambda: len(evidence.asked) > asked + 2)
         evidence.error = None
-        await settle(bench.pilot, lambda: "12,345 spans" in bench.text and "lost contact" not in bench.app.screen.query_one(StatusLine).render_line(0).text)
+        await settle(
+            bench.pilot,
+            lambda: (
+                "12,345 spans" in bench.text
+                and "lost contact" not in bench.app.screen.query_one(StatusLine).render_line(0).text
+            ),
+        )
         assert bench.app.standing.lost_since_unix_nano is None
 
 
@@ -222,7 +233,14 @@ async def test_a_defect_is_shown_and_the_workbench_lives_on():
 
 async def test_tabs_by_digit_tab_key_and_click():
     async with opened() as bench:
-        for key, shown in [("2", "[2 Calls"), ("3", "[3 Traces"), ("1", "[1 Findings"), ("tab", "[2 Calls"), ("shift+tab", "[1 Findings"), ("shift+tab", "[3 Traces")]:
+        for key, shown in [
+            ("2", "[2 Calls"),
+            ("3", "[3 Traces"),
+            ("1", "[1 Findings"),
+            ("tab", "[2 Calls"),
+            ("shift+tab", "[1 Findings"),
+            ("shift+tab", "[3 Traces"),
+        ]:
             await bench.press(key)
             assert shown in bench.text
         await bench.pilot.click("TabBar", offset=(16, 0))
@@ -308,8 +326,8 @@ async def test_a_finding_opens_its_trace_at_its_span_with_the_witnesses_beside_e
         assert isinstance(bench.app.screen, TraceScreen)
         assert bench.listing.cursor_key == span_id_of(7)
         lines = bench.text.splitlines()
-        assert any("inventory POST /reserve" in line and "C›-›-›S ✓=" in line for line in lines)
-        assert any("payment payment.Payment/Charge" in line and "C›c›s›S ✓≠" in line for line in lines)
+        assert any("inventory POST /reserve" in line and "C>->->S ✓=" in line for line in lines)
+        assert any("payment payment.Payment/Charge" in line and "C>c>s>S ✓≠" in line for line in lines)
         assert "7 folded (p)" in bench.text
 
 
@@ -403,15 +421,18 @@ async def test_the_waterfall_does_not_wait_for_the_verdicts():
         await bench.pilot.press("j", "j", "enter")
         while "inventory POST /reserve" not in bench.text:
             await bench.pilot.pause()
-        assert "C›?›?›S" in bench.text
+        assert "C>?>?>S" in bench.text
         evidence.may_judge.set()
         await settle(bench.pilot)
-        assert "C›-›-›S" in bench.text
+        assert "C>->->S" in bench.text
         assert bench.listing.cursor_key == span_id_of(7), "the cursor has not moved"
 
 
 async def test_twenty_thousand_spans_are_fluent():
-    spans = [make_span(0), *(make_span(i, parent_span_id=span_id_of(i // 2), error=i == 19_999, depth=1) for i in range(1, 20_000))]
+    spans = [
+        make_span(0),
+        *(make_span(i, parent_span_id=span_id_of(i // 2), error=i == 19_999, depth=1) for i in range(1, 20_000)),
+    ]
     spans.sort(key=lambda s: s.span_id == "")
     evidence = FakeEvidence()
     evidence.traces[trace_id_of(0)] = make_trace(0, spans=spans)
@@ -427,7 +448,12 @@ async def test_twenty_thousand_spans_are_fluent():
 
 @pytest.mark.parametrize(
     ("keys", "view"),
-    [((), FindingsView()), (("2",), EdgesView()), (("3",), SearchView(TraceQuery())), (("enter",), TraceView(trace_id_of(0), NOW - 5 * SECOND, NOW - 5 * SECOND + 223_800_000))],
+    [
+        ((), FindingsView()),
+        (("2",), EdgesView()),
+        (("3",), SearchView(TraceQuery())),
+        (("enter",), TraceView(trace_id_of(0), NOW - 5 * SECOND, NOW - 5 * SECOND + 223_800_000)),
+    ],
 )
 async def test_d_shows_the_sql_of_what_is_on_the_screen(keys, view):
     evidence = FakeEvidence()
@@ -444,7 +470,12 @@ async def test_d_shows_the_sql_of_what_is_on_the_screen(keys, view):
 
 @pytest.mark.parametrize(
     ("keys", "copied"),
-    [((), "[critical] shadow: ? → payment"), (("2",), "checkout → payment"), (("3",), f"trace {trace_id_of(0)}"), (("enter",), "span ")],
+    [
+        ((), "[critical] shadow: ? → payment"),
+        (("2",), "checkout → payment"),
+        (("3",), f"trace {trace_id_of(0)}"),
+        (("enter",), "span "),
+    ],
 )
 async def test_y_copies_and_says_that_it_may_not_work(keys, copied):
     async with opened() as bench:
@@ -453,7 +484,9 @@ async def test_y_copies_and_says_that_it_may_not_work(keys, copied):
         assert "x writes a file" in " ".join(bench.text.split())
 
 
-@pytest.mark.parametrize(("keys", "rows"), [((), 4), (("2",), 8), (("3",), 40), (("enter",), 19), (("slash", *"egress", "enter"), 1)])
+@pytest.mark.parametrize(
+    ("keys", "rows"), [((), 4), (("2",), 8), (("3",), 40), (("enter",), 19), (("slash", *"egress", "enter"), 1)]
+)
 @pytest.mark.parametrize("suffix", ["json", "csv"])
 async def test_x_writes_what_is_on_the_screen(tmp_path, monkeypatch, keys, rows, suffix):
     monkeypatch.chdir(tmp_path)
@@ -508,14 +541,41 @@ async def test_nothing_that_strangers_write_reaches_the_terminal_or_is_parsed():
     evidence = FakeEvidence(name=f"http://{NASTY}")
     evidence.health = make_health(incomplete=(NASTY,))
     evidence.found = [
-        make_finding(callee=NASTY, operation=NASTY, explanation=NASTY, affected=(NASTY,), completeness=NASTY, reasons=(NASTY,), attack_ids=(NASTY,))
+        make_finding(
+            callee=NASTY,
+            operation=NASTY,
+            explanation=NASTY,
+            affected=(NASTY,),
+            completeness=NASTY,
+            reasons=(NASTY,),
+            attack_ids=(NASTY,),
+        )
     ]
     evidence.edge_items = [make_edge(caller=NASTY, callee=NASTY, operation=NASTY)]
     evidence.summaries = [make_summary(0, root_service=NASTY, root_operation=NASTY)]
-    span = make_span(0, service_name=NASTY, name=NASTY, status_message=NASTY, error=True, destination=NASTY, attributes=((NASTY, NASTY),))
+    span = make_span(
+        0,
+        service_name=NASTY,
+        name=NASTY,
+        status_message=NASTY,
+        error=True,
+        destination=NASTY,
+        attributes=((NASTY, NASTY),),
+    )
     evidence.traces = {trace_id_of(n): make_trace(n, spans=[span]) for n in range(3)}
     async with opened(evidence) as bench:
-        for keys in [(), ("2",), ("y",), ("3",), ("enter",), ("l", "G"), ("y",), ("D",), ("escape",), ("question_mark",)]:
+        for keys in [
+            (),
+            ("2",),
+            ("y",),
+            ("3",),
+            ("enter",),
+            ("l", "G"),
+            ("y",),
+            ("D",),
+            ("escape",),
+            ("question_mark",),
+        ]:
             await bench.press(*keys)
             text = bench.text
             assert not {c for c in text if not c.isprintable() and c != "\n"}, keys

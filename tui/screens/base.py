@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from textual.binding import Binding, BindingsMap, BindingType
+from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
 
@@ -112,7 +112,7 @@ def _key_blocks(screen: Screen[None]) -> Iterator[Block]:
     sources = [*(screen.query("*").results()), screen, screen.app]
     for node in sources:
         rows: dict[str, list[str]] = {}
-        for _key, binding in cast("BindingsMap", node._bindings):  # noqa: SLF001 - Textual shows no public way to all bindings
+        for _key, binding in node._bindings:  # noqa: SLF001 - Textual shows no public way to all bindings
             shown = screen.app.get_key_display(binding)
             if binding.description and not binding.system and (shown, binding.action) not in seen:
                 seen.add((shown, binding.action))

@@ -79,7 +79,7 @@ def copy(screen: Screen[Any], text: str) -> None:
 def sql_dialog(sql: str) -> TextDialog:
     """The SQL of what is on the screen."""
     blocks = [Block("", line) for line in sql.splitlines()]
-    return TextDialog("The SQL of this screen: `provenance sql SOURCE \"…\"` repeats it", blocks, sql)
+    return TextDialog('The SQL of this screen: `provenance sql SOURCE "…"` repeats it', blocks, sql)
 
 
 class Destination(NamedTuple):
@@ -113,7 +113,9 @@ class ExportDialog(Dialog[Destination]):
 
     def on_mount(self) -> None:
         """Say what will be written."""
-        self.query_one(Label).said = plain(f" Export {self._row_count:,} rows: enter writes, tab changes the format", "strong")
+        self.query_one(Label).said = plain(
+            f" Export {self._row_count:,} rows: enter writes, tab changes the format", "strong"
+        )
         self._judge()
 
     def on_input_changed(self) -> None:

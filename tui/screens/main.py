@@ -1,13 +1,12 @@
 """The workbench's main screen: findings, calls, traces. It asks, and shows what arrives."""
 
 from time import monotonic
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.events import Resize
-from textual.timer import Timer
 from textual.widgets import ContentSwitcher, Footer, Input
 
 from tui.line import plain
@@ -20,6 +19,9 @@ from tui.syntax import render
 from tui.widgets.bars import StatusLine, Tab, TabBar
 from tui.widgets.painting import Label
 from tui.widgets.panes import CallsPane, Export, FindingsPane, OpenSearch, OpenTrace, Pane, TracesPane
+
+if TYPE_CHECKING:
+    from textual.timer import Timer
 
 PANES: Final = ("findings", "calls", "traces")
 WIDE: Final = 120

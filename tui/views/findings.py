@@ -107,7 +107,12 @@ def nothing(health: Health | None, findings: Findings | None, needle: str, now_u
         )
     newest = health.newest_unix_nano
     old = f", the newest {age(now_unix_nano - newest)} old" if newest is not None else ""
-    lines = [plain(f"No findings in {plural(health.span_count, 'span')} of {plural(health.service_count, 'service')}{old}.", "good")]
+    lines = [
+        plain(
+            f"No findings in {plural(health.span_count, 'span')} of {plural(health.service_count, 'service')}{old}.",
+            "good",
+        )
+    ]
     if gaps := (*health.incomplete, *findings.notes):
         lines += [plain(""), plain("What could not be seen:", "medium"), *(plain(f"· {gap}") for gap in gaps)]
     else:
@@ -117,11 +122,11 @@ def nothing(health: Health | None, findings: Findings | None, needle: str, now_u
 
 def essentials(finding: Finding) -> str:
     """What to paste into an incident channel."""
+    first, last = (utc(t, millis=False) for t in (finding.first_seen_unix_nano, finding.last_seen_unix_nano))
     lines = [
         f"[{finding.severity}] {finding.kind}: {subject(finding)}",
         finding.explanation,
-        f"first {utc(finding.first_seen_unix_nano, millis=False)}, last {utc(finding.last_seen_unix_nano, millis=False)}, "
-        f"{plural(finding.count, 'call')}, finding {finding.finding_id}",
+        f"first {first}, last {last}, {plural(finding.count, 'call')}, finding {finding.finding_id}",
         *([f"traces: {' '.join(finding.trace_ids[:3])}"] if finding.trace_ids else []),
     ]
     return "\n".join(lines)

@@ -101,7 +101,7 @@ def _name(tree: Tree, node: Node, width: int, *, marked: bool) -> Line:
     step = 2 if width >= 50 else 1
     room = max(width // 2, 4)
     indent = node.depth * step
-    lead = " " * indent if indent <= room else fit(f"{node.depth}›", room, right=True)
+    lead = " " * indent if indent <= room else fit(f"{node.depth}>", room, right=True)
     fold = "▸" if node.hidden else "▾" if node.has_children else " "
     flag = "✗" if span.error else " "
     count = f" +{node.hidden}" if node.hidden else ""
@@ -109,7 +109,9 @@ def _name(tree: Tree, node: Node, width: int, *, marked: bool) -> Line:
     proxy = "proxy " if span.witness == "proxy" else ""
     evidence = "⚑ " if marked else ""
     service_room = max(width - len(lead) - 3 - len(evidence) - len(count), 0)
-    service = fit(f"{orphan}{proxy}{span.service_name}", min(service_room, cell_len(clean(orphan + proxy + span.service_name))))
+    service = fit(
+        f"{orphan}{proxy}{span.service_name}", min(service_room, cell_len(clean(orphan + proxy + span.service_name)))
+    )
     operation = fit(f" {span.name}", max(service_room - cell_len(service), 0))
     return (
         Piece(lead + fold, "dim"),
@@ -131,7 +133,7 @@ def _witness_cell(tree: Tree, index: int, width: int) -> Line:
     pieces: list[Piece] = []
     for letter, sight in zip("CcsS", sights(tree, index, hop), strict=True):
         if pieces and width >= 7:
-            pieces.append(Piece("›", "dim"))
+            pieces.append(Piece(">", "dim"))
         glyph = letter if sight == "seen" else "-" if sight == "missed" else "?"
         pieces.append(Piece(glyph, _SIGHT_TONES[sight]))
     return tuple(pieces)
@@ -155,7 +157,11 @@ def _parent_is_lost(tree: Tree, index: int, hop: HopWitnesses) -> bool:
 def _stamp_cell(tree: Tree, index: int) -> Line:
     status = tree.spans[index].stamp_status
     bad = status in {STAMP_MALFORMED, STAMP_MISMATCHED}
-    stamp = Piece(" ") if status is None else Piece("✗" if status == STAMP_ABSENT else "!" if bad else "✓", _stamp_tone(status))
+    stamp = (
+        Piece(" ")
+        if status is None
+        else Piece("✗" if status == STAMP_ABSENT else "!" if bad else "✓", _stamp_tone(status))
+    )
     agreement = hash_agreement(tree, index)
     if agreement is None:
         return stamp, Piece(" ")
@@ -197,11 +203,17 @@ def detail(tree: Tree, index: int) -> list[Block]:
         Block("", f"{span.service_name}  {span.name}", "strong"),
         *_hop_blocks(tree, index, hop),
         Block("kind", f"{span.kind.lower()}, written by {'a proxy' if span.witness == 'proxy' else 'the application'}"),
-        Block("start", f"{utc(span.start_time_unix_nano)}  +{duration(span.start_time_unix_nano - tree.start_unix_nano)}"),
+        Block(
+            "start", f"{utc(span.start_time_unix_nano)}  +{duration(span.start_time_unix_nano - tree.start_unix_nano)}"
+        ),
         Block("duration", _durations(span)),
-        Block("status", f"✗ error {span.status_message or ''}", "critical") if span.error else Block("status", "no error"),
+        Block("status", f"✗ error {span.status_message or ''}", "critical")
+        if span.error
+        else Block("status", "no error"),
         *([Block("to", span.destination)] if span.destination else []),
-        Block("span", f"{span.span_id}  parent {span.parent_span_id or 'none: a root'}{_orphan_note(tree, index)}", "dim"),
+        Block(
+            "span", f"{span.span_id}  parent {span.parent_span_id or 'none: a root'}{_orphan_note(tree, index)}", "dim"
+        ),
         *_attribute_blocks(span.attributes),
         *_record_blocks(tree.trace.records, span),
     ]
@@ -229,10 +241,16 @@ def _hop_blocks(tree: Tree, index: int, hop: HopWitnesses | None) -> Sequence[Bl
     blocks = [] if span.stamp_status is None else [Block("stamp", span.stamp_status, _stamp_tone(span.stamp_status))]
     if hop is not None:
         at = hop.server if hop.server is not None else hop.client
-        parts = zip(("caller's span", "caller's proxy", "callee's proxy", "callee's span"), sights(tree, at or 0, hop), strict=True)
+        parts = zip(
+            ("caller's span", "caller's proxy", "callee's proxy", "callee's span"),
+            sights(tree, at or 0, hop),
+            strict=True,
+        )
         words = ", ".join(f"{who} {_SIGHT_WORDS[sight]}" for who, sight in parts)
         missed = "missed" in sights(tree, at or 0, hop)
-        blocks.append(Block("witness", words + (f" ({hop.reason})" if hop.reason else ""), "critical" if missed else "plain"))
+        blocks.append(
+            Block("witness", words + (f" ({hop.reason})" if hop.reason else ""), "critical" if missed else "plain")
+        )
         agreement = hash_agreement(tree, at) if at is not None else None
         if agreement is False:
             blocks.append(Block("hash", "≠ the caller sent other bytes than the callee received", "critical"))

@@ -1,0 +1,1 @@
+"""The one virtual list, the panes made of it, and the lines above and below."""

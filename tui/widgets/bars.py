@@ -1,11 +1,11 @@
 """The lines above and below every screen: tabs on top, how things stand at the bottom."""
 
+from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 from textual.events import Click
 from textual.message import Message
 from textual.reactive import reactive
-from textual.timer import Timer
 
 from tui.line import Line, Piece
 from tui.standing import Standing, render
@@ -18,7 +18,7 @@ class Tab(NamedTuple):
 
     pane: str
     title: str
-    count: int | None = None
+    rows: int | None = None
 
 
 class TabBar(OneLine):
@@ -42,8 +42,13 @@ class TabBar(OneLine):
         pieces = [Piece(self.NAME, "dim")]
         for number, tab in enumerate(self.tabs, 1):
             on = tab.pane == self.active
-            count = "" if tab.count is None else f" {tab.count:,}"
-            pieces.append(Piece(f"[{number} {tab.title}{count}]" if on else f" {number} {tab.title}{count} ", "tab" if on else "plain"))
+            count = "" if tab.rows is None else f" {tab.rows:,}"
+            pieces.append(
+                Piece(
+                    f"[{number} {tab.title}{count}]" if on else f" {number} {tab.title}{count} ",
+                    "tab" if on else "plain",
+                )
+            )
         clock = f"{clock_time(self.now_unix_nano)} " if self.now_unix_nano else ""
         used = sum(len(p.text) for p in pieces)
         return (*pieces, Piece(" " * max(width - used - len(clock), 1)), Piece(clock, "dim"))
@@ -52,7 +57,7 @@ class TabBar(OneLine):
         """Show the tab under the pointer."""
         x = len(self.NAME)
         for number, tab in enumerate(self.tabs, 1):
-            count = "" if tab.count is None else f" {tab.count:,}"
+            count = "" if tab.rows is None else f" {tab.rows:,}"
             x += len(f" {number} {tab.title}{count} ")
             if event.x < x:
                 if event.x >= len(self.NAME):
@@ -67,24 +72,20 @@ class StatusLine(OneLine):
 
     def on_mount(self) -> None:
         """Follow the app."""
-        self._spin: Timer = self.set_interval(0.12, self._turn, pause=True)
+        self._spin = self.set_interval(0.12, self._turn, pause=True)
         self.watch(self.app, "standing", self._follow)
 
     def _follow(self, standing: Standing) -> None:
-        self.standing = standing
+        self.standing = replace(standing, tick=self.standing.tick if self.standing is not None else 0)
         if standing.busy:
             self._spin.resume()
         else:
             self._spin.pause()
 
     def _turn(self) -> None:
-        self._ticks = getattr(self, "_ticks", 0) + 1
-        self.refresh()
+        if self.standing is not None:
+            self.standing = replace(self.standing, tick=self.standing.tick + 1)
 
     def line(self, width: int) -> Line:
         """What matters most, first."""
-        if self.standing is None:
-            return ()
-        from dataclasses import replace
-
-        return render(replace(self.standing, tick=getattr(self, "_ticks", 0)), width)
+        return () if self.standing is None else render(self.standing, width)

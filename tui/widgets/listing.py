@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 from textual.binding import Binding, BindingType
 from textual.events import Click, Resize
-from textual.geometry import Region, Size
+from textual.geometry import Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
@@ -41,7 +41,7 @@ class NoRows:
     def header(self, width: int) -> None:
         """No titles."""
 
-    def line(self, index: int, width: int) -> Line:
+    def line(self, index: int, width: int) -> Line:  # noqa: ARG002 - a row of Rows
         """One line of what it says."""
         return self._lines[index]
 

@@ -21,7 +21,9 @@ def paint(widget: Widget, line: Line, width: int, base: Style) -> Strip:
     The stylesheet gives tones their colours.
     """
     segments = [
-        Segment(clean(text), base + _ink(widget.get_component_rich_style(f"tone--{tone}"))) for text, tone in line if text
+        Segment(clean(text), base + _ink(widget.get_component_rich_style(f"tone--{tone}")))
+        for text, tone in line
+        if text
     ]
     strip = Strip(segments)
     if strip.cell_length > width > 0:
@@ -55,6 +57,6 @@ class Label(OneLine):
 
     said: reactive[Line] = reactive(())
 
-    def line(self, width: int) -> Line:
+    def line(self, width: int) -> Line:  # noqa: ARG002 - it is cut when it is painted
         """What was set."""
         return self.said
