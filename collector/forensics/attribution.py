@@ -22,7 +22,10 @@ MIN_SHARE: Final = 0.2
 """A component with less of the rise is not named as a cause."""
 
 MIN_RATIO: Final = 1.3
-"""A cause's own component rose by this factor at least, beyond the common factor."""
+"""A cause's own component rose by this factor at least."""
+
+UNEVEN_RATIO: Final = 2.0
+"""What slows everything does so unevenly: where there is a common factor, a cause rose by so much more."""
 
 MIN_Z: Final = 3.0
 """And by so many standard errors (Welch)."""
@@ -151,13 +154,12 @@ def take_apart(trace: Trace, span_id: int) -> Sample | None:
 def shares(before: Sequence[Sample], during: Sequence[Sample], common: float, *, tail: bool = False) -> list[Share]:
     """The components that rose, by their share of the rise, largest first; only those that pass `MIN_SHARE` and the rest.
 
-    With `tail`, only some calls got slow, and the slowest quarter of `during` stands for them.
+    With `tail`, only some calls got slow: the slowest quarter of each side is compared.
     """
     if not before or not during:
         return []
     if tail:
-        limit = float(np.quantile([s.duration_ns for s in during], 0.75))
-        during = [s for s in during if s.duration_ns >= limit]
+        before, during = _slowest_quarter(before), _slowest_quarter(during)
     components = {c for s in (*before, *during) for c in s.own_ns}
     rises = {c: _rise(c, before, during, common) for c in components}
     total = sum(rise for rise, _ in rises.values())
@@ -171,7 +173,8 @@ def shares(before: Sequence[Sample], during: Sequence[Sample], common: float, *,
         for c, (rise, z) in rises.items()
         if rise / whole >= MIN_SHARE and z >= MIN_Z
     ]
-    told = [s for s in found if s.during_ns >= s.before_ns * common * MIN_RATIO]
+    least = MIN_RATIO if common == 1 else common * UNEVEN_RATIO
+    told = [s for s in found if s.during_ns >= s.before_ns * least]
     return sorted(told, key=lambda s: (-s.share, s.component.service, s.component.operation))
 
 
@@ -261,6 +264,11 @@ def _own_by_operation(traces: Iterable[Trace]) -> dict[tuple[str, str], list[int
             if component.kind == "own":
                 found[component.service, component.operation].append(own)
     return found
+
+
+def _slowest_quarter(samples: Sequence[Sample]) -> list[Sample]:
+    limit = float(np.quantile([s.duration_ns for s in samples], 0.75))
+    return [s for s in samples if s.duration_ns >= limit]
 
 
 def _rise(

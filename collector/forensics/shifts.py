@@ -65,7 +65,7 @@ class Series:
         bins: Log-bin number of each column, ascending; see `bin_number`.
         counts: Calls by (bucket, bin).
         baseline: How many leading buckets are normal by definition; a shift never includes them.
-        startup: Whether the first buckets may be a start: then a shift that includes the first one must cover a third of all.
+        startup: Whether the first buckets may be a start: then a stretch with nothing normal before it must outlast a third of all.
     """
 
     edges_ns: npt.NDArray[np.int64]
@@ -120,10 +120,13 @@ def find_shifts(series: Series, params: ShiftParams) -> list[Shift]:
     cells = _cells(series)
     usable = np.ones(len(cells.start), dtype=bool)
     found: list[tuple[int, int, float]] = []
-    for _ in range(MAX_SHIFTS):
-        best = _strongest(cells, usable, params, startup=series.startup)
-        if best is None:
+    for _ in range(MAX_SHIFTS + 1):
+        best = _strongest(cells, usable, params)
+        if best is None or len(found) == MAX_SHIFTS:
             break
+        if series.startup and _is_startup(cells, usable, best):
+            usable[: best[1]] = False
+            continue
         found.append(best)
         usable[best[0] : best[1]] = False
     return [shift for one in found if (shift := _describe(cells, usable, one, series.bins, params)) is not None]
@@ -173,9 +176,21 @@ def _scores(counts: npt.NDArray[np.int64]) -> list[Floats]:
     return [rank, *above]
 
 
-def _strongest(
-    cells: _Cells, usable: npt.NDArray[np.bool_], params: ShiftParams, *, startup: bool
-) -> tuple[int, int, float] | None:
+def _is_startup(cells: _Cells, usable: npt.NDArray[np.bool_], found: tuple[int, int, float]) -> bool:
+    """Whether a stretch is a slow start: it ends within the first third, and nothing normal preceded it."""
+    a, b, _ = found
+    live = np.where(usable, cells.counts.sum(axis=1), 0)
+    filled = live > 0
+    if 3 * np.count_nonzero(filled[:b]) > np.count_nonzero(filled):
+        return False
+    if np.count_nonzero(filled[:a]) < MIN_CELLS:
+        return True
+    sums = np.where(usable, cells.counts @ _scores(cells.counts)[0], 0.0)
+    earlier, within, after = (sums[p].sum() / max(live[p].sum(), 1) for p in (slice(a), slice(a, b), slice(b, None)))
+    return bool(earlier > (within + after) / 2)
+
+
+def _strongest(cells: _Cells, usable: npt.NDArray[np.bool_], params: ShiftParams) -> tuple[int, int, float] | None:
     """(first cell, cell after the last, z) of the strongest shift among usable cells that meets the params."""
     live = np.where(usable, cells.counts.sum(axis=1), 0).astype(np.float64)
     if np.count_nonzero(live) < 2 * MIN_CELLS or live.sum() < 2 * params.min_calls:
@@ -183,7 +198,7 @@ def _strongest(
     counts = np.where(usable[:, None], cells.counts, 0)
     best: tuple[int, int, float] | None = None
     for score in _scores(counts):
-        candidate = _scan(cells, counts, live, score, params, startup=startup)
+        candidate = _scan(cells, counts, live, score, params)
         if candidate is not None and (best is None or candidate[2] > best[2]):
             best = candidate
     return best
@@ -195,15 +210,13 @@ def _scan(
     live: Floats,
     score: Floats,
     params: ShiftParams,
-    *,
-    startup: bool,
 ) -> tuple[int, int, float] | None:
     sums = counts @ score
     total, mean = live.sum(), sums.sum() / live.sum()
     variance = float((counts.sum(axis=0) @ (score - mean) ** 2) / total)
     if variance <= 0:
         return None
-    allowed = _allowed(cells, live, params, startup=startup)
+    allowed = _allowed(cells, live, params)
     inside = _ranges(live)
     excess = _ranges(sums - live * mean)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -223,7 +236,7 @@ def _ranges(values: Floats) -> Floats:
     return np.asarray(cumulative[None, 1:] - cumulative[:-1, None], dtype=np.float64)
 
 
-def _allowed(cells: _Cells, live: Floats, params: ShiftParams, *, startup: bool) -> npt.NDArray[np.bool_]:
+def _allowed(cells: _Cells, live: Floats, params: ShiftParams) -> npt.NDArray[np.bool_]:
     filled = (live > 0).astype(np.float64)
     width, calls = _ranges(filled), _ranges(live)
     allowed = np.triu(np.ones(width.shape, dtype=bool))
@@ -231,8 +244,6 @@ def _allowed(cells: _Cells, live: Floats, params: ShiftParams, *, startup: bool)
     allowed &= (calls >= params.min_calls) & (live.sum() - calls >= params.min_calls)
     allowed &= (cells.end[None, :] - cells.start[:, None]) >= params.min_duration_ns
     allowed[: cells.baseline] = False
-    if startup:
-        allowed[0, : len(live) // 3] = False
     # A stretch begins and ends with calls: empty cells at its ends would stretch its times.
     return np.asarray(allowed & (filled > 0)[:, None] & (filled > 0)[None, :], dtype=bool)
 
