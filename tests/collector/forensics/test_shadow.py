@@ -217,9 +217,9 @@ def test_a_proxy_that_logs_one_direction_is_judged_on_that_direction() -> None:
     assert finding.completeness == ""
 
 
-def test_a_call_without_a_request_id_cannot_be_missed() -> None:
-    mesh = Mesh().steady()
-    mesh.call(31 * S, logs=(), request_id=None)
+def test_a_call_on_which_nobody_looked_for_a_request_id_cannot_be_missed() -> None:
+    mesh = Mesh().steady(stamp=None)
+    mesh.call(31 * S, logs=(), request_id=None, stamp=None)
     report = mesh.examine()
     assert (report.findings, report.unjudged) == ([], 1)
 
