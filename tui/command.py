@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         source,
         lambda: open_source(arguments.source),
         is_live=arguments.source.startswith(("http://", "https://")),
-        window=_window(since),
+        window=None if since is None else lambda: _window(since),
         has_moving_window=since is not None and since.is_relative,
     )
     try:
@@ -103,12 +103,10 @@ def _moment_unix_nano(text: str) -> int:
     return round(moment.timestamp()) * 1_000_000_000
 
 
-def _window(since: Since | None) -> "Callable[[], Window]":
+def _window(since: Since) -> "Window":
     from collector.forensics.tables import Window
 
-    if since is None:
-        return Window
-    return lambda: Window(since_unix_nano=since.unix_nano(time.time_ns()))
+    return Window(since_unix_nano=since.unix_nano(time.time_ns()))
 
 
 def _since(text: str) -> Since:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from collector.client import Source
 from collector.errors import SourceUnreachableError
-from collector.forensics.tables import Window
 from tui.snapshots import (
     SEARCH_LIMIT,
     Edges,
@@ -33,6 +32,7 @@ from tui.snapshots import (
 )
 
 if TYPE_CHECKING:
+    from collector.forensics.tables import Window
     from collector.forensics.traces import TraceFilter
 
 Lane = Literal["live", "search", "trace"]
@@ -102,14 +102,14 @@ class SourceEvidence:
         reopen: Callable[[], Source],
         *,
         is_live: bool,
-        window: Callable[[], Window] = Window,
+        window: "Callable[[], Window] | None" = None,
         has_moving_window: bool = False,
     ) -> None:
         self._name = first.name
         self._sources: dict[Lane, Source] = {"live": first}
         self._is_closed = False
         self._reopen = reopen
-        self._window = window
+        self._window = window or _whole
         self._lock = threading.Lock()
         self._is_live = is_live
         self._moves = has_moving_window
@@ -199,12 +199,24 @@ class SourceEvidence:
                 source.interrupt()
 
     def _lane(self, lane: Lane) -> Source:
+        """The lane's own source. It is opened outside the lock: `interrupt` is called on the event loop and must not wait."""
         with self._lock:
-            if self._is_closed:
-                raise SourceUnreachableError(f"{self.name}: this source is closed")
-            if lane not in self._sources:
-                self._sources[lane] = self._reopen()
-            return self._sources[lane]
+            known = self._of(lane)
+        if known is not None:
+            return known
+        opened = self._reopen()
+        with self._lock, contextlib.ExitStack() as undo:
+            undo.callback(opened.close)
+            known = self._of(lane)
+            if known is None:
+                self._sources[lane] = known = opened
+                undo.pop_all()
+            return known
+
+    def _of(self, lane: Lane) -> Source | None:
+        if self._is_closed:
+            raise SourceUnreachableError(f"{self.name}: this source is closed")
+        return self._sources.get(lane)
 
     def _filter(self, query: TraceQuery) -> "TraceFilter":
         from collector.forensics.traces import TraceFilter
@@ -233,8 +245,16 @@ class SourceEvidence:
         )
 
 
+def _whole() -> "Window":
+    """All of the evidence. Imported when first asked: Ibis must not delay the first paint."""
+    from collector.forensics.tables import Window
+
+    return Window()
+
+
 def _trace_sql(view: TraceView) -> str:
     from collector.forensics import traces
+    from collector.forensics.tables import Window
     from tui.hops import verdicts_sql
 
     parts = {"spans": traces.trace_sql(view.trace_id), "access log": traces.trace_records_sql(view.trace_id)}

@@ -109,7 +109,7 @@ def _written(export: Export, destination: Destination) -> Told:
 def _key_blocks(screen: Screen[None]) -> Iterator[Block]:
     """Where the keys work, then each key and what it does, as the bindings say."""
     seen: set[tuple[str, str]] = set()
-    sources = [*(screen.query("*").results()), screen, screen.app]
+    sources = [screen, *screen.query("*").results(), screen.app]
     for node in sources:
         rows: dict[str, list[str]] = {}
         for _key, binding in node._bindings:  # noqa: SLF001 - Textual shows no public way to all bindings

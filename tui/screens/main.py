@@ -78,7 +78,7 @@ class MainScreen(EvidenceScreen):
         with Horizontal(id="filter"):
             yield Label(id="filter-mark")
             yield FilterInput(compact=True, select_on_focus=False)
-            yield Label(id="filter-note")
+        yield Label(id="filter-note")
         yield StatusLine()
         yield Footer(compact=True, show_command_palette=False)
 
@@ -270,6 +270,10 @@ class MainScreen(EvidenceScreen):
     def _note(self, problem: str | None) -> None:
         note = plain(f" ✗ {problem}", "critical") if problem else plain(f" {self._pane.hint}", "dim")
         self.query_one("#filter-note", Label).said = note
+
+    def on_descendant_focus(self) -> None:
+        """The note stands below the filter while it is typed."""
+        self.set_class(isinstance(self.focused, FilterInput), "-typing")
 
     def _show_filter(self, shown: bool) -> None:  # noqa: FBT001 - it is the value
         self.set_class(shown, "-filtering")

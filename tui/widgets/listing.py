@@ -267,7 +267,8 @@ class Listing(ScrollView, can_focus=True, inherit_bindings=False):
 class Document(Listing):
     """Wrapped text in a list: made again for each width, from blocks that stay the same."""
 
-    BINDINGS: ClassVar[list[BindingType]] = []
+    # What can be opened in a text says so there; most texts have nothing to open.
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "open", key_display="enter", show=False)]
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 - Textual's own name
         super().__init__(id=id, classes=classes)
