@@ -71,7 +71,9 @@ def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
     """
     table = _facts(judge(calls(window, unanswered=False), window, params.coverage), params)
     table = _with_telemetry(_with_entries(table, window, params))
-    missed_in, missed_out = table.inbound_verdict == MISSED, table.outbound_verdict == MISSED
+    # Kubernetes probes the application itself, past its sidecar; that is how it is meant.
+    missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & table.request_key.isnull())
+    missed_out = table.outbound_verdict == MISSED
     orphan = table.orphan & table.settled & table.telemetry_complete
     nobody = table.caller.isnull() & (table.settled | table.parent_span_id.isnull())
     outside = table.entry | table.probe
@@ -171,6 +173,7 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         "inbound_reason",
         "verdict",
         "parent_found",
+        "request_key",
         minute=table.start_time_unix_nano // MINUTE_NS,
         stamped=stamped,
         bare=(missing & looks).fill_null(False),

@@ -13,6 +13,10 @@ import polars as pl
 
 from collector.schema import ibis_schema
 
+# Ibis would merge nested selects. For the largest detector that takes 1.9 s instead of 0.8 s (indenting included), and the
+# engines' optimisers run either form equally fast. Set once, here, because the option is global and threads compile.
+ibis.options.sql.fuse_selects = False
+
 Query = Callable[[str], pl.DataFrame]
 """SQL in, frame out: a Source's `.query`. Raises QueryError, SourceUnreachableError."""
 
@@ -52,8 +56,8 @@ class Window:
 
 
 def compile_sql(expression: ir.Table, dialect: str = "duckdb") -> str:
-    """The expression as one SELECT statement of the dialect."""
-    return str(ibis.to_sql(expression, dialect=dialect))
+    """The expression as one SELECT statement of the dialect, on one line."""
+    return str(ibis.to_sql(expression, dialect=dialect, pretty=False))
 
 
 def _unbound(name: str) -> ir.Table:

@@ -4,6 +4,9 @@ Absence is evidence only where presence was possible. A proxy *missed* a call on
 
 - its access log has lines for that side (inbound for the callee's proxy, outbound for the caller's) that carry request ids
   and are not only failures (a log filtered to errors says nothing about the rest), and the call carries a request id;
+- or the callee's middleware looked and the call arrived *without* a request id, although every inbound line of that proxy
+  has one and calls of that service are matched to its lines: Envoy gives each request an id that it lets in, so a call
+  without one did not come through it. Then no unclaimed line of that path may lie near the call in time;
 - where spans and lines name replicas by the same ids, lines of the call's own replica;
 - a line that ended up to `COVERAGE_NS` before the call began and one that ended up to `COVERAGE_NS` after it ended, both by
   at least `CLOCK_MARGIN_NS`. A log is written in order: the later line proves that the call's own would be there by now.
@@ -22,7 +25,7 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.calls import MARGIN_NS
-from collector.forensics.matching import lines
+from collector.forensics.matching import CLOCK_SLACK_NS, lines
 from collector.forensics.tables import NS_PER_S, Window, spans
 
 Side = Literal["outbound", "inbound"]
@@ -73,7 +76,7 @@ def judge(calls: ir.Table, window: Window, coverage: Coverage | None = None) -> 
     """
     calls = calls.filter(calls.server_span_id.notnull())
     logged = lines(window, MARGIN_NS)
-    units = _sides(calls)
+    units = _with_id_proof(_sides(calls), logged)
     judged = _reasons(units, logged, _covered(units, logged, coverage or Coverage()))
     sides = judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(
         out=judged.reason.max(where=judged.side == "outbound"), into=judged.reason.max(where=judged.side == "inbound")
@@ -97,7 +100,10 @@ def _verdict(reason: ir.StringValue) -> ir.StringValue:
 
 
 def _sides(calls: ir.Table) -> ir.Table:
-    """Two rows a call: side, service and instance whose proxy should have seen it, the peer, when, and whether it was seen."""
+    """Two rows a call: side, service and instance whose proxy should have seen it, the peer, when, and whether it was seen.
+
+    `without_id`: the callee's middleware looked for a request id, and the call had none.
+    """
     outbound = calls.select(
         "trace_id",
         "server_span_id",
@@ -108,9 +114,12 @@ def _sides(calls: ir.Table) -> ir.Table:
         peer=calls.callee,
         start=calls.start_time_unix_nano,
         end=calls.end_time_unix_nano,
+        record_id=calls.outbound_record_id,
         recorded=calls.outbound_record_id.notnull(),
         seen=calls.outbound_record_id.notnull() | (calls.proxy_spans_outbound > 0),
         ambiguous=calls.outbound_ambiguous,
+        without_id=ibis.literal(False),
+        path=calls.path,
     )
     inbound = calls.select(
         "trace_id",
@@ -122,11 +131,54 @@ def _sides(calls: ir.Table) -> ir.Table:
         peer=calls.caller,
         start=calls.server_start_time_unix_nano,
         end=calls.server_end_time_unix_nano,
+        record_id=calls.inbound_record_id,
         recorded=calls.inbound_record_id.notnull(),
         seen=calls.inbound_record_id.notnull() | (calls.proxy_spans_inbound > 0),
         ambiguous=calls.inbound_ambiguous,
+        # Only a middleware that looked could have told; it records every id that it finds.
+        without_id=calls.request_key.isnull() & calls.stamp_status.notnull(),
+        path=calls.path,
     )
     return outbound.union(inbound)
+
+
+def _with_id_proof(units: ir.Table, logged: ir.Table) -> ir.Table:
+    """The units with `without_id` only where it proves something, and `ambiguous` where a line may yet be about one of them."""
+    always = logged.filter(logged.direction.notnull()).group_by("side", "service")
+    always = always.agg(every_line=logged.request_key.notnull().all())
+    vouched = units.group_by("side", "service").agg(matched=units.recorded.any())
+    giving = always.inner_join(vouched, ["side", "service"])
+    giving = giving.filter(giving.every_line & giving.matched)
+    giving = giving.select(giving_side=giving.side, giving_service=giving.service)
+    table = units.left_join(giving, [units.side == giving.giving_side, units.service == giving.giving_service])
+    table = table.mutate(without_id=table.without_id & table.giving_side.notnull())
+    bare = table.filter(table.without_id & ~table.seen)
+    free = logged.filter(logged.side == "inbound").anti_join(units.filter(units.recorded), ["side", "record_id"])
+    free = free.select(
+        free_service=free.service,
+        free_path=free.path,
+        free_start=free.start - CLOCK_SLACK_NS,
+        free_end=free.end + CLOCK_SLACK_NS,
+    )
+    doubtful = bare.inner_join(
+        free,
+        [bare.service == free.free_service, bare.start <= free.free_end, bare.end >= free.free_start],
+    )
+    doubtful = doubtful.filter((doubtful.path == doubtful.free_path).fill_null(True)).select(*_UNIT).distinct()
+    doubtful = doubtful.select(
+        doubt_side=doubtful.side, doubt_trace_id=doubtful.trace_id, doubt_span_id=doubtful.server_span_id
+    )
+    table = table.left_join(
+        doubtful,
+        [
+            table.side == doubtful.doubt_side,
+            table.trace_id == doubtful.doubt_trace_id,
+            table.server_span_id == doubtful.doubt_span_id,
+        ],
+    )
+    return table.mutate(ambiguous=table.ambiguous | table.doubt_side.notnull()).drop(
+        "giving_side", "giving_service", "doubt_side", "doubt_trace_id", "doubt_span_id"
+    )
 
 
 def _able(logged: ir.Table) -> ir.BooleanValue:
@@ -156,7 +208,7 @@ def _covered(units: ir.Table, logged: ir.Table, coverage: Coverage) -> ir.Table:
     Columns: side, trace_id, server_span_id, proxy_lines, covered.
     """
     replicas = _replicas(units, logged)
-    open_ = units.filter(~units.seen & units.service.notnull() & units.request_key.notnull())
+    open_ = units.filter(~units.seen & units.service.notnull() & (units.request_key.notnull() | units.without_id))
     open_ = _with_proxy(open_, replicas)
     able = _with_proxy(logged.filter(_able(logged)), replicas).semi_join(open_, ["side", "service"])
     files = able.select(*_PROXY).distinct()
@@ -235,7 +287,7 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
         (table.log_side.isnull() & table.traced_service.notnull(), "not_sampled"),
         (table.log_side.isnull(), "witness_not_deployed"),
         (~table.log_able, "log_without_request_ids"),
-        (table.request_key.isnull(), "no_join_key"),
+        (table.request_key.isnull() & ~table.without_id, "no_join_key"),
         (table.ambiguous, "ambiguous_record"),
         (table.sampled_side.notnull(), "log_sampled"),
         (table.covered.isnull(), "witness_not_deployed"),

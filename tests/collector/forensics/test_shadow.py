@@ -224,6 +224,43 @@ def test_a_call_on_which_nobody_looked_for_a_request_id_cannot_be_missed() -> No
     assert (report.findings, report.unjudged) == ([], 1)
 
 
+def test_a_call_that_arrives_without_the_id_that_the_proxy_gives_every_call_did_not_pass_it() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, None, logs=(), request_id=None, stamp="absent")
+    finding = mesh.only()
+    assert (finding.reasons, finding.severity) == (("mesh_bypass", "unstamped"), "critical")
+    assert "pay's proxy, which logged 12 other inbound calls around then, did not see it" in finding.explanation
+
+
+def test_an_unclaimed_line_near_a_call_without_an_id_may_be_about_it() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, None, logs=(), request_id=None, stamp="absent")
+    mesh.records.append(
+        make_proxy_record(service_name="pay", path="/charge", start_time_unix_nano=T0 + 32 * S, direction="inbound")
+    )
+    assert mesh.only().reasons == ("unstamped",)
+
+
+def test_a_proxy_that_gives_ids_to_some_calls_alone_proves_nothing_by_a_missing_one() -> None:
+    mesh = Mesh().steady()
+    mesh.call(20 * S, request_id=None)
+    mesh.call(31 * S, None, logs=(), request_id=None, stamp="absent")
+    assert mesh.only().reasons == ("unstamped",)
+
+
+def test_ids_that_never_reach_the_service_prove_nothing_by_their_absence() -> None:
+    mesh = Mesh().steady(server={"provenance_request_id": None}, client={"provenance_request_id": None})
+    mesh.call(31 * S, None, logs=(), request_id=None, stamp="absent")
+    assert mesh.only().reasons == ("unstamped",)
+
+
+def test_a_kubelets_probe_past_the_sidecar_is_no_finding() -> None:
+    mesh = Mesh().steady()
+    probe = {"user_agent_original": "kube-probe/1.31", "http_request_method": "GET"}
+    mesh.call(31 * S, None, logs=(), request_id=None, stamp="absent", server=probe)
+    assert mesh.clean()
+
+
 def test_a_gateways_log_says_nothing_about_calls_behind_it() -> None:
     mesh = Mesh().steady(logs=())
     for at in range(0, 60, 5):
@@ -398,7 +435,7 @@ def test_grpc_health_checks_carry_no_stamp() -> None:
     assert mesh.clean()
 
 
-def test_a_probe_past_the_proxy_is_a_finding() -> None:
+def test_a_probe_with_a_request_id_past_the_proxy_is_a_finding() -> None:
     mesh = Mesh().steady()
     probe = {"user_agent_original": "kube-probe/1.31", "http_request_method": "GET"}
     mesh.call(31 * S, None, stamp="absent", logs=(), server=probe)

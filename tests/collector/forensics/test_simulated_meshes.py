@@ -1,0 +1,53 @@
+"""The detectors on meshes that they were not written against: every planted incident found, nothing else.
+
+`PROVENANCE_SIMULATED_SEEDS=100-200 pytest -k simulated` tries other meshes; CI tries the first few.
+"""
+
+import os
+from typing import Any
+
+import pytest
+from tests.collector.forensics.factories import store
+from tests.collector.forensics.simulated_mesh import Incident, Mesh, simulate
+
+from collector.forensics.scan import scan
+
+
+def seeds() -> list[int]:
+    first, _, last = os.environ.get("PROVENANCE_SIMULATED_SEEDS", "0-11").partition("-")
+    return list(range(int(first), int(last or first) + 1))
+
+
+def explains(incident: Incident, finding: dict[str, Any]) -> bool:
+    """Whether this finding names the incident's subject."""
+    first, second = incident.subject
+    match incident.kind:
+        case "rogue" | "bypass":
+            return (finding["kind"], finding["caller"], finding["callee"]) == ("shadow", first, second)
+        case "egress":
+            return (finding["kind"], finding["caller"], finding["destination"]) == ("egress", first, second)
+        case "slow":
+            right_operation = (finding["operation"] or "").endswith(f"/{second}")
+            return (finding["kind"], finding["callee"]) == ("latency", first) and right_operation
+
+
+def disagreement(mesh: Mesh) -> dict[str, list[str]]:
+    """Incidents that nothing found, and findings that nothing planted."""
+    findings = scan(store(mesh.spans, mesh.proxy_records, mesh.egress_allow)).to_dicts()
+    planted = [incident for incident in mesh.incidents if incident.subject[1] != "nobody"]
+    return {
+        "missing": [f"{i.kind} {i.subject}" for i in planted if not any(explains(i, f) for f in findings)],
+        "unexpected": [f["explanation"] for f in findings if not any(explains(i, f) for i in planted)],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds())
+def test_a_quiet_mesh_has_no_findings(seed: int) -> None:
+    assert disagreement(simulate(seed, kinds=())) == {"missing": [], "unexpected": []}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds())
+def test_four_incidents_are_four_findings(seed: int) -> None:
+    assert disagreement(simulate(seed)) == {"missing": [], "unexpected": []}
