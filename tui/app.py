@@ -60,7 +60,7 @@ class Workbench(App[None]):
     ENABLE_COMMAND_PALETTE = True
     KEYS_TITLE: ClassVar[str] = "Everywhere"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+q,ctrl+c", "quit", "quit", show=False, priority=True),
+        Binding("ctrl+q", "quit", "quit", show=False, priority=True),
     ]
 
     standing: reactive[Standing] = reactive(lambda: Standing("", is_live=False, now_unix_nano=0))

@@ -260,6 +260,7 @@ def spans_of_a_buy() -> list[TraceSpan]:
                 witness=witness,
                 start_time_unix_nano=at(begins),
                 duration_ns=int(takes * MILLI),
+                self_time_ns=int(takes * MILLI) // 10,
                 on_critical_path=path,
                 request_id=REQUEST_ID,
                 **({"attributes": (("http.request.method", "POST"), ("provenance.request_id", REQUEST_ID))} | extra),

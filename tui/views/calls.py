@@ -11,7 +11,7 @@ from tui.text import ago, duration, number, percent, rate, utc
 COLUMNS: Final = (
     Column("CALLER", 10, grow=2, most=24),
     Column("CALLEE", 10, grow=2, most=24),
-    Column("OPERATION", 12, grow=5, most=48),
+    Column("OPERATION", 20, grow=5, most=48),
     Column("CALLS", 7, right=True, rank=5),
     Column("RATE/s", 6, right=True),
     Column("", 8, rank=3, grow=1, most=12),
