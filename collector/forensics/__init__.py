@@ -1,0 +1,1 @@
+"""Detectors: tables in, findings out. Pure functions over Ibis expressions; no I/O."""

@@ -7,10 +7,10 @@ import os
 from typing import Any
 
 import pytest
-from tests.collector.forensics.factories import store
-from tests.collector.forensics.simulated_mesh import Incident, Mesh, simulate
 
 from collector.forensics.scan import scan
+from tests.collector.forensics.factories import store
+from tests.collector.forensics.simulated_mesh import Incident, Mesh, simulate
 
 
 def seeds() -> list[int]:
