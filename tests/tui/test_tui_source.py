@@ -120,7 +120,15 @@ def test_interrupt_never_waits_for_a_lane_that_is_being_opened():
         return FakeSource(refuse)
 
     evidence = SourceEvidence(FakeSource(refuse), reopen, is_live=True)
-    asking = threading.Thread(target=lambda: pytest.raises(SourceUnreachableError, evidence.search, TraceQuery()))
+    refused = []
+
+    def ask():
+        try:
+            evidence.search(TraceQuery())
+        except SourceUnreachableError as error:
+            refused.append(error)
+
+    asking = threading.Thread(target=ask)
     asking.start()
     assert opening.wait(20)
     evidence.interrupt("search")
@@ -128,6 +136,7 @@ def test_interrupt_never_waits_for_a_lane_that_is_being_opened():
     may_open.set()
     asking.join(20)
     assert not asking.is_alive()
+    assert len(refused) == 1, "closed meanwhile"
 
 
 def test_closed_is_closed(answered):
