@@ -19,6 +19,9 @@ from collector.forensics.tables import Window, spans
 
 KEY: Final = ("caller", "callee", "operation", "side")
 
+DRAWN: Final = 4
+"""How many times more calls are looked at than are sampled."""
+
 TRACE_MARGIN_NS: Final = 3_600_000_000_000
 """How far outside the sampled calls the rest of their traces may lie; it keeps the store from reading everything."""
 
@@ -44,12 +47,13 @@ class SlowEdge:
         return f"{self.caller or 'outside'} -> {self.callee} {self.operation}"
 
 
-def durations_in(window: Window) -> ir.Table:
+def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
     """One row a call and side: KEY, trace_id, span_id, start_time_unix_nano, duration_ns.
 
-    side is 'server' (the entry's own span), 'client' (the CLIENT span above it: hop included) or 'exit' (nothing below it).
+    side is 'server' (the entry's own span), 'client' (the CLIENT span above it: hop included) or 'exit' (nothing below it). `table` may be
+    a part of the spans that keeps traces whole.
     """
-    found = calls_in(window)
+    found = calls_in(window, table)
     entries = found.entries
     exits = found.exits.left_join(answering(entries), [("address", "answering_address")])
     served = entries.select(
@@ -121,9 +125,11 @@ class Normal:
 def sampled_calls(group: Sequence[tuple[SlowEdge, Normal]], window: Window, limit: int) -> ir.Table:
     """Up to `limit` calls of each slow edge, during and before: edge (its place in `group`), during, trace_id, span_id.
 
-    Traces are drawn by the tail of their id, which is random in every id scheme, so that edges of one trace draw the same traces.
+    Traces are drawn by the tail of their id, which is random in every id scheme, so that edges of one trace draw the same traces; of
+    edges with many calls only so large a part of the traces is looked at as gives enough.
     """
-    calls = durations_in(window)
+    fewest = min(min(edge.shift.calls_before, edge.shift.calls_during) for edge, _ in group)
+    calls = durations_in(window, _part_of_traces(spans(), DRAWN * limit / max(fewest, 1)))
     start = calls.start_time_unix_nano
     matches = [_is_edge(calls, edge) for edge, _ in group]
     numbered = calls.mutate(
@@ -138,6 +144,12 @@ def sampled_calls(group: Sequence[tuple[SlowEdge, Normal]], window: Window, limi
     )
     ranked = numbered.mutate(place=place)
     return ranked.filter(ranked.place < limit).select("edge", "during", "trace_id", "span_id")
+
+
+def _part_of_traces(table: ir.Table, share: float) -> ir.Table:
+    """The spans of about this share of the traces, by the last three hex digits of their ids."""
+    below = int(share * 4096) + 1
+    return table if below >= 4096 else table.filter(table.trace_id.cast("string").right(3) < f"{below:03x}")
 
 
 def spans_of_traces(trace_ids: Sequence[str], window: Window) -> ir.Table:

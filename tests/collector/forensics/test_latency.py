@@ -325,11 +325,13 @@ def test_a_slow_hop_is_named_as_hop():
     )
 
 
+@pytest.mark.slow
 def test_two_causes_at_once_are_two_findings():
     found = find(slower(Load(4), 30, ("own", "pricing"), ("own", "tax"), active=during(0.5, 1)).run(ENTRY))
     assert {f.callee for f in found} == {"pricing", "tax"}
 
 
+@pytest.mark.slow
 def test_of_parallel_calls_the_one_that_decides_is_named():
     (finding,) = find(slower(Load(6), 40, ("own", "tax"), active=during(0.4, 0.9)).run(FLAT))
     assert finding.callee == "tax"
@@ -346,6 +348,7 @@ def test_short_and_long_windows(seconds):
     assert finding.callee == "pricing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_contended_host_is_no_operations_incident(seed):
     load, rng = Load(seed), random.Random(seed)
@@ -361,6 +364,7 @@ def test_a_contended_host_is_no_operations_incident(seed):
     assert find(load, common_cause=False) == []
 
 
+@pytest.mark.slow
 def test_a_real_cause_on_a_contended_host_is_still_named():
     load, active = Load(9), during(0.4, 0.8)
     load.factor = lambda what, service, name, time: (
@@ -369,16 +373,19 @@ def test_a_real_cause_on_a_contended_host_is_still_named():
     assert "pricing" in {f.callee for f in find(load.run(ENTRY))}
 
 
+@pytest.mark.slow
 def test_a_slow_start_is_no_incident():
     load = slower(Load(10), 60, ("own", "pricing"), active=during(0, 0.05)).run(ENTRY)
     assert find(load) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_quiet_mesh_has_no_findings(seed):
     assert find(Load(seed, sigma=random.Random(seed).uniform(0.2, 1)).run(ENTRY)) == []
 
 
+@pytest.mark.slow
 def test_an_explicit_baseline():
     load = slower(Load(11), 40, ("own", "pricing"), active=during(0.5, 1)).run(ENTRY)
     half = T0 + 300 * S
@@ -388,6 +395,7 @@ def test_an_explicit_baseline():
     assert finding.callee == "pricing"
 
 
+@pytest.mark.slow
 def test_more_calls_not_slower_ones_are_told_as_such():
     once, thrice = Op("gateway", "GET /", 2, (QUOTE,)), Op("gateway", "GET /", 2, (QUOTE,) * 8)
     load = Load(12)
@@ -402,12 +410,14 @@ def test_more_calls_not_slower_ones_are_told_as_such():
     assert "is called 8.0 instead of 1.0 times for each gateway GET /" in finding.explanation
 
 
+@pytest.mark.slow
 def test_spans_delivered_twice_change_nothing():
     load = slower(Load(13), 40, ("own", "tax"), active=during(0.5, 1)).run(ENTRY, seconds=300)
     once = find_latency(store(load.spans), Window())
     assert find_latency(store(load.spans * 2), Window()) == once
 
 
+@pytest.mark.slow
 def test_lost_spans_are_said():
     load = slower(Load(14), 40, ("own", "pricing"), active=during(0.5, 1)).run(ENTRY)
     rng = random.Random(1)
