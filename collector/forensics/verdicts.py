@@ -12,7 +12,7 @@ Absence is evidence only where presence was possible. A proxy *missed* a call on
   at least `CLOCK_MARGIN_NS`. A log is written in order: the later line proves that the call's own would be there by now.
   Where several files feed one proxy's log, none of them may have stopped in between;
 - no line of the same request id there is left over that might be the call's (another path, a clock far off);
-- the log is not a sample: some peer has at least half of its calls in it, or none has any.
+- the log is not a sample: somebody's calls are all in it for a good part of the time (`_sampled`), or nobody's are.
 
 Lines whose direction is not known can vouch for a call; they never condemn one. Missing proxy *spans* never do:
 tracing is sampled, and ambient meshes write few spans.
@@ -53,6 +53,9 @@ CLOCK_MARGIN_NS: Final = NS_PER_S // 10
 _SAMPLED_MIN_CALLS: Final = 20
 _SAMPLED_MIN_PEER_CALLS: Final = 5
 _SAMPLED_RATIO: Final = 0.5
+_RUN: Final = 20
+"""By chance, a log that keeps half of all lines has all of a run in one of a million, one that keeps 80 % in one of 87."""
+_WHOLE_RUNS_RATIO: Final = 0.25
 _FAILED: Final = 400
 _ANY: Final = "*"
 _PROXY: Final = ("side", "service", "proxy", "source")
@@ -306,17 +309,30 @@ def _traced() -> ir.Table:
 
 
 def _sampled(units: ir.Table) -> ir.Table:
-    """(side, service) whose log holds some calls of its peers, but of no peer (five calls or more) as much as half."""
+    """(side, service) whose log holds a sample of the calls: a bypass begins, or concerns some peers; a sample is even.
+
+    Calls of one (peer, path) are counted in runs of `_RUN` in order of time. A log that is no sample has at least a quarter of
+    somebody's runs whole. Where nobody made a run of calls, a log with less than half of every peer's is taken for a sample.
+    """
     known = units.filter(units.service.notnull() & units.request_key.notnull())
-    by_peer = known.group_by("side", "service", peer=known.peer.fill_null("")).agg(
-        calls=known.count(), recorded=known.recorded.sum()
+    known = known.select(
+        "side", "service", "recorded", "start", peer=known.peer.fill_null(""), path=known.path.fill_null("")
     )
-    ratio = by_peer.recorded / by_peer.calls
+    series = ("side", "service", "peer", "path")
+    number = ibis.row_number().over(group_by=series, order_by=known.start)
+    known = known.mutate(run=number // _RUN)
+    runs = known.group_by(*series, "run").agg(calls=known.count(), recorded=known.recorded.sum())
+    by_series = runs.filter(runs.calls == _RUN)
+    by_series = by_series.group_by(series).agg(whole=(by_series.recorded == _RUN).mean())
+    whole = by_series.group_by("side", "service").agg(whole=by_series.whole.max())
+    whole = whole.select(whole_side=whole.side, whole_service=whole.service, whole=whole.whole)
+    by_peer = runs.group_by("side", "service", "peer").agg(calls=runs.calls.sum(), recorded=runs.recorded.sum())
+    share = by_peer.recorded / by_peer.calls
     total = by_peer.group_by("side", "service").agg(
         calls=by_peer.calls.sum(),
         recorded=by_peer.recorded.sum(),
-        best=ratio.max(where=by_peer.calls >= _SAMPLED_MIN_PEER_CALLS),
+        best=share.max(where=by_peer.calls >= _SAMPLED_MIN_PEER_CALLS),
     )
-    return total.filter(
-        (total.calls >= _SAMPLED_MIN_CALLS) & (total.recorded > 0) & (total.best < _SAMPLED_RATIO)
-    ).select("side", "service")
+    total = total.left_join(whole, [total.side == whole.whole_side, total.service == whole.whole_service])
+    even = (total.whole < _WHOLE_RUNS_RATIO) | (total.whole.isnull() & (total.best < _SAMPLED_RATIO))
+    return total.filter((total.calls >= _SAMPLED_MIN_CALLS) & (total.recorded > 0) & even).select("side", "service")

@@ -192,6 +192,24 @@ def test_missing_proxy_spans_alone_prove_nothing() -> None:
     assert "spans are sampled" in report.why
 
 
+def test_a_log_that_keeps_every_other_line_condemns_nobody() -> None:
+    mesh = Mesh()
+    for number in range(120):
+        mesh.call(number * S, logs=("outbound", "inbound") if number * 7919 % 5 < 3 else ())
+    report = mesh.examine()
+    assert report.findings == []
+    assert "a sample of the calls" in report.why
+
+
+def test_half_of_the_calls_past_the_mesh_after_a_whole_beginning_are_no_sample() -> None:
+    mesh = Mesh()
+    for number in range(120):
+        mesh.call(number * S, logs=() if number > 45 and number % 2 else ("outbound", "inbound"))
+    finding = mesh.only()
+    assert finding.reasons == ("mesh_bypass",)
+    assert finding.count == 36  # of 37: the last one has no line after it yet
+
+
 def test_proxy_spans_vouch_where_a_log_is_silent() -> None:
     mesh = Mesh().steady()
     mesh.call(31 * S, logs=(), proxies=("web", "pay"))
