@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,14 +53,14 @@ def python_rows(payload):
                     "service_name": resource["service.name"],
                 }
                 for kv in span.attributes:
-                    row[kv.key] = getattr(kv.value, kv.value.WhichOneof("value"))
+                    row[kv.key] = getattr(kv.value, kv.value.WhichOneof("value") or "string_value")
                 rows.append(row)
     return rows
 
 
 def spans_per_second(functions, bodies):
     """Per function the median of some rounds, in spans per CPU second; the functions take turns, so that they share the machine's moods."""
-    rounds = {name: [] for name in functions}
+    rounds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(ROUNDS + 1):
         for name, function in functions.items():
             begin = time.process_time()
@@ -87,16 +88,20 @@ def decoding():
 def send(port, requests):
     """The client process: sends with `IN_FLIGHT` requests under way, and prints what it saw."""
     bodies = payloads(REQUESTS)
-    latencies = []
+    latencies: list[float] = []
+
+    def note(sent: float, _: object) -> None:
+        latencies.append(time.perf_counter() - sent)
+
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         grpc.channel_ready_future(channel).result(timeout=30)
-        call = channel.unary_unary(METHOD)
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
         pending = set()
         begin = time.perf_counter()
         for number in range(requests):
             sent = time.perf_counter()
             future = call.future(bodies[number % REQUESTS], timeout=60)
-            future.add_done_callback(lambda _, sent=sent: latencies.append(time.perf_counter() - sent))
+            future.add_done_callback(partial(note, sent))
             pending.add(future)
             while len(pending) >= IN_FLIGHT:
                 pending = settle(pending)
@@ -130,7 +135,7 @@ def end_to_end(requests):
             server.start()
             client = [sys.executable, __file__, "--send", str(port), "--requests", str(requests)]
             seen = json.loads(subprocess.run(client, stdout=subprocess.PIPE, check=True).stdout)
-            stored = store.cursor().execute("SELECT count(*) FROM spans").fetchone()[0]
+            stored = store.cursor().execute("SELECT count(*) FROM spans").fetchall()[0][0]
             commits = writer.status().commits
             server.stop(None).wait()
         size = (Path(folder) / "bench.duckdb").stat().st_size

@@ -73,13 +73,15 @@ def test_the_script_names_when_and_against_which_application_port():
     assert script["rogue"]["target"] == f"127.0.0.1:{PLAN.ports['payment'].app}"
     assert script["bypass"]["target"] == f"127.0.0.1:{PLAN.ports['inventory'].app}"
     assert script["egress"]["target"] == PLAN.drop
-    assert all(1024.0 <= planned["begins_at_unix_seconds"] <= 1034.0 for planned in script.values())
+    assert all(1024.0 <= float(planned["begins_at_unix_seconds"]) <= 1034.0 for planned in script.values())
 
 
 @pytest.fixture
 def services_mesh(monkeypatch):
     """The services' own helper module; it is a script's neighbour, no package."""
     spec = importlib.util.spec_from_file_location("example_mesh", mesh_directory() / "mesh.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "example_mesh", module)
     spec.loader.exec_module(module)

@@ -99,6 +99,7 @@ def test_children_end_when_the_parent_is_killed(tmp_path):
     argv = [sys.executable, "-c", textwrap.dedent(program)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=root) as parent:
+        assert parent.stdout is not None
         pids = [int(text) for text in parent.stdout.readline().split()]
         assert len(pids) == 2
         assert not any(map(is_gone, pids))

@@ -40,7 +40,7 @@ def test_a_missing_extra_says_what_to_install(
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_every_command_answers_help_with_exit_code_zero(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        code = cli.main([name, "--help"])
+        code: str | int | None = cli.main([name, "--help"])
     except SystemExit as stopped:  # argparse ends the process itself
         code = stopped.code
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
+from typing import Any
 
 import polars as pl
 
@@ -41,7 +42,7 @@ def span_id_of(n: int) -> str:
 
 
 def make_finding(**overrides) -> Finding:
-    values = {
+    values: dict[str, Any] = {
         "kind": "shadow",
         "reasons": ("mesh_bypass", "unstamped"),
         "severity": "critical",
@@ -123,7 +124,7 @@ def make_findings(findings: Sequence[Finding]) -> Findings:
 
 
 def make_edge(**overrides) -> Edge:
-    values = {
+    values: dict[str, Any] = {
         "caller": "gateway",
         "callee": "checkout",
         "operation": "checkout.Checkout/Buy",
@@ -174,7 +175,7 @@ def make_edges(edges: Sequence[Edge]) -> Edges:
 
 
 def make_summary(n: int = 0, **overrides) -> TraceSummary:
-    values = {
+    values: dict[str, Any] = {
         "trace_id": trace_id_of(n),
         "start_time_unix_nano": NOW - (4 + 3 * n) * SECOND,
         "duration_ns": (229 + 7 * n) * MILLI,
@@ -192,7 +193,7 @@ def make_hits(query: TraceQuery, items: Sequence[TraceSummary]) -> Hits:
 
 
 def make_span(n: int = 0, **overrides) -> TraceSpan:
-    values = {
+    values: dict[str, Any] = {
         "span_id": span_id_of(n),
         "parent_span_id": None,
         "depth": 0,
@@ -223,7 +224,7 @@ def spans_of_a_buy() -> list[TraceSpan]:
     """gateway → checkout → (inventory around the mesh, pricing slow, payment failing), with Envoys' spans between."""
     start = NOW - 5 * SECOND
     at = lambda ms: start + int(ms * MILLI)  # noqa: E731
-    table = [
+    table: list[tuple[int | None, str, str, str, str, float, float, bool, dict[str, Any]]] = [
         # parent, service, name, kind, witness, start ms, duration ms, path, extra
         (None, "gateway", "ingress", "SERVER", "proxy", 0, 231, True, {}),
         (0, "gateway", "POST /buy", "SERVER", "app", 1, 229, True, {"stamp_status": "absent"}),
@@ -270,7 +271,7 @@ def spans_of_a_buy() -> list[TraceSpan]:
 
 
 def make_record(**overrides) -> ProxyRecord:
-    values = {
+    values: dict[str, Any] = {
         "service_name": "checkout",
         "direction": "inbound",
         "start_time_unix_nano": NOW - 5 * SECOND + 3 * MILLI,
@@ -298,7 +299,7 @@ def make_trace(n: int = 0, spans: Sequence[TraceSpan] | None = None, hops: Seque
 
 
 def make_health(**overrides) -> Health:
-    values = {
+    values: dict[str, Any] = {
         "span_count": 12_345,
         "newest_unix_nano": NOW - 2 * SECOND,
         "service_count": 5,
@@ -310,7 +311,7 @@ def make_health(**overrides) -> Health:
 class FakeEvidence:
     """`Evidence` from memory. Setting `error` makes every answer raise it; `gate` holds answers back until it is set."""
 
-    def __init__(self, *, name="http://127.0.0.1:4318", is_live=True):
+    def __init__(self, *, name: str = "http://127.0.0.1:4318", is_live: bool = True) -> None:
         self.name = name
         self.is_live = is_live
         self.has_moving_window = False

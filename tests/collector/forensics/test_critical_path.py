@@ -24,7 +24,9 @@ def span(span_id, parent, start_ms, end_ms, *, service="a", kind="INTERNAL"):
 
 def own_and_path(*spans):
     tree = build_tree(spans)
-    path = critical_path_below(tree, main_root(tree))
+    root = main_root(tree)
+    assert root is not None
+    path = critical_path_below(tree, root)
     return (
         {k: v / MS for k, v in self_times(tree).items()},
         {k: v / MS for k, v in path.items()},

@@ -454,6 +454,7 @@ def test_components_add_up_to_the_call():
     assert roots
     for root in roots:
         sample = take_apart(traces[str(root["trace_id"])], root["span_id"])
+        assert sample is not None
         assert sum(sample.own_ns.values()) == root["duration_ns"] == sample.duration_ns
     assert take_apart(next(iter(traces.values())), 1 << 62) is None
     assert shares([], [], 1.0) == []

@@ -45,7 +45,8 @@ def two_maps(attributes):
 def hot_columns(attributes):
     """The typed columns, and the keys that they took out of the maps."""
     last = {kv.key: kv.value for kv in attributes}
-    columns, taken = {}, set()
+    columns: dict[str, str | int | None] = {}
+    taken: set[str] = set()
     for hot in HOT_ATTRIBUTES:
         member = {"VARCHAR": "string_value", "BIGINT": "int_value"}[hot.type]
         columns[hot.column] = None
@@ -83,7 +84,8 @@ def text_of(attributes, *keys):
 
 def reference_spans(payload: bytes, received_unix_nano: int):
     """Rows of spans, span_events, span_links, without resource_id and scope_id; and the rejected by reason."""
-    spans, events, links, rejected = [], [], [], Counter()
+    spans, events, links = [], [], []
+    rejected: Counter[str] = Counter()
     for rs in ExportTraceServiceRequest.FromString(payload).resource_spans:
         resource = rs.resource.attributes
         service = text_of(resource, "service.name") or "unknown_service"

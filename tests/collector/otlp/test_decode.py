@@ -109,7 +109,7 @@ def test_kinds_are_named(kind, stored):
 
 
 def test_unknown_enum_values_are_kept_with_a_note():
-    decoded = decode_request(make_request(make_span(kind=77, status=Status(code=-1))))
+    decoded = decode_request(make_request(make_span(kind=77, status=Status(code=Status.StatusCode.ValueType(-1)))))
     (row,) = decoded.batches["spans"].to_pylist()
     assert (row["kind"], row["status_code"]) == ("UNSPECIFIED", "UNSET")
     assert decoded.notes == {decode.UNKNOWN_KIND: 1, decode.UNKNOWN_STATUS: 1}

@@ -74,6 +74,7 @@ FIELDS = [f"{name}.{field.name}" for name, message in MESSAGES.items() for field
 def test_a_field_is_decoded_or_excused(field):
     message, name = field.split(".")
     declared = FILE.message_types_by_name.get({"ExportTraceServiceRequest": "Request"}.get(message, message))
+    assert declared is not None, f"otlp.proto has no message {message}"
     if field in NOT_STORED:
         assert name not in declared.fields_by_name
         return
@@ -102,7 +103,7 @@ def test_a_request_with_everything_leaves_no_column_of_otlps_own_empty():
     span = scope_spans.spans.add(**ids, parent_span_id=b"p" * 8, name="n", kind=2, attributes=pairs)
     span.start_time_unix_nano, span.end_time_unix_nano = 1, 3
     span.dropped_events_count, span.dropped_links_count = 4, 5
-    span.status.code, span.status.message = 2, "m"
+    span.status.code, span.status.message = trace_pb2.Status.STATUS_CODE_ERROR, "m"
     span.events.add(time_unix_nano=2, name="e", attributes=pairs, dropped_attributes_count=6)
     span.links.add(**ids, attributes=pairs)
     decoded = decode_traces(request.SerializeToString(), received_unix_nano=9)

@@ -22,7 +22,7 @@ class FakeWriter:
     def append(self, batches):
         if self.refusal is not None:
             raise self.refusal
-        future = Future()
+        future: Future[None] = Future()
         self.appended.append(dict(batches))
         self.futures.append(future)
         if not self.held:
@@ -45,7 +45,7 @@ class FakeWriter:
         return [row for batches in self.appended if table in batches for row in batches[table].to_pylist()]
 
     def errors(self):
-        counts = Counter()
+        counts: Counter[str] = Counter()
         for row in self.rows("ingest_errors"):
             counts[row["reason"]] += row["count"]
         return dict(counts)

@@ -3,6 +3,7 @@
 import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import TraceServiceStub
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from collector.otlp.synthetic import trace_request
 from collector.receiver.grpc_server import create_server
@@ -16,7 +17,7 @@ from tests.collector.receiver.receiver_fakes import DEADLINE_S
 def test_every_acknowledged_span_is_in_the_file(tmp_path):
     path = tmp_path / "evidence.duckdb"
     requests = [trace_request(20, seed=seed, service_name=f"service-{seed % 3}") for seed in range(12)]
-    requests[0].resource_spans[0].scope_spans[0].spans[3].kind = 99
+    requests[0].resource_spans[0].scope_spans[0].spans[3].kind = Span.SpanKind.ValueType(99)
     with Store.open(path) as store, Writer(store) as writer:
         server, port = create_server(Ingest(writer), address="127.0.0.1:0")
         server.start()

@@ -120,7 +120,7 @@ def test_bad_data_is_an_invalid_argument(payload):
     with listening(writer) as (channel, _), pytest.raises(grpc.RpcError) as caught:
         export_bytes(channel, payload)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "not a protobuf message" in caught.value.details()
+    assert "not a protobuf message" in str(caught.value.details())
     assert writer.rows("spans") == []
 
 
@@ -157,7 +157,7 @@ def test_a_commit_that_takes_too_long_is_unavailable():
     ):
         export(channel, trace_request(1))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert "not committed in time" in caught.value.details()
+    assert "not committed in time" in str(caught.value.details())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from collector.errors import DecodeError, StoreError, StoreFullError
 from collector.otlp import decode
@@ -56,7 +57,7 @@ def test_rejected_spans_are_counted_for_the_sender_and_in_the_store():
 
 def test_notes_are_recorded_and_are_no_rejections():
     request = trace_request(1)
-    request.resource_spans[0].scope_spans[0].spans[0].kind = 99
+    request.resource_spans[0].scope_spans[0].spans[0].kind = Span.SpanKind.ValueType(99)
     ingest, writer = make_ingest()
     accepted = ingest.traces(request.SerializeToString())
     assert accepted.response() == b""

@@ -1,7 +1,7 @@
 """Real gRPC calls, in both orders of activation: stamped on both sides, and otherwise as if we were not there."""
 
 # mypy: disable-error-code="no-untyped-call"
-# ruff: noqa: FBT001, PLR0917  (pytest passes parameters and fixtures by name)
+# ruff: noqa: FBT001  (pytest passes parameters and fixtures by name)
 
 import hashlib
 import logging

@@ -1,6 +1,6 @@
 """Real HTTP calls over real sockets, in both orders of activation: stamped on both sides, and otherwise untouched."""
 
-# ruff: noqa: FBT001, PLR0917  (pytest passes parameters and fixtures by name)
+# ruff: noqa: FBT001  (pytest passes parameters and fixtures by name)
 
 import asyncio
 import hashlib
