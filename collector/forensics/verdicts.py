@@ -292,9 +292,9 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
         (~table.log_able, "log_without_request_ids"),
         (table.request_key.isnull() & ~table.without_id, "no_join_key"),
         (table.ambiguous, "ambiguous_record"),
-        (table.sampled_side.notnull(), "log_sampled"),
         (table.covered.isnull(), "witness_not_deployed"),
         (~table.covered, "window_not_covered"),
+        (table.sampled_side.notnull(), "log_sampled"),
         else_=MISSED,
     )
     return table.select(*_UNIT, reason=reason)
