@@ -336,7 +336,7 @@ def _finding(judged: _Judged, access: _Access, notes: Sequence[str]) -> Finding:
     seen = _seen_by_proxy(judged, access)
     missing = [*notes]
     if suspect.service not in access.logging:
-        missing.append(f"no access log of {suspect.service}'s own proxy")
+        missing.append(f"no outbound access log of {suspect.service}'s own proxy at that time")
     if calls["request_size"].null_count() == len(calls):
         missing.append("no request sizes")
     return Finding(

@@ -85,7 +85,7 @@ def test_an_unlisted_beacon_is_one_finding_with_its_numbers():
     assert "4.0 kB out" in finding.explanation
     assert finding.attack_ids == ("T1071.001", "T1029", "T1567")
     assert len(finding.trace_ids) == len(finding.span_ids) == 20
-    assert "no access log of inventory's own proxy" in finding.completeness
+    assert "no outbound access log of inventory's own proxy at that time" in finding.completeness
 
 
 def test_one_call_to_an_unlisted_destination_is_enough():

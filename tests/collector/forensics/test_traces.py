@@ -131,6 +131,15 @@ def test_hostile_text_finds_nothing_and_breaks_nothing(text):
     assert found(query) == [A]
 
 
+def test_a_trace_that_came_through_an_ingress_proxy_is_named_by_the_application():
+    ingress = make_span(
+        trace_id=A, span_id=900, service_name="edge", name="ingress", witness="proxy", duration_ns=110 * MS
+    )
+    root, *rest = checkout_trace()
+    row = search(store([ingress, root | {"parent_span_id": 900}, *rest]), TraceFilter()).row(0, named=True)
+    assert (row["root_service"], row["root_operation"], row["duration_ns"]) == ("gateway", "POST /buy", 110 * MS)
+
+
 def test_a_trace_without_its_root_lasts_from_first_start_to_last_end():
     query = store(checkout_trace()[1:])
     row = search(query, TraceFilter()).row(0, named=True)
