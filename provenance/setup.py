@@ -21,16 +21,17 @@ from provenance.instrumentor import ProvenanceInstrumentor
 
 DEFAULT_ENDPOINT: Final = {"grpc": "http://127.0.0.1:4317", "http/protobuf": "http://127.0.0.1:4318"}
 
-INSTRUMENTORS: Final = (
+INSTRUMENTORS: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
     # FastAPI before Starlette: imported after Starlette's classes were replaced, FastAPI would inherit the replacement
     # and have two server spans.
-    ("fastapi", "opentelemetry.instrumentation.fastapi", "FastAPIInstrumentor"),
-    ("starlette", "opentelemetry.instrumentation.starlette", "StarletteInstrumentor"),
-    ("grpc", "opentelemetry.instrumentation.grpc", "GrpcInstrumentorClient"),
-    ("grpc", "opentelemetry.instrumentation.grpc", "GrpcInstrumentorServer"),
-    ("httpx", "opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor"),
+    # Its span for each ASGI message would be half of all spans, and says nothing of the call.
+    ("fastapi", "opentelemetry.instrumentation.fastapi", "FastAPIInstrumentor", {"exclude_spans": ["receive", "send"]}),
+    ("starlette", "opentelemetry.instrumentation.starlette", "StarletteInstrumentor", {}),
+    ("grpc", "opentelemetry.instrumentation.grpc", "GrpcInstrumentorClient", {}),
+    ("grpc", "opentelemetry.instrumentation.grpc", "GrpcInstrumentorServer", {}),
+    ("httpx", "opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor", {}),
 )
-"""Framework, the package that instruments it, and its instrumentor."""
+"""Framework, the package that instruments it, its instrumentor, and what `instrument()` tells it."""
 
 _EXPORTERS: Final = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
@@ -102,8 +103,8 @@ def _set_up(service_name: str | None, endpoint: str | None, attributes: Mapping[
             "provenance: a tracer provider of %r is set already and stays as it is; what instrument() was told is unused",
             service_name_of(provider),
         )
-    for framework, module, name in INSTRUMENTORS:
-        _activate(framework, module, name)
+    for framework, module, name, options in INSTRUMENTORS:
+        _activate(framework, module, name, options)
     ours = ProvenanceInstrumentor()
     if not ours.is_instrumented_by_opentelemetry:
         ours.instrument()
@@ -156,7 +157,7 @@ def exporter_endpoint(protocol: str, endpoint: str | None, environ: Mapping[str,
     return base if urlsplit(base).path.strip("/") else f"{base.rstrip('/')}/v1/traces"
 
 
-def _activate(framework: str, module: str, name: str) -> None:
+def _activate(framework: str, module: str, name: str, options: Mapping[str, Any]) -> None:
     if find_spec(framework) is None or not _is_installed(module):
         return
     try:
@@ -164,7 +165,7 @@ def _activate(framework: str, module: str, name: str) -> None:
         # Not by making one to ask it: the constructor of gRPC's resets the hooks of the one that is active.
         active = getattr(instrumentor_class, "_instance", None)
         if active is None or not active.is_instrumented_by_opentelemetry:
-            instrumentor_class().instrument()
+            instrumentor_class().instrument(**options)
     except Exception as error:  # noqa: BLE001  (a broken framework must not keep its host from starting)
         report(f"{module}.{name}", error)
 
