@@ -14,6 +14,7 @@ The scan has no fixed baseline, so a shift may begin at any time, may have ended
 """
 
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -28,6 +29,15 @@ MIN_CELL_CALLS: Final = 5
 MIN_CELLS: Final = 3
 """A shift covers at least so many cells, and leaves at least so many to compare with: less is a blip."""
 
+MOST: Final = 0.7
+"""The part of a shift's cells that must lie above what is normal."""
+
+BLOCKS: Final = 6
+"""So many stretches of a shift's length must fit into the rest to learn how much such stretches wander."""
+
+QUESTIONS: Final = 3
+"""How many scores each stretch is asked about."""
+
 MAX_SHIFTS: Final = 3
 """Separate shifts that one series may report."""
 
@@ -41,9 +51,12 @@ class ShiftParams:
         min_tail_ratio: The same for the 90th percentile, which is noisier.
         min_increase_ns: And by this much: below 5 ms schedulers and garbage collectors do it by themselves.
         min_calls: Calls inside the shift, and outside it, at least.
-        min_z: Strength against chance, in standard deviations, after overdispersion. The scan looks at some ten thousand stretches in each of
-            some hundred series; 6 keeps the expected number of chance findings far below one.
-        min_separation: How many of the other cells' robust standard deviations (MAD) the shift's median cell lies above their median.
+        max_chance: The probability that chance alone makes any stretch of a stationary series look so slow, at most: divided by the number of
+            stretches that are looked at (Bonferroni) it gives the z that a stretch must reach, about 4.6 for a dozen sparse cells
+            and 5.8 for a hundred and forty.
+        rest_ratio: Without its strongest cell a shift must keep this part of that z.
+        min_separation: How many of the other cells' robust standard deviations (MAD) the shift's median cell lies above
+            their median; a stretch as a whole must lie two more above equally long ones.
         min_duration_ns: Shorter is a pause, not an incident.
     """
 
@@ -51,7 +64,8 @@ class ShiftParams:
     min_tail_ratio: float = 2.0
     min_increase_ns: int = 5_000_000
     min_calls: int = 12
-    min_z: float = 6.0
+    max_chance: float = 1e-4
+    rest_ratio: float = 0.85
     min_separation: float = 3.0
     min_duration_ns: int = 5_000_000_000
 
@@ -223,11 +237,14 @@ def _scan(
         z = excess / np.sqrt(variance * inside * (total - inside) / max(total - 1, 1))
     z[~allowed | ~np.isfinite(z)] = -np.inf
     first, last = np.unravel_index(int(np.argmax(z)), z.shape)
-    a, b, raw = int(first), int(last) + 1, float(z[first, last])
-    if raw < params.min_z:
+    a, b = int(first), int(last) + 1
+    least = NormalDist().inv_cdf(1 - params.max_chance / (QUESTIONS * max(int(allowed.sum()), 1)))
+    if z[first, last] < least:
         return None
     strength = _strength(sums, live, (a, b), variance, params)
-    return None if strength is None else (a, b, strength)
+    if strength is None or strength[0] < least or strength[1] < least * params.rest_ratio:
+        return None
+    return a, b, strength[0]
 
 
 def _ranges(values: Floats) -> Floats:
@@ -250,23 +267,49 @@ def _allowed(cells: _Cells, live: Floats, params: ShiftParams) -> npt.NDArray[np
 
 def _strength(
     sums: Floats, live: Floats, stretch: tuple[int, int], variance: float, params: ShiftParams
-) -> float | None:
-    """The stretch's z after overdispersion and without their strongest cell; None where it is not convincing."""
+) -> tuple[float, float] | None:
+    """The stretch's z after overdispersion, with and without its strongest cell; None where its cells do not stand out."""
     within = np.zeros(len(live), dtype=bool)
     within[slice(*stretch)] = True
     means = np.divide(sums, live, out=np.zeros_like(sums), where=live > 0)
     inner, outer = np.flatnonzero(within & (live > 0)), np.flatnonzero(~within & (live > 0))
-    rest = np.delete(inner, int(np.argmax(sums[inner] - live[inner] * means[outer].mean())))
-    inflation = max(_overdispersion(means, live, inner, variance), _overdispersion(means, live, outer, variance))
-    n_in, n_out = live[rest].sum(), live[outer].sum()
-    gap = sums[rest].sum() / n_in - sums[outer].sum() / n_out
-    z = float(gap / np.sqrt(inflation * variance * (1 / n_in + 1 / n_out)))
     centre = float(np.median(means[outer]))
     spread = 1.4826 * float(np.median(np.abs(means[outer] - centre)))
     spread = max(spread, float(np.sqrt(variance / np.median(live[outer]))) / 2)
     separation = (float(np.median(means[inner])) - centre) / spread
     above = float(np.mean(means[inner] > centre + spread))
-    return z if z >= params.min_z and separation >= params.min_separation and above >= 0.7 else None
+    if separation < params.min_separation or above < MOST:
+        return None
+    if _stretches_apart(sums, live, inner, outer) < params.min_separation + 2:
+        return None
+    inflation = max(_overdispersion(means, live, inner, variance), _overdispersion(means, live, outer, variance))
+    scale = float(np.sqrt(inflation * variance))
+    rest = np.delete(inner, int(np.argmax(sums[inner] - live[inner] * means[outer].mean())))
+    return _z(sums, live, inner, outer) / scale, _z(sums, live, rest, outer) / scale
+
+
+def _stretches_apart(sums: Floats, live: Floats, inner: npt.NDArray[np.int64], outer: npt.NDArray[np.int64]) -> float:
+    """How many robust deviations of equally long stretches of the other cells the stretch lies above them.
+
+    A level that wanders keeps its excursions for several cells, which the spread of single cells does not show. Infinite where fewer than
+    `BLOCKS` such stretches fit: then there is nothing to learn it from.
+    """
+    width = len(inner)
+    if len(outer) < BLOCKS * width:
+        return float("inf")
+    n, total = (np.convolve(values[outer], np.ones(width), mode="valid") for values in (live, sums))
+    blocks = total / n
+    centre = float(np.median(blocks))
+    spread = 1.4826 * float(np.median(np.abs(blocks - centre)))
+    height = float(sums[inner].sum() / live[inner].sum()) - centre
+    return height / spread if spread > 0 else float("inf")
+
+
+def _z(sums: Floats, live: Floats, inner: npt.NDArray[np.int64], outer: npt.NDArray[np.int64]) -> float:
+    """Difference of two groups' mean scores over its standard error for unit variance."""
+    n_in, n_out = live[inner].sum(), live[outer].sum()
+    gap = sums[inner].sum() / n_in - sums[outer].sum() / n_out
+    return float(gap / np.sqrt(1 / n_in + 1 / n_out))
 
 
 def _overdispersion(means: Floats, live: Floats, chosen: npt.NDArray[np.int64], variance: float) -> float:
