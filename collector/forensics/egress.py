@@ -48,7 +48,7 @@ class EgressParams:
         max_jitter_ratio: MAD over median of the intervals, at most, for a beacon: RITA's score alone calls random traffic of one size
             a beacon (about 0.8; its jitter is 0.69). Uniform jitter of ±50 % is 0.25.
         min_beacon_calls: Fewer calls have no rhythm worth a word.
-        settle_ns: A call is judged when the collector has received something this much newer.
+        settle_ns: A destination is judged by calls than which the collector has received something this much newer.
         max_destinations: Suspects whose calls are fetched one by one, those with the most calls first.
     """
 
@@ -128,8 +128,8 @@ def find_egress(query: Query, window: Window, params: EgressParams | None = None
     if not suspects:
         return []
     chosen = suspects[: params.max_destinations]
-    calls = query(compile_sql(_calls_to(chosen, window, params.settle_ns)))
-    observed = _observed(window, destinations)
+    calls = query(compile_sql(_calls_to(chosen, window)))
+    observed = _observed(window, destinations, calls)
     judged = [_judge(s, part, policy, params, observed) for s, part in _by_suspect(chosen, calls)]
     telling = [j for j in judged if j.unlisted or j.beacon is not None]
     if not telling:
@@ -219,8 +219,9 @@ def _services(window: Window) -> ir.Table:
     return served.select("service_name", "service_namespace").distinct()
 
 
-def _calls_to(suspects: Sequence[Suspect], window: Window, settle_ns: int) -> ir.Table:
-    exits = _exits(window, settle_ns)
+def _calls_to(suspects: Sequence[Suspect], window: Window) -> ir.Table:
+    """All their calls, the newest too: what did not answer for as long as could be told is not about to."""
+    exits = _exits(window, settle_ns=0)
     wanted = exits.filter(exits.host.isin(sorted({s.host for s in suspects})))
     return wanted.select(
         "service_name",
@@ -285,9 +286,10 @@ def _by_suspect(suspects: Sequence[Suspect], calls: pl.DataFrame) -> list[tuple[
     return [(s, keyed[s]) for s in suspects if s in keyed]
 
 
-def _observed(window: Window, destinations: pl.DataFrame) -> Observation:
+def _observed(window: Window, destinations: pl.DataFrame, calls: pl.DataFrame) -> Observation:
     """The window, its open ends at the first and last egress call."""
-    first, last = destinations["first_unix_nano"].to_list(), destinations["last_unix_nano"].to_list()
+    first = destinations["first_unix_nano"].to_list()
+    last = [*destinations["last_unix_nano"].to_list(), *calls["start_time_unix_nano"].to_list()]
     since = min(first) if window.since_unix_nano is None else window.since_unix_nano
     until = max(last) if window.until_unix_nano is None else window.until_unix_nano
     return observation(since, until)
