@@ -1,6 +1,7 @@
 """What the proxies prove of each call in one trace: forensics' verdicts, narrowed to the trace."""
 
 import uuid
+from functools import lru_cache
 from typing import Final
 
 import ibis
@@ -21,6 +22,7 @@ _COLUMNS: Final = (
 )
 
 
+@lru_cache(maxsize=16)
 def verdicts_sql(trace_id: str, window: Window) -> str:
     """The verdicts on the calls of one trace that began in the window. Raises ValueError if it is no trace id."""
     judged = judge(calls(window), window)

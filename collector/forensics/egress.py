@@ -325,7 +325,12 @@ def _access(query: Query, window: Window, judged: Sequence[_Judged]) -> _Access:
     services = sorted({j.suspect.service for j in judged})
     records = query(compile_sql(_records(window, services, keys))) if keys else pl.DataFrame()
     found = {(s, k): r for s, k, r in records.select("service_name", "key", "record_id").iter_rows()} if keys else {}
-    return _Access(found, frozenset(query(compile_sql(_logging(window)))["service_name"]))
+    return _Access(found, frozenset(query(_logging_sql(window))["service_name"]))
+
+
+@lru_cache(maxsize=16)
+def _logging_sql(window: Window) -> str:
+    return compile_sql(_logging(window))
 
 
 def _without_trace_bit(request_id: str) -> str:

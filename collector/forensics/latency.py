@@ -86,10 +86,15 @@ def latency_sql(window: Window, params: LatencyParams | None = None) -> dict[str
     The statements that fetch sampled traces follow from their answers.
     """
     params = params or LatencyParams()
-    statements = {"durations": _durations_sql(window), "services": compile_sql(first_spans())}
+    statements = {"durations": _durations_sql(window), "services": _first_spans_sql()}
     if params.baseline is not None:
         statements["baseline"] = _durations_sql(params.baseline)
     return statements
+
+
+@lru_cache(maxsize=1)
+def _first_spans_sql() -> str:
+    return compile_sql(first_spans())
 
 
 @lru_cache(maxsize=16)

@@ -1,6 +1,7 @@
 """What the evidence holds and what it lacks, for a status bar: figures, and one line about what is incomplete."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import ibis
@@ -68,6 +69,11 @@ class Status:
 
 def status_sql() -> dict[str, str]:
     """The statements behind `status`."""
+    return dict(_compiled())
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> tuple[tuple[str, str], ...]:
     table, records, allow = spans(), proxy_records(), egress_allow()
     errors = ibis.table(ibis_schema("ingest_errors"), name="ingest_errors")
     totals = table.aggregate(
@@ -86,7 +92,7 @@ def status_sql() -> dict[str, str]:
         "ingest_errors": refused.order_by(ibis.desc("refused"), "reason"),
         "egress_allow": allow.aggregate(rules=allow.count()),
     }
-    return {name: compile_sql(expression) for name, expression in statements.items()}
+    return tuple((name, compile_sql(expression)) for name, expression in statements.items())
 
 
 def status(query: Query) -> Status:

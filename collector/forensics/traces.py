@@ -6,7 +6,7 @@ What people type reaches SQL through Ibis literals only, never as text of the st
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -113,6 +113,7 @@ class TraceFilter:
     order: Literal["newest", "slowest"] = "newest"
 
 
+@lru_cache(maxsize=16)
 def search_sql(wanted: TraceFilter) -> str:
     """The statement behind `search`."""
     return compile_sql(_search(wanted))
@@ -127,6 +128,7 @@ def search(query: Query, wanted: TraceFilter) -> pl.DataFrame:
     return frame.select(pl.col(name).cast(dtype) for name, dtype in SEARCH_SCHEMA.items())
 
 
+@lru_cache(maxsize=16)
 def trace_sql(trace_id: str) -> str:
     """The statement that fetches the spans of a trace; raises ConfigError if it is not an id."""
     table = spans()
@@ -153,6 +155,7 @@ def trace(query: Query, trace_id: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=TRACE_SCHEMA)
 
 
+@lru_cache(maxsize=16)
 def trace_records_sql(trace_id: str) -> str:
     """The statement behind `trace_records`; raises ConfigError if it is not an id."""
     wanted = _uuid(trace_id)
