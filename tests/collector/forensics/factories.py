@@ -113,7 +113,15 @@ def to_arrow(table: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """The rows as an Arrow table of the schema; missing columns are NULL."""
     listed = list(rows)
     schema = arrow_schema(table)
-    return pa.table([_column(field.type, [row.get(field.name) for row in listed]) for field in schema], schema=schema)
+    # Most columns of most stores are empty: building those value by value would cost more than all the others.
+    used = {name for row in listed for name, value in row.items() if value is not None}
+    columns = [
+        _column(field.type, [row.get(field.name) for row in listed])
+        if field.name in used
+        else pa.nulls(len(listed), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _column(type_: pa.DataType, values: list[Any]) -> pa.Array:
