@@ -93,6 +93,7 @@ def test_what_could_not_be_judged_is_said_on_stderr(tmp_path: Path, capsys: pyte
     assert err.startswith("provenance scan: 100 % of 13 calls could not be judged by access logs: ")
 
 
+@pytest.mark.slow
 def test_since_and_until_limit_the_window(bad: str) -> None:
     def code(*arguments: str) -> int:
         return main([bad, "--kind", "shadow", *arguments], now=lambda: NOW)

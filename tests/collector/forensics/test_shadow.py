@@ -513,6 +513,7 @@ def test_empty_tables_have_no_findings() -> None:
     assert Mesh().examine() == ShadowReport([], 0, 0, "")
 
 
+@pytest.mark.slow
 def test_the_window_limits_what_is_reported() -> None:
     mesh = Mesh().steady()
     mesh.call(31 * S, logs=())
