@@ -10,7 +10,7 @@ hash goes on the span when the response's head is here; then no digest travels a
 
 import functools
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ def client_patches() -> tuple[Patch, ...]:
 def _wrap_handle_request(original: Callable[..., Any], patch: Patch) -> Callable[..., Any]:
     @functools.wraps(original)
     def handle_request(pool: Any, request: httpcore.Request) -> httpcore.Response:
-        sent = _prepare(request, patch)
+        sent = _prepare(request, patch, _SyncHashedStream)
         response: httpcore.Response = original(pool, request if sent is None else sent.request)
         if sent is not None:
             with Contained(PLACE):
@@ -58,7 +58,7 @@ def _wrap_handle_request(original: Callable[..., Any], patch: Patch) -> Callable
 def _wrap_handle_async_request(original: Callable[..., Awaitable[Any]], patch: Patch) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(original)
     async def handle_async_request(pool: Any, request: httpcore.Request) -> httpcore.Response:
-        sent = _prepare(request, patch)
+        sent = _prepare(request, patch, _AsyncHashedStream)
         response: httpcore.Response = await original(pool, request if sent is None else sent.request)
         if sent is not None:
             with Contained(PLACE):
@@ -71,11 +71,12 @@ def _wrap_handle_async_request(original: Callable[..., Awaitable[Any]], patch: P
 class HashedStream:
     """A body that passes through, hashed on its way; the hash is there once its last piece went by.
 
-    Sync or async as the stream within; whatever else that one has (`close`, `aclose`) is found here too.
+    Sync or async as the pool that sends it, because a stream may be both: httpx's multipart is. Whatever else the stream
+    has (`close`, `aclose`) is found here too.
     """
 
-    def __init__(self, stream: Iterable[bytes] | AsyncIterable[bytes]) -> None:
-        self._stream: Any = stream
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
         self._running = RunningHash()
         self._intact = True
         self.complete: RunningHash | None = None
@@ -125,16 +126,16 @@ class _Sent:
     stream: HashedStream | None
 
 
-def _prepare(request: httpcore.Request, patch: Patch) -> _Sent | None:
+def _prepare(request: httpcore.Request, patch: Patch, passing: type[HashedStream]) -> _Sent | None:
     """The stamped copy of a request; None: send it as it is."""
     if not patch.active or not is_http_instrumentation_enabled():
         return None
     with Contained(PLACE):
-        return _stamp(request)
+        return _stamp(request, passing)
     return None
 
 
-def _stamp(request: httpcore.Request) -> _Sent:
+def _stamp(request: httpcore.Request, passing: type[HashedStream]) -> _Sent:
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_HTTP)
     body = _known_body(request.stream)
     own_request_id = next((v.decode("latin-1") for k, v in request.headers if _is(k, names.REQUEST_ID)), None)
@@ -144,7 +145,7 @@ def _stamp(request: httpcore.Request) -> _Sent:
         hash_hex=None if body is None else request_hash(body),
         size=0 if body is None else len(body),
     )
-    hashed = _hashed(request.stream) if body is None and span is not None else None
+    hashed = passing(request.stream) if body is None and span is not None else None
     if span is not None:
         add_attributes(span, outgoing.attributes, _url_attributes(request.url))
     return _Sent(_with_headers(request, outgoing, hashed), span, hashed)
@@ -196,12 +197,6 @@ def _known_body(stream: Any) -> bytes | None:
     httpx = sys.modules.get("httpx")  # httpcore may be used without it
     in_memory = (_ByteStream,) if httpx is None else (_ByteStream, httpx.ByteStream)
     return b"".join(stream) if isinstance(stream, in_memory) else None
-
-
-def _hashed(stream: Any) -> HashedStream | None:
-    if isinstance(stream, Iterable):
-        return _SyncHashedStream(stream)
-    return _AsyncHashedStream(stream) if isinstance(stream, AsyncIterable) else None
 
 
 def _url_attributes(url: httpcore.URL) -> dict[str, str | int]:

@@ -283,6 +283,18 @@ def test_a_streamed_body_is_hashed_as_it_passes(fastapi_shop: Shop, spans: Any, 
     assert server["provenance.stamp.status"] == "unsigned"
 
 
+@pytest.mark.parametrize("send", SENDERS)
+def test_a_file_that_is_uploaded_is_hashed_as_it_passes(fastapi_shop: Shop, spans: Any, send: Any) -> None:
+    response = send("POST", f"{fastapi_shop.url}/buy", data={"count": "2"}, files={"photo": ("shirt.png", BODY)})
+
+    assert response.status_code == 201
+    assert BODY in fastapi_shop.seen.body
+    client, server = spans.client(), spans.server()
+    sent = hashlib.sha256(fastapi_shop.seen.body).hexdigest()
+    assert client["provenance.request.hash"] == server["provenance.request.hash"] == sent
+    assert client["provenance.request.size"] == len(fastapi_shop.seen.body)
+
+
 def test_a_streamed_response_is_counted(shop: Shop, spans: Any) -> None:
     assert len(send_sync("GET", f"{shop.url}/stream").content) == 30
     assert spans.server()["provenance.response.size"] == 30
