@@ -1,7 +1,9 @@
 """What an outgoing call carries: its stamp and headers, decided once for every framework."""
 
 import os
+import re
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,54 +16,78 @@ from provenance.stamp import NONCE_BYTES, STAMP_VERSION, Stamp, render
 _NS_PER_MS: Final = 1_000_000
 
 
+_OURS: Final = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
+"""A `content-digest` in the form that `render_content_digest` gives it."""
+
+OwnHeaders = Mapping[str, Sequence[str]]
+"""What the caller's code set on the call itself: values in their order by lowercase name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """One stamped call.
 
     Attributes:
         headers: What is added to the call's headers or metadata, lowercase names, in this order.
+        replaced: Which of the caller's own are left out, lowercase names: they are another call's, forwarded.
         attributes: What the caller's span says of it.
     """
 
     headers: tuple[tuple[str, str], ...]
+    replaced: frozenset[str]
     attributes: dict[str, str | int]
 
 
-def stamp_call(
-    *,
-    stamp: Stamp,
-    request_id: str | None,
-    carries_request_id: bool,
-    hash_hex: str | None,
-    size: int,
-) -> Outgoing:
+def own_headers(headers: Iterable[tuple[str, str]]) -> OwnHeaders:
+    """The caller's own headers, as `stamp_call` wants them."""
+    own: dict[str, list[str]] = {}
+    for key, value in headers:
+        own.setdefault(key.lower(), []).append(value)
+    return own
+
+
+def stamp_call(*, stamp: Stamp, own: OwnHeaders, request_id: str | None, hash_hex: str | None, size: int) -> Outgoing:
     """Headers and attributes of one call; pure.
 
     `hash_hex` is None for a body that is only known once it is sent: then no digest travels ahead of it.
-    `carries_request_id`: the call has an x-request-id already, and keeps it; `request_id` is None if nobody can use it.
+    `request_id` is None if nobody can use the one that the call has. An x-request-id of the caller's own stays, and so
+    does a `content-digest`: ours beside it would be another line of the same dictionary, and alter what it says.
     """
+    replaced = {names.STAMP}
+    if _digest_of_another_call(own, hash_hex):
+        replaced.add(names.CONTENT_DIGEST)
     headers = [(names.STAMP, render(stamp))]
     attributes = stamp_attributes(stamp)
     if hash_hex is not None:
-        headers.insert(0, (names.CONTENT_DIGEST, render_content_digest(hash_hex)))
+        if names.CONTENT_DIGEST in replaced or names.CONTENT_DIGEST not in own:
+            headers.insert(0, (names.CONTENT_DIGEST, render_content_digest(hash_hex)))
         attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: size}
     if request_id is not None:
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
-        if not carries_request_id:
+        if names.REQUEST_ID not in own:
             headers.append((names.REQUEST_ID, request_id))
-    return Outgoing(tuple(headers), attributes)
+    return Outgoing(tuple(headers), frozenset(replaced), attributes)
 
 
-def stamp_now(span: RecordingSpan | None, *, own_request_id: str | None, hash_hex: str | None, size: int) -> Outgoing:
-    """`stamp_call` with this moment, fresh randomness and this process's identity.
-
-    `own_request_id` is the x-request-id that the caller's code set on the call itself.
-    """
-    stamp = Stamp(STAMP_VERSION, current_kid(span), time.time_ns() // _NS_PER_MS, os.urandom(NONCE_BYTES))
+def stamp_now(span: RecordingSpan | None, *, own: OwnHeaders, hash_hex: str | None, size: int) -> Outgoing:
+    """`stamp_call` with this moment, fresh randomness and this process's identity."""
     return stamp_call(
-        stamp=stamp,
-        request_id=outgoing_request_id() if own_request_id is None else usable(own_request_id),
-        carries_request_id=own_request_id is not None,
+        stamp=Stamp(STAMP_VERSION, current_kid(span), time.time_ns() // _NS_PER_MS, os.urandom(NONCE_BYTES)),
+        own=own,
+        request_id=usable(own[names.REQUEST_ID][0]) if names.REQUEST_ID in own else outgoing_request_id(),
         hash_hex=hash_hex,
         size=size,
     )
+
+
+def _digest_of_another_call(own: OwnHeaders, hash_hex: str | None) -> bool:
+    """Whether a gateway that copies all headers forwarded a stamp with its digest, and sends another body than came.
+
+    Only a digest that stands beside a stamp, looks like ours and is provably not this body's.
+    """
+    if hash_hex is None or names.STAMP not in own:
+        return False
+    match own.get(names.CONTENT_DIGEST):
+        case [digest]:
+            return _OURS.fullmatch(digest) is not None and digest != render_content_digest(hash_hex)
+    return False

@@ -21,7 +21,7 @@ from provenance import names
 from provenance.addresses import target_attributes
 from provenance.digest import request_hash
 from provenance.faults import Contained
-from provenance.outgoing import Outgoing, stamp_now
+from provenance.outgoing import Outgoing, own_headers, stamp_now
 from provenance.patching import Patch
 from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
 
@@ -141,8 +141,12 @@ def _prepare(method: _Method, request: Any, metadata: Any) -> _Prepared:
 
 def _stamp(method: _Method, payload: bytes, own: Metadata) -> _Prepared:
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_RPC)
-    own_request_id = next((_text(value) for key, value in own if _text(key) == names.REQUEST_ID), None)
-    outgoing = stamp_now(span, own_request_id=own_request_id, hash_hex=request_hash(payload), size=len(payload))
+    outgoing = stamp_now(
+        span,
+        own=own_headers((_text(key), _text(value)) for key, value in own),
+        hash_hex=request_hash(payload),
+        size=len(payload),
+    )
     metadata = add_metadata(own, outgoing)
     if span is None:
         return _Prepared(method.inner, payload, metadata)
@@ -166,13 +170,13 @@ def _measuring(method: _Method, span: RecordingSpan) -> Any:
 def add_metadata(own: Metadata, outgoing: Outgoing) -> Metadata:
     """The caller's metadata, as it is and in its order, and the stamp's after it.
 
-    A stamp that somebody forwarded from another call is the one thing that goes: it is not this call's.
+    Only what somebody forwarded from another call goes: it is not this call's.
 
     Raises:
         MetadataFullError: The call would come close to the limit of what servers accept.
     """
-    kept = tuple(entry for entry in own if _text(entry[0]) != names.STAMP)
-    added = tuple(header for header in outgoing.headers if header not in kept)
+    kept = tuple(entry for entry in own if _text(entry[0]).lower() not in outgoing.replaced)
+    added = outgoing.headers
     size = sum(len(key) + len(value) + _METADATA_ENTRY_OVERHEAD for key, value in kept + added)
     if size > METADATA_ROOM_BYTES:
         message = f"{size} bytes of metadata with a stamp, over {METADATA_ROOM_BYTES}: the call goes without one"

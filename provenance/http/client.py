@@ -22,7 +22,7 @@ from provenance import names
 from provenance.addresses import socket_attributes
 from provenance.digest import RunningHash, request_hash
 from provenance.faults import Contained
-from provenance.outgoing import Outgoing, stamp_now
+from provenance.outgoing import Outgoing, own_headers, stamp_now
 from provenance.patching import Patch
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
@@ -138,10 +138,9 @@ def _prepare(request: httpcore.Request, patch: Patch, passing: type[HashedStream
 def _stamp(request: httpcore.Request, passing: type[HashedStream]) -> _Sent:
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_HTTP)
     body = _known_body(request.stream)
-    own_request_id = next((v.decode("latin-1") for k, v in request.headers if _is(k, names.REQUEST_ID)), None)
     outgoing = stamp_now(
         span,
-        own_request_id=own_request_id,
+        own=own_headers((key.decode("latin-1"), value.decode("latin-1")) for key, value in request.headers),
         hash_hex=None if body is None else request_hash(body),
         size=0 if body is None else len(body),
     )
@@ -154,15 +153,11 @@ def _stamp(request: httpcore.Request, passing: type[HashedStream]) -> _Sent:
 def _with_headers(request: httpcore.Request, outgoing: Outgoing, hashed: HashedStream | None) -> httpcore.Request:
     """A copy, because the request is the caller's and may be sent again.
 
-    The caller's own headers stay as they are and in their order; only a stamp that was forwarded from another call
-    goes. A `content-digest` of the caller's own stays too: ours after it is another line of the same dictionary, in
-    which the last sha-256 counts (RFC 9651 section 4.2).
+    The caller's own headers stay as they are and in their order; only what was forwarded from another call goes.
     """
-    kept = [(key, value) for key, value in request.headers if not _is(key, names.STAMP)]
+    kept = [(key, value) for key, value in request.headers if key.decode("latin-1").lower() not in outgoing.replaced]
     added = [(key.encode(), value.encode()) for key, value in outgoing.headers]
-    stamped = httpcore.Request(
-        request.method, request.url, headers=kept + [header for header in added if header not in kept]
-    )
+    stamped = httpcore.Request(request.method, request.url, headers=kept + added)
     stamped.stream = request.stream if hashed is None else hashed
     stamped.extensions = request.extensions
     return stamped

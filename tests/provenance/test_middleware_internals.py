@@ -1,5 +1,7 @@
 """Failures are counted and said once; patches come out again; imports stay light."""
 
+# ruff: noqa: FBT001  (pytest passes parameters by name)
+
 import logging
 import subprocess
 import sys
@@ -11,7 +13,8 @@ import pytest
 
 import provenance
 from provenance import faults
-from provenance.outgoing import stamp_call
+from provenance.digest import render_content_digest
+from provenance.outgoing import own_headers, stamp_call
 from provenance.patching import Patch
 from provenance.stamp import Stamp, parse
 
@@ -89,7 +92,7 @@ def test_a_patch_beneath_somebody_elses_falls_asleep_and_wakes_again(monkeypatch
 
 def test_what_a_stamped_call_carries_and_says() -> None:
     stamp = Stamp(1, "checkout", 17, bytes(12))
-    outgoing = stamp_call(stamp=stamp, request_id="r-1", carries_request_id=False, hash_hex="ab" * 32, size=5)
+    outgoing = stamp_call(stamp=stamp, own={}, request_id="r-1", hash_hex="ab" * 32, size=5)
 
     assert [name for name, _ in outgoing.headers] == ["content-digest", "provenance", "x-request-id"]
     assert parse(dict(outgoing.headers)["provenance"]) == stamp
@@ -105,10 +108,47 @@ def test_what_a_stamped_call_carries_and_says() -> None:
 
 def test_what_is_not_known_is_not_said() -> None:
     stamp = Stamp(1, "checkout", 17, bytes(12))
-    outgoing = stamp_call(stamp=stamp, request_id=None, carries_request_id=True, hash_hex=None, size=0)
+    outgoing = stamp_call(stamp=stamp, own={"x-request-id": ["a b"]}, request_id=None, hash_hex=None, size=0)
 
     assert [name for name, _ in outgoing.headers] == ["provenance"]
     assert outgoing.attributes.keys() == {f"provenance.stamp.{key}" for key in ("kid", "nonce", "time_unix_ms")}
+
+
+HASH = "ab" * 32
+RIGHT, WRONG = render_content_digest(HASH), render_content_digest("cd" * 32)
+
+
+@pytest.mark.parametrize(
+    ("digests", "beside_a_stamp", "hash_hex", "sent"),
+    [
+        ([], False, HASH, [RIGHT]),
+        ([], False, None, []),
+        (["sha-512=:AAAA:"], False, HASH, ["sha-512=:AAAA:"]),
+        (["nonsense!"], False, HASH, ["nonsense!"]),
+        ([RIGHT], False, HASH, [RIGHT]),
+        ([WRONG], False, HASH, [WRONG]),  # the caller's own, and the caller's fault
+        ([RIGHT], True, HASH, [RIGHT]),
+        ([WRONG], True, HASH, [RIGHT]),  # a gateway forwarded it with the stamp that goes too
+        ([WRONG], True, None, [WRONG]),  # nobody knows yet whether it is
+        ([WRONG, "sha-512=:AAAA:"], True, HASH, [WRONG, "sha-512=:AAAA:"]),
+        ([f"{WRONG}, sha-512=:AAAA:"], True, HASH, [f"{WRONG}, sha-512=:AAAA:"]),
+    ],
+)
+def test_a_digest_of_the_callers_own_is_not_altered(
+    digests: list[str], beside_a_stamp: bool, hash_hex: str | None, sent: list[str]
+) -> None:
+    headers = [("Content-Digest", each) for each in digests] + [("Provenance", "v=1")] * beside_a_stamp
+    outgoing = stamp_call(
+        stamp=Stamp(1, "checkout", 17, bytes(12)),
+        own=own_headers(headers),
+        request_id=None,
+        hash_hex=hash_hex,
+        size=5,
+    )
+
+    kept = [] if "content-digest" in outgoing.replaced else digests
+    assert kept + [value for name, value in outgoing.headers if name == "content-digest"] == sent
+    assert outgoing.attributes.get("provenance.request.hash") == hash_hex, "the span says it all the same"
 
 
 def test_importing_provenance_is_cheap() -> None:

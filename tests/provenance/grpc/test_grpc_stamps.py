@@ -181,6 +181,8 @@ def test_the_callers_metadata_is_kept(mesh: Mesh, spans: Any, metadata: Any) -> 
 
     sent = [(k, v) for k, v in mesh.servicer.metadata if k in {"k", "bin-bin"} or v == "sha-512=:AAAA:"]
     assert sent == list(metadata or ())
+    assert len(mesh.servicer.values("content-digest")) == 1, "ours only where the caller has none"
+    assert spans.client()["provenance.request.hash"] == spans.server()["provenance.request.hash"] == HASH
     assert spans.server()["provenance.stamp.status"] == "unsigned"
 
 

@@ -30,6 +30,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from provenance import faults
+from provenance.digest import render_content_digest
 from provenance.http import asgi as server_shell
 from provenance.http import client as client_shell
 from provenance.instrumentor import ProvenanceInstrumentor
@@ -318,7 +319,7 @@ def test_a_request_without_a_handler_is_described_too(
 
 
 def test_the_callers_headers_and_request_are_untouched(fastapi_shop: Shop, spans: Any) -> None:
-    headers = [("x", "1"), ("x", "2"), ("content-digest", "sha-512=:AAAA:"), ("x-request-id", "mine")]
+    headers = [("x", "1"), ("x", "2"), ("Content-Digest", "sha-512=:AAAA:"), ("x-request-id", "mine")]
     with httpx.Client(verify=NO_TLS) as client:
         request = client.build_request("POST", f"{fastapi_shop.url}/buy", content=BODY, headers=headers)
         client.send(request)
@@ -326,13 +327,14 @@ def test_the_callers_headers_and_request_are_untouched(fastapi_shop: Shop, spans
 
     assert fastapi_shop.seen.values("x") == ["1", "2"]
     assert fastapi_shop.seen.values("x-request-id") == ["mine"]
-    assert fastapi_shop.seen.values("content-digest")[0] == "sha-512=:AAAA:"
+    assert fastapi_shop.seen.values("content-digest") == ["sha-512=:AAAA:"]
     assert len(fastapi_shop.seen.values("provenance")) == 1
     assert "provenance" not in request.headers
     clients, servers = spans.of(SpanKind.CLIENT, 2), spans.of(SpanKind.SERVER, 2)
     assert len({s.attributes["provenance.stamp.nonce"] for s in clients}) == 2
     assert {s.attributes["provenance.stamp.status"] for s in servers} == {"unsigned"}
     assert {s.attributes["provenance.request_id"] for s in clients + servers} == {"mine"}
+    assert {s.attributes["provenance.request.hash"] for s in clients + servers} == {HASH}
 
 
 def test_a_gateway_that_copies_all_headers_does_not_pass_on_an_old_stamp(fastapi_shop: Shop, spans: Any) -> None:
@@ -342,7 +344,10 @@ def test_a_gateway_that_copies_all_headers_does_not_pass_on_an_old_stamp(fastapi
     server = spans.server()
     assert len(fastapi_shop.seen.values("provenance")) == 1
     assert server["provenance.stamp.kid"] == "checkout"
-    assert server["provenance.stamp.status"] == "unsigned", "of two digests the last counts, and it is right"
+    assert server["provenance.stamp.status"] == "unsigned"
+    assert fastapi_shop.seen.values("content-digest") == [render_content_digest(HASH)], (
+        "the old stamp's digest goes too"
+    )
 
 
 def test_a_changed_body_is_mismatched(fastapi_shop: Shop, spans: Any) -> None:
