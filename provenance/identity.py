@@ -10,10 +10,14 @@ from typing import Final
 XFCC: Final = "x-forwarded-client-cert"
 LINKERD_CLIENT_ID: Final = "l5d-client-id"
 
-MAX_HEADER_LENGTH: Final = 8_192
-"""Characters that are looked at; Envoy's own limit on all headers is 60 kB, one element has a few hundred."""
+MAX_ELEMENT_LENGTH: Final = 2_048
+"""Characters of one proxy's word that are read: an element with certificate hash, subject and names has a few hundred.
 
-_PAIR: Final = re.compile(r'\s*([A-Za-z]+)=("(?:[^"\\]|\\.)*"|[^;"]*)\s*(?:;|$)')
+What others wrote to its left is never looked at, however long it is.
+"""
+
+# Each repetition is possessive: what it took it never gives back, so a match takes as many steps as there are characters.
+_PAIR: Final = re.compile(r'\s*+([A-Za-z]++)=(?:"((?:[^"\\]|\\.)*+)"\s*+|([^;"]*+))(?:;|$)')
 
 
 def peer_principal(xfcc: str | None, linkerd_client_id: str | None) -> str | None:
@@ -24,35 +28,35 @@ def peer_principal(xfcc: str | None, linkerd_client_id: str | None) -> str | Non
     """
     if xfcc is not None and (principal := _rightmost_uri(xfcc)):
         return principal
-    if linkerd_client_id is not None and 0 < len(linkerd_client_id) <= MAX_HEADER_LENGTH:
+    if linkerd_client_id is not None and 0 < len(linkerd_client_id) <= MAX_ELEMENT_LENGTH:
         return linkerd_client_id
     return None
 
 
 def _rightmost_uri(xfcc: str) -> str | None:
-    if len(xfcc) > MAX_HEADER_LENGTH:
-        return None
     element, at = _last_element(xfcc), 0
     while match := _PAIR.match(element, at):
-        if match[1].lower() == "uri":
-            return _unquoted(match[2]) or None
+        key, quoted, bare = match.groups()
+        if key.lower() == "uri":
+            return bare.strip() if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
         at = match.end()
     return None
 
 
 def _last_element(xfcc: str) -> str:
-    """What follows the last comma outside quotes.
+    """What follows the last comma outside quotes; nothing if that is longer than an element may be.
 
     Read from the right, because only the right end is the proxy's own: a quote that a client left open further left
     must not change how the proxy's element is read.
     """
+    tail = xfcc[-MAX_ELEMENT_LENGTH - 1 :]
     quoted = False
-    for at in range(len(xfcc) - 1, -1, -1):
-        if xfcc[at] == '"' and not _is_escaped(xfcc, at):
+    for at in range(len(tail) - 1, -1, -1):
+        if tail[at] == '"' and not _is_escaped(tail, at):
             quoted = not quoted
-        elif xfcc[at] == "," and not quoted:
-            return xfcc[at + 1 :]
-    return xfcc
+        elif tail[at] == "," and not quoted:
+            return tail[at + 1 :]
+    return "" if len(xfcc) > MAX_ELEMENT_LENGTH else xfcc
 
 
 def _is_escaped(text: str, at: int) -> bool:
@@ -60,9 +64,3 @@ def _is_escaped(text: str, at: int) -> bool:
     while before > 0 and text[before - 1] == "\\":
         before -= 1
     return (at - before) % 2 == 1
-
-
-def _unquoted(value: str) -> str:
-    if value.startswith('"'):
-        return re.sub(r"\\(.)", r"\1", value[1:-1])
-    return value

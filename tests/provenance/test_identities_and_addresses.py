@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from provenance import identity
 from provenance.addresses import peer_attributes, socket_attributes, target_attributes
 from provenance.context import current_request_id, outgoing_request_id, serving, usable
-from provenance.identity import peer_principal
+from provenance.identity import MAX_ELEMENT_LENGTH, peer_principal
 
 SLEEP = "spiffe://cluster.local/ns/foo/sa/sleep"
 ELEMENT = f'By=spiffe://cluster.local/ns/foo/sa/httpbin;Hash=ab12;Subject="";URI={SLEEP}'
@@ -29,11 +30,34 @@ FORGED = ELEMENT.replace("sleep", "admin")
         ("URI=", None),
         ("", None),
         ("garbage;URI=spiffe://x", None),
+        (f'URI="{SLEEP}" ;By=x', SLEEP),
+        (f"URI={SLEEP} ;By=x", SLEEP),
         (ELEMENT + "x" * 10_000, None),
+        ("x" * 50_000 + f",{ELEMENT}", SLEEP),  # what a client wrote to the left is not read, and hides nothing
     ],
 )
 def test_only_the_rightmost_element_is_believed(xfcc: str, principal: str | None) -> None:
     assert peer_principal(xfcc, None) == principal
+
+
+def test_an_element_is_read_up_to_a_bound() -> None:
+    room = MAX_ELEMENT_LENGTH - len(f"URI={SLEEP};")
+    for filler, principal in ((room, SLEEP), (room + 1, None)):
+        element = f"URI={SLEEP};" + "x" * filler
+        assert peer_principal(element, None) == peer_principal(f"{FORGED},{element}", None) == principal
+
+
+def test_nothing_of_a_longer_element_is_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    class Pattern:
+        def match(self, element: str, at: int) -> None:
+            read.append(len(element) - at)
+
+    monkeypatch.setattr(identity, "_PAIR", Pattern())
+    for filling in (" ", "\\", '"', ";", 'A="', "A= ;", '\\"', ","):
+        assert peer_principal("URI=" + filling * 20_000 + '"x', None) is None
+    assert max(read) <= MAX_ELEMENT_LENGTH
 
 
 def test_linkerd_names_its_client() -> None:
