@@ -12,7 +12,8 @@ from typing import Final
 import ibis
 import ibis.expr.types as ir
 
-from collector.forensics.matching import match_records, path_of, request_key_of
+from collector.forensics.columns import is_error, request_key_of
+from collector.forensics.matching import CLOCK_SLACK_NS, match_records, path_of
 from collector.forensics.tables import NS_PER_S, Window, spans
 
 MAX_PROXY_SPANS: Final = 4
@@ -23,9 +24,6 @@ MARGIN_NS: Final = 180 * NS_PER_S
 
 GENERIC_PROXY_NAMES: Final = ("linkerd-proxy", "envoy", "istio-proxy")
 """service.name of proxies that do not say whose they are: they name no caller."""
-
-_ERROR_GRPC: Final = (2, 4, 12, 13, 14, 15)
-"""UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: what the conventions call a server's error."""
 
 _KEY: Final = ("trace_id", "span_id")
 
@@ -86,8 +84,10 @@ def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> i
     """
     answered = _answered(window)
     table = answered.union(_unanswered(window, answered)) if unanswered else answered
-    table = window.of(table)
-    return match_records(table, window, MARGIN_NS) if records else _without_records(table)
+    if not records:
+        return _without_records(window.of(table))
+    # Before the filter: the lines of a call just outside the window would seem to be nobody's, and so anybody's.
+    return window.of(match_records(table, window, MARGIN_NS - CLOCK_SLACK_NS))
 
 
 def is_of(proxy_service: ir.StringValue, service: ir.StringValue) -> ir.BooleanValue:
@@ -134,7 +134,7 @@ def _servers(window: Window) -> ir.Table:
             "provenance_request_hash",
             "provenance_request_size",
             "provenance_request_id",
-            server_failed=_failed(table),
+            server_failed=is_error(table),
             server_path=_path(table),
             server_operation=_operation(table),
             server_protocol=_protocol(table),
@@ -170,7 +170,7 @@ def _ancestors(window: Window) -> ir.Table:
             client_end=of_client(table.end_time_unix_nano),
             client_duration_ns=of_client(table.duration_ns),
             client_received=table.received_unix_nano,
-            client_failed=client & _failed(table),
+            client_failed=client & is_error(table),
             client_path=of_client(_path(table)),
             client_operation=_operation(table),
             client_protocol=_protocol(table),
@@ -357,11 +357,3 @@ def _path(table: ir.Table) -> ir.StringValue:
 
 def _protocol(table: ir.Table) -> ir.StringValue:
     return ibis.cases((table.rpc_method.notnull(), "rpc"), (table.http_request_method.notnull(), "http"), else_="other")
-
-
-def _failed(table: ir.Table) -> ir.BooleanValue:
-    return (
-        (table.status_code == "ERROR")
-        | (table.http_response_status_code >= 500).fill_null(False)
-        | table.rpc_grpc_status_code.isin(_ERROR_GRPC).fill_null(False)
-    )

@@ -19,6 +19,7 @@ import ibis
 import ibis.expr.types as ir
 import polars as pl
 
+from collector.forensics.columns import is_error
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
 
 BUCKETS: Final = 24
@@ -44,6 +45,7 @@ _LOCAL: Final = [
     "duration_ns",
     "status_code",
     "http_response_status_code",
+    "rpc_grpc_status_code",
     "server_address",
     "server_port",
     "network_peer_address",
@@ -178,11 +180,6 @@ def edge_calls(window: Window) -> ir.Table:
         error=is_error(exits),
     )
     return arrived.union(left)
-
-
-def is_error(table: ir.Table) -> ir.BooleanValue:
-    """Whether a span failed: status ERROR, or an HTTP status of 500 and above."""
-    return (table.status_code == "ERROR") | (table.http_response_status_code >= 500).fill_null(False)
 
 
 @lru_cache(maxsize=16)

@@ -22,7 +22,8 @@ import polars as pl
 
 from collector.forensics.beacon import Beacon, Observation, beacon_score, jitter_ratio, observation
 from collector.forensics.causes import milliseconds
-from collector.forensics.edges import answering, calls_in, is_error
+from collector.forensics.columns import is_error, request_key_of
+from collector.forensics.edges import answering, calls_in
 from collector.forensics.findings import EVIDENCE_LIMIT, SEVERITIES, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, egress_allow, proxy_records, spans
@@ -233,7 +234,7 @@ def _calls_to(suspects: Sequence[Suspect], window: Window) -> ir.Table:
         "start_time_unix_nano",
         "error",
         request_size="provenance_request_size",
-        request_id="provenance_request_id",
+        request_key=request_key_of(wanted.provenance_request_id),
         store_system=ibis.coalesce(wanted.db_system_name, wanted.messaging_system),
         web=wanted.http_request_method.notnull(),
     ).order_by("start_time_unix_nano", "span_id")
@@ -242,7 +243,7 @@ def _calls_to(suspects: Sequence[Suspect], window: Window) -> ir.Table:
 def _records(window: Window, services: Sequence[str], request_ids: Sequence[str]) -> ir.Table:
     """Outbound records of these workloads' proxies with these request ids, without the character that Envoy overwrites."""
     table = window.of(proxy_records(), margin_ns=60 * NS_PER_S)
-    key = comparable_request_id(table.request_id)
+    key = request_key_of(table.request_id)
     own = table.filter(table.service_name.isin(list(services)) & (table.direction == "outbound"))
     return own.mutate(key=key).filter(ibis._.key.isin(list(request_ids))).select("service_name", "key", "record_id")
 
@@ -250,11 +251,6 @@ def _records(window: Window, services: Sequence[str], request_ids: Sequence[str]
 def _logging(window: Window) -> ir.Table:
     table = window.of(proxy_records())
     return table.filter(table.direction == "outbound").select("service_name").distinct()
-
-
-def comparable_request_id(request_id: ir.StringColumn) -> ir.StringValue:
-    """A request id without the character at index 14 of a UUID, in which Envoy keeps its trace decision."""
-    return (request_id.length() == 36).ifelse(request_id.left(14) + request_id.right(21), request_id)
 
 
 def _wide(window: Window) -> Window:
@@ -321,7 +317,7 @@ def _best_beacon(calls: pl.DataFrame, params: EgressParams, observed: Observatio
 
 
 def _access(query: Query, window: Window, judged: Sequence[_Judged]) -> _Access:
-    keys = sorted({_without_trace_bit(i) for j in judged for i in j.calls["request_id"].drop_nulls()})
+    keys = sorted(set(pl.concat([j.calls["request_key"] for j in judged]).drop_nulls()))
     services = sorted({j.suspect.service for j in judged})
     records = query(compile_sql(_records(window, services, keys))) if keys else pl.DataFrame()
     found = {(s, k): r for s, k, r in records.select("service_name", "key", "record_id").iter_rows()} if keys else {}
@@ -331,10 +327,6 @@ def _access(query: Query, window: Window, judged: Sequence[_Judged]) -> _Access:
 @lru_cache(maxsize=16)
 def _logging_sql(window: Window) -> str:
     return compile_sql(_logging(window))
-
-
-def _without_trace_bit(request_id: str) -> str:
-    return request_id[:14] + request_id[15:] if len(request_id) == 36 else request_id
 
 
 def _finding(judged: _Judged, access: _Access, notes: Sequence[str]) -> Finding:
@@ -368,7 +360,7 @@ def _finding(judged: _Judged, access: _Access, notes: Sequence[str]) -> Finding:
 
 
 def _seen_by_proxy(judged: _Judged, access: _Access) -> list[int]:
-    keys = ((judged.suspect.service, _without_trace_bit(i)) for i in judged.calls["request_id"].drop_nulls())
+    keys = ((judged.suspect.service, k) for k in judged.calls["request_key"].drop_nulls())
     return [access.records[key] for key in dict.fromkeys(keys) if key in access.records]
 
 
@@ -404,7 +396,7 @@ def _sentence(judged: _Judged, seen: Sequence[int], *, logs: bool) -> str:
     failed = int(calls["error"].sum())
     if failed:
         parts.append(f"{failed / len(calls):.0%} of the calls failed")
-    asked = calls["request_id"].drop_nulls().n_unique()
+    asked = calls["request_key"].drop_nulls().n_unique()
     if logs and asked:
         parts.append(
             f"its own proxy logged {len(seen)} of {asked} of them" if seen else "its own proxy logged none of them"

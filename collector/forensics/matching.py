@@ -22,6 +22,7 @@ from typing import Final
 import ibis
 import ibis.expr.types as ir
 
+from collector.forensics.columns import request_key_of
 from collector.forensics.tables import NS_PER_S, Window, proxy_records
 
 CLOCK_SLACK_NS: Final = 5 * NS_PER_S
@@ -34,15 +35,6 @@ _GROUP: Final = ("side", "service", "request_key")
 _UNIT: Final = ("side", "trace_id", "unit_span_id")
 
 _SLOT: Final = (*_GROUP, "episode")
-
-REQUEST_ID_LENGTH: Final = 36
-"""Envoy packs its sampling decision into character 14 of any x-request-id of exactly this length."""
-
-
-def request_key_of(request_id: ir.StringValue) -> ir.StringValue:
-    """The request id without the character that Envoy overwrites with its sampling decision; NULL if empty."""
-    packed = request_id.length() == REQUEST_ID_LENGTH
-    return ibis.ifelse(packed, request_id.substr(0, 14) + request_id.substr(15), request_id).nullif("")
 
 
 def path_of(url_or_path: ir.StringValue) -> ir.StringValue:

@@ -15,6 +15,7 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.errors import ConfigError
+from collector.forensics.columns import is_error, request_key_of
 from collector.forensics.critical_path import (
     Tree,
     build_tree,
@@ -24,8 +25,7 @@ from collector.forensics.critical_path import (
     self_times,
     spans_of,
 )
-from collector.forensics.edges import deduplicated, destination_of, is_error
-from collector.forensics.egress import comparable_request_id
+from collector.forensics.edges import deduplicated, destination_of
 from collector.forensics.ids import hex_ids, span_id_hex
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, proxy_records, spans
 from collector.schema import HOT_ATTRIBUTES
@@ -160,12 +160,10 @@ def trace_records_sql(trace_id: str) -> str:
     """The statement behind `trace_records`; raises ConfigError if it is not an id."""
     wanted = _uuid(trace_id)
     members = spans().filter(ibis._.trace_id == wanted)
-    keys = members.select(
-        key=comparable_request_id(ibis.coalesce(members.provenance_request_id, members.guid_x_request_id))
-    )
+    keys = members.select(key=request_key_of(ibis.coalesce(members.provenance_request_id, members.guid_x_request_id)))
     keys = keys.filter(keys.key.notnull()).distinct()
     records = proxy_records()
-    named = records.mutate(key=comparable_request_id(records.request_id))
+    named = records.mutate(key=request_key_of(records.request_id))
     by_id = named.semi_join(keys, "key").drop("key")
     # A mesh that logs the trace id says it outright; such records may lack a request id.
     by_trace = records.filter((records.trace_id == wanted) & records.request_id.isnull())
