@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from collector.commands.terminal import complain
 from collector.errors import CollectorError, ConfigError, StoreError, exit_code
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         options = parse(argv)
         _collect(options)
     except CollectorError as e:
-        print(f"provenance collect: {e}", file=sys.stderr)
+        complain("collect", str(e))
         return exit_code(e)
     return 0
 
@@ -241,11 +242,10 @@ def _ready(path: Path | None, ready: dict[str, object]) -> Iterator[None]:
 def _announce(options: Options, ready: dict[str, object]) -> None:
     host = _bracketed(options.host)
     logs = f", {len(options.access_logs)} access logs" if options.access_logs else ""
-    print(
-        f"provenance collect: into {ready['database']}: OTLP/gRPC on {host}:{ready['grpc_port']}, "
+    complain(
+        "collect",
+        f"into {ready['database']}: OTLP/gRPC on {host}:{ready['grpc_port']}, "
         f"OTLP/HTTP and queries on http://{host}:{ready['http_port']}{logs}",
-        file=sys.stderr,
-        flush=True,
     )
     if options.host not in _LOOPBACK:
         _log.warning("%s is not loopback: whoever reaches it can write and read the evidence", options.host)

@@ -16,6 +16,7 @@ import polars as pl
 
 from collector.client import open_source
 from collector.commands.output import FORMATS, write_frame
+from collector.commands.terminal import escape_lines
 from collector.demo import report, signals, workbench
 from collector.demo.incidents import Grade, Planted, grade
 from collector.demo.plan import INCIDENTS, MIN_DURATION_SECONDS, Incident
@@ -256,4 +257,4 @@ def say_plan(planted: Sequence[Planted]) -> None:
 
 def say(text: str) -> None:
     """Progress, on stderr: stdout is for findings."""
-    print(f"demo: {text}", file=sys.stderr, flush=True)
+    print(f"demo: {escape_lines(text)}", file=sys.stderr, flush=True)

@@ -14,6 +14,8 @@ from typing import Final, Literal, TextIO, TypeGuard, get_args
 
 import polars as pl
 
+from collector.commands.terminal import escape as escape
+
 Format = Literal["table", "json", "ndjson", "csv"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 
@@ -21,8 +23,6 @@ _GAP: Final = "  "
 _NARROWEST: Final = 12
 """A column is never squeezed below this many cells: less tells nobody anything."""
 
-# C0, DEL, C1, line separators and the bidirectional controls: what a log line can use to rewrite a terminal.
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _UNSAFE_IN_JSON: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _ID: Final = re.compile(r"[0-9a-fA-F-]{12,36}(, [0-9a-fA-F-]{12,36})*|[0-9]+")
 
@@ -65,16 +65,6 @@ def render_table(frame: pl.DataFrame, *, width: int | None) -> list[str]:
         _GAP.join("-" * w for w in widths),
         *(_line(row, widths, right) for row in rows),
     ]
-
-
-def escape(text: str) -> str:
-    r"""The text with control characters made visible (`\x1b`), so that no recorded value can drive the terminal."""
-    return _CONTROL.sub(lambda m: _visible(m.group()), text)
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def _squeeze(widths: list[int], fixed: list[bool], total: int) -> list[int]:

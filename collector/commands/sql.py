@@ -8,6 +8,7 @@ from typing import Final
 
 from collector.client import open_source
 from collector.commands.output import FORMATS, write_frame
+from collector.commands.terminal import complain
 from collector.errors import CollectorError, exit_code
 
 _EPILOG: Final = """\
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         finally:
             source.close()
     except CollectorError as e:
-        print(f"provenance sql: {e}", file=sys.stderr)
+        complain("sql", str(e))
         return exit_code(e)
     try:
         write_frame(frame, options.format, sys.stdout)

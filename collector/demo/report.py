@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from collector.commands.output import write_frame
+from collector.commands.terminal import escape
 from collector.demo.incidents import NANOSECONDS, Grade, Outcome
 
 
@@ -31,7 +32,7 @@ def verdict_lines(grade: Grade, findings: pl.DataFrame) -> list[str]:
     explanations = dict(findings.select("finding_id", "explanation").iter_rows())
     return [
         *(_verdict_line(outcome) for outcome in grade.outcomes),
-        *(f"UNEXPECTED {i}: {explanations[i]}" for i in grade.unexpected),
+        *(f"UNEXPECTED {i}: {escape(explanations[i])}" for i in grade.unexpected),
         summary(grade),
     ]
 

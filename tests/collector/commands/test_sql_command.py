@@ -52,6 +52,19 @@ def test_a_refused_query_exits_2(db: str, capsys: pytest.CaptureFixture[str]) ->
     assert captured.err.startswith("provenance sql: only SELECT is answered here")
 
 
+def test_a_recorded_value_in_an_error_cannot_drive_the_terminal(db: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([db, "SELECT CAST(chr(27) || ']0;owned' || chr(7) || chr(13) AS INTEGER)"]) == 2
+
+    error = capsys.readouterr().err
+    assert "\\x1b]0;owned\\x07\\x0d" in error
+    assert not {"\x1b", "\x07", "\r"} & set(error)
+
+
+def test_an_error_of_several_lines_keeps_them(db: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([db, "SELECT nosuch FROM spans"]) == 2
+    assert "!\nCandidate bindings: " in capsys.readouterr().err
+
+
 def test_a_missing_file_exits_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nosuch.duckdb"), "SELECT 1"]) == 3
     assert "no such file" in capsys.readouterr().err
