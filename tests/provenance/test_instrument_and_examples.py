@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from provenance.setup import exporter_endpoint, make_exporter, make_resource
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 45.0
+OPENTELEMETRY_INSTRUMENT = re.compile(r"^    (opentelemetry-instrument .*?) python server\.py$", re.MULTILINE)
+"""The line in the README."""
 
 
 @pytest.mark.parametrize(
@@ -250,6 +253,52 @@ def test_an_example_runs_under_opentelemetry_instrument(
         run_client([sys.executable, str(directory / "client.py"), address.format(listening), "--calls=2"], environment)
 
     assert_stamped_pairs(receiver[0])
+
+
+WITHOUT_OUR_LINES = """
+import threading
+import fastapi, httpx, uvicorn
+from fastapi import FastAPI
+app = FastAPI()
+@app.post("/buy")
+def buy() -> str:
+    return "sold"
+config = uvicorn.Config(app, port=0, log_level="warning")
+listener = config.bind_socket()
+server = uvicorn.Server(config)
+thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+thread.start()
+for count in range(2):
+    assert httpx.post(f"http://127.0.0.1:{listener.getsockname()[1]}/buy", content=b"shirt").text == '"sold"'
+server.should_exit = True
+thread.join()
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_that_does_not_know_us_is_stamped_under_opentelemetry_instrument(
+    receiver: tuple[Receiver, str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    script = tmp_path / "shop.py"
+    script.write_text(WITHOUT_OUR_LINES)
+    command = shlex.split(OPENTELEMETRY_INSTRUMENT.search((ROOT / "README.md").read_text())[1])  # type: ignore[index]
+    kept = {key: value for key, value in environment.items() if not key.startswith("OTEL_") or "ENDPOINT" in key}
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / command[0]), *command[1:], sys.executable, str(script)],
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
+    clients, servers = receiver[0].wait(Span.SPAN_KIND_CLIENT, 2), receiver[0].wait(Span.SPAN_KIND_SERVER, 2)
+    assert {name for name, _ in clients + servers} == {"checkout"}
+    stamps = [{attributes(span)["provenance.stamp.nonce"] for _, span in side} for side in (clients, servers)]
+    assert stamps[0] == stamps[1]
+    assert len(clients) == len(servers) == len(stamps[0]) == 2
 
 
 INSTRUMENT_TWICE = """
