@@ -14,7 +14,7 @@ from typing import Final, Literal, TextIO, TypeGuard, get_args
 
 import polars as pl
 
-from collector.commands.terminal import escape as escape
+from collector.commands.terminal import escape
 
 Format = Literal["table", "json", "ndjson", "csv"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)

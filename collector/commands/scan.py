@@ -15,7 +15,8 @@ from typing import Any, Final, TextIO
 import polars as pl
 
 from collector.client import open_source
-from collector.commands.output import FORMATS, escape, write_frame
+from collector.commands.output import FORMATS, write_frame
+from collector.commands.terminal import complain, escape
 from collector.errors import CollectorError, ConfigError, exit_code
 from collector.forensics.egress import EgressParams
 from collector.forensics.findings import KINDS
@@ -57,10 +58,10 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
     try:
         scan = _scan(options, now())
     except CollectorError as e:
-        print(f"provenance scan: {e}", file=sys.stderr)
+        complain("scan", str(e))
         return exit_code(e)
     for note in scan.notes:
-        print(f"provenance scan: {note}", file=sys.stderr)
+        complain("scan", note)
     try:
         if options.format == "table":
             _write_table(scan.findings, sys.stdout)

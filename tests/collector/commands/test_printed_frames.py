@@ -9,7 +9,8 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from collector.commands.output import FORMATS, escape, render_table, write_frame
+from collector.commands.output import FORMATS, render_table, write_frame
+from collector.commands.terminal import escape
 
 FRAME = pl.DataFrame({
     "service": ["checkout", "payment"],
