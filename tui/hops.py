@@ -6,10 +6,9 @@ from typing import Final
 
 import ibis
 
-from collector.forensics.calls import calls
 from collector.forensics.ids import hex_ids
 from collector.forensics.tables import Query, Window, compile_sql
-from collector.forensics.verdicts import REASONS, judge
+from collector.forensics.verdicts import REASONS, judged_calls
 from tui.snapshots import Hop, Sight, Trace
 
 _COLUMNS: Final = (
@@ -25,7 +24,7 @@ _COLUMNS: Final = (
 @lru_cache(maxsize=16)
 def verdicts_sql(trace_id: str, window: Window) -> str:
     """The verdicts on the calls of one trace that began in the window. Raises ValueError if it is no trace id."""
-    judged = judge(calls(window), window)
+    judged = judged_calls(window)
     wanted = ibis.literal(str(uuid.UUID(trace_id))).cast("uuid")
     return compile_sql(judged.filter(judged.trace_id == wanted).select(*_COLUMNS))
 

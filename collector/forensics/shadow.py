@@ -38,6 +38,7 @@ from typing import Any, Final
 
 import ibis.expr.types as ir
 
+from collector.forensics.calls import MARGIN_NS
 from collector.forensics.findings import EVIDENCE_LIMIT, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
 from collector.forensics.matching import lines
@@ -111,8 +112,8 @@ def examine_shadow(query: Query, window: Window, params: ShadowParams | None = N
 
 
 def _activity(window: Window) -> ir.Table:
-    """How many lines each proxy's log has a minute: side, service, minute (of the Unix epoch), lines."""
-    table = lines(window, 0)
+    """How many lines each proxy's log has a minute in and around the window: side, service, minute (of the Unix epoch), lines."""
+    table = lines(window, MARGIN_NS)
     table = table.filter(table.direction.notnull())
     return table.group_by("side", "service", minute=table.start // MINUTE_NS).agg(lines=table.count())
 

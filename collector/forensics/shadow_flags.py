@@ -9,7 +9,7 @@ from typing import Final
 import ibis
 import ibis.expr.types as ir
 
-from collector.forensics.calls import calls
+from collector.forensics.calls import MARGIN_NS
 from collector.forensics.findings import EVIDENCE_LIMIT
 from collector.forensics.tables import NS_PER_S, Window, spans
 from collector.forensics.verdicts import MISSED, Coverage, judge
@@ -69,8 +69,9 @@ def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
     start_time_unix_nano, outbound_record_id, inbound_record_id, outbound_verdict, inbound_verdict, outbound_reason,
     inbound_reason, verdict, one boolean per name in `FLAGS`, and flagged: any of them.
     """
-    table = _facts(judge(calls(window, unanswered=False), window, params.coverage), params)
-    table = _with_telemetry(_with_entries(table, window, params))
+    table = _facts(judge(window.widened(MARGIN_NS), params.coverage), params)
+    # What other calls say of a call is read before those outside the window are left out.
+    table = window.of(_with_telemetry(_with_entries(table, window, params)))
     # Kubernetes probes the application itself, past its sidecar; that is how it is meant.
     missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & table.request_key.isnull())
     missed_out = table.outbound_verdict == MISSED

@@ -54,6 +54,11 @@ class Window:
             table = table.filter(start < self.until_unix_nano + margin_ns)
         return table
 
+    def widened(self, margin_ns: int) -> "Window":
+        """The window with `margin_ns` more at both ends."""
+        since, until = self.since_unix_nano, self.until_unix_nano
+        return Window(None if since is None else since - margin_ns, None if until is None else until + margin_ns)
+
 
 def compile_sql(expression: ir.Table, dialect: str = "duckdb") -> str:
     """The expression as one SELECT statement of the dialect, on one line."""

@@ -24,7 +24,7 @@ from typing import Final, Literal
 import ibis
 import ibis.expr.types as ir
 
-from collector.forensics.calls import MARGIN_NS
+from collector.forensics.calls import MARGIN_NS, calls
 from collector.forensics.matching import CLOCK_SLACK_NS, lines
 from collector.forensics.tables import NS_PER_S, Window, spans
 
@@ -70,22 +70,29 @@ class Coverage:
     clock_margin_ns: int = CLOCK_MARGIN_NS
 
 
-def judge(calls: ir.Table, window: Window, coverage: Coverage | None = None) -> ir.Table:
-    """The answered calls with what both proxies prove.
+def judged_calls(window: Window, coverage: Coverage | None = None) -> ir.Table:
+    """The answered calls that began in the window, judged by all evidence up to `MARGIN_NS` around it; columns as of `judge`."""
+    return window.of(judge(window.widened(MARGIN_NS), coverage))
+
+
+def judge(window: Window, coverage: Coverage | None = None) -> ir.Table:
+    """The answered calls that began in the window with what both proxies prove.
+
+    Verdicts near the ends of the window lack evidence from beyond: see `judged_calls`.
 
     Columns on top of `calls`: outbound_verdict, inbound_verdict (seen, missed, unknown); outbound_reason, inbound_reason
     (a key of `REASONS`, NULL unless unknown); verdict: bypassed if a proxy missed the call, else meshed if one saw it,
     else unknown.
     """
-    calls = calls.filter(calls.server_span_id.notnull())
-    logged = lines(window, MARGIN_NS)
-    units = _with_id_proof(_sides(calls), logged)
+    table = calls(window, unanswered=False)
+    logged = lines(window, 0)
+    units = _with_id_proof(_sides(table), logged)
     judged = _reasons(units, logged, _covered(units, logged, coverage or Coverage()))
     sides = judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(
         out=judged.reason.max(where=judged.side == "outbound"), into=judged.reason.max(where=judged.side == "inbound")
     )
-    table = calls.left_join(
-        sides, [calls.trace_id == sides.judge_trace_id, calls.server_span_id == sides.judge_span_id]
+    table = table.left_join(
+        sides, [table.trace_id == sides.judge_trace_id, table.server_span_id == sides.judge_span_id]
     )
     table = table.mutate(
         outbound_verdict=_verdict(table.out),
@@ -102,45 +109,45 @@ def _verdict(reason: ir.StringValue) -> ir.StringValue:
     return ibis.cases((reason == SEEN, SEEN), (reason == MISSED, MISSED), else_=UNKNOWN)
 
 
-def _sides(calls: ir.Table) -> ir.Table:
+def _sides(answered: ir.Table) -> ir.Table:
     """Two rows a call: side, service and instance whose proxy should have seen it, the peer, when, and whether it was seen.
 
     `without_id`: the callee's middleware looked for a request id, and the call had none.
     """
-    outbound = calls.select(
+    outbound = answered.select(
         "trace_id",
         "server_span_id",
         "request_key",
         side=ibis.literal("outbound"),
-        service=calls.caller,
-        instance=calls.caller_instance,
-        peer=calls.callee,
-        start=calls.start_time_unix_nano,
-        end=calls.end_time_unix_nano,
-        record_id=calls.outbound_record_id,
-        recorded=calls.outbound_record_id.notnull(),
-        seen=calls.outbound_record_id.notnull() | (calls.proxy_spans_outbound > 0),
-        ambiguous=calls.outbound_ambiguous,
+        service=answered.caller,
+        instance=answered.caller_instance,
+        peer=answered.callee,
+        start=answered.start_time_unix_nano,
+        end=answered.end_time_unix_nano,
+        record_id=answered.outbound_record_id,
+        recorded=answered.outbound_record_id.notnull(),
+        seen=answered.outbound_record_id.notnull() | (answered.proxy_spans_outbound > 0),
+        ambiguous=answered.outbound_ambiguous,
         without_id=ibis.literal(False),
-        path=calls.path,
+        path=answered.path,
     )
-    inbound = calls.select(
+    inbound = answered.select(
         "trace_id",
         "server_span_id",
         "request_key",
         side=ibis.literal("inbound"),
-        service=calls.callee,
-        instance=calls.callee_instance,
-        peer=calls.caller,
-        start=calls.server_start_time_unix_nano,
-        end=calls.server_end_time_unix_nano,
-        record_id=calls.inbound_record_id,
-        recorded=calls.inbound_record_id.notnull(),
-        seen=calls.inbound_record_id.notnull() | (calls.proxy_spans_inbound > 0),
-        ambiguous=calls.inbound_ambiguous,
+        service=answered.callee,
+        instance=answered.callee_instance,
+        peer=answered.caller,
+        start=answered.server_start_time_unix_nano,
+        end=answered.server_end_time_unix_nano,
+        record_id=answered.inbound_record_id,
+        recorded=answered.inbound_record_id.notnull(),
+        seen=answered.inbound_record_id.notnull() | (answered.proxy_spans_inbound > 0),
+        ambiguous=answered.inbound_ambiguous,
         # Only a middleware that looked could have told; it records every id that it finds.
-        without_id=calls.request_key.isnull() & calls.stamp_status.notnull(),
-        path=calls.path,
+        without_id=answered.request_key.isnull() & answered.stamp_status.notnull(),
+        path=answered.path,
     )
     return outbound.union(inbound)
 

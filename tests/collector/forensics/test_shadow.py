@@ -521,6 +521,17 @@ def test_the_window_limits_what_is_reported() -> None:
     assert len(mesh.examine(Window(T0 + 30 * S, T0 + 32 * S)).findings) == 1
 
 
+@pytest.mark.parametrize("margin", [0, 5 * S, 30 * S])
+def test_a_narrow_window_says_of_a_call_what_the_whole_evidence_says(margin: int) -> None:
+    mesh = Mesh().steady(600, request_id="c" * 36)
+    mesh.call(301 * S, None, logs=(), request_id=None, stamp="absent")
+    whole, narrow = mesh.only(), mesh.examine(Window(T0 + 301 * S - margin, T0 + 301 * S + margin + 1))
+    assert whole.severity == "critical"
+    assert narrow.unjudged == 0
+    [finding] = narrow.findings
+    assert finding == whole
+
+
 def test_the_sql_can_be_shown_and_run_elsewhere() -> None:
     query = store([], [])
     assert {name: query(sql).height for name, sql in shadow_sql(Window()).items()} == {"calls": 0, "proxies": 0}
