@@ -38,6 +38,9 @@ _EXPORTERS: Final = {
     "http/protobuf": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
 }
 
+_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_HTTP_PORT: Final = 4318
+
 _log = logging.getLogger("provenance")
 _lock = threading.Lock()
 _handle: "Handle | None" = None
@@ -77,7 +80,8 @@ def instrument(
 
     Args:
         service_name: `service.name`; else OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES; else `unknown_service`.
-        endpoint: OTLP endpoint; else OTEL_EXPORTER_OTLP_(TRACES_)ENDPOINT; else the collector on this host.
+        endpoint: OTLP endpoint; else OTEL_EXPORTER_OTLP_(TRACES_)ENDPOINT; else the collector on this host. Port 4318
+            or a path means HTTP unless OTEL_EXPORTER_OTLP_(TRACES_)PROTOCOL says otherwise.
         resource_attributes: More of the resource, over the environment's.
 
     A tracer provider that is already set is used as it is, and then none of the three arguments has a meaning.
@@ -130,8 +134,9 @@ def make_exporter(endpoint: str | None, environ: Mapping[str, str]) -> SpanExpor
     """The OTLP exporter that the environment asks for, else one that is installed; None, and a warning, without one."""
     if environ.get("OTEL_TRACES_EXPORTER", "").strip() == "none":
         return None
-    asked = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
-    for protocol in _EXPORTERS if asked is None else [asked.strip()]:
+    asked = _first_set(environ, "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    asked = asked or _protocol_of(endpoint or _first_set(environ, *_ENDPOINTS))
+    for protocol in [asked] if asked else _EXPORTERS:
         if (module := _EXPORTERS.get(protocol)) and _is_installed(module):
             exporter: SpanExporter = importlib.import_module(module).OTLPSpanExporter(
                 endpoint=exporter_endpoint(protocol, endpoint, environ)
@@ -147,14 +152,30 @@ def make_exporter(endpoint: str | None, environ: Mapping[str, str]) -> SpanExpor
 
 def exporter_endpoint(protocol: str, endpoint: str | None, environ: Mapping[str, str]) -> str | None:
     """The endpoint to give an exporter; None leaves it to the exporter, which reads the environment by the rules."""
-    in_environment = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" in environ or "OTEL_EXPORTER_OTLP_ENDPOINT" in environ
-    if endpoint is None and in_environment:
+    if not endpoint and _first_set(environ, *_ENDPOINTS):
         return None
     base = endpoint or DEFAULT_ENDPOINT[protocol]
+    base = base if "://" in base else f"http://{base}"
     if protocol == "grpc":
-        return base if "://" in base else f"http://{base}"
+        return base
     # "the OTLP/HTTP exporter MUST construct URLs for each signal": /v1/traces below a base without a path.
     return base if urlsplit(base).path.strip("/") else f"{base.rstrip('/')}/v1/traces"
+
+
+def _first_set(environ: Mapping[str, str], *keys: str) -> str:
+    """The first that has a value: "SDK MUST interpret an empty value … the same way as when the variable is unset"."""
+    return next((value for key in keys if (value := environ.get(key, "").strip())), "")
+
+
+def _protocol_of(endpoint: str) -> str:
+    """The protocol that an endpoint can only mean, by OTLP/HTTP's port or a path, which gRPC has not; else nothing."""
+    try:
+        parts = urlsplit(endpoint if "://" in endpoint else f"//{endpoint}")
+        port = parts.port
+    except ValueError:  # the exporter will say what is wrong with it
+        return ""
+    has_path = parts.scheme in {"http", "https"} and parts.path.strip("/") != ""
+    return "http/protobuf" if has_path or port == _HTTP_PORT else ""
 
 
 def _activate(framework: str, module: str, name: str, options: Mapping[str, Any]) -> None:

@@ -36,6 +36,13 @@ OPENTELEMETRY_INSTRUMENT = re.compile(r"^    (opentelemetry-instrument .*?) pyth
         ("grpc", "collector:4317", {}, "http://collector:4317"),
         ("grpc", "https://collector:4317", {}, "https://collector:4317"),
         ("grpc", None, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, None),
+        (
+            "grpc",
+            None,
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": " "},
+            "http://127.0.0.1:4317",
+        ),
+        ("http/protobuf", "collector:4318", {}, "http://collector:4318/v1/traces"),
         ("grpc", "http://y", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}, "http://y"),
         ("http/protobuf", None, {}, "http://127.0.0.1:4318/v1/traces"),
         ("http/protobuf", "http://collector:4318/", {}, "http://collector:4318/v1/traces"),
@@ -47,16 +54,32 @@ def test_the_endpoint(protocol: str, endpoint: str | None, environ: dict[str, st
     assert exporter_endpoint(protocol, endpoint, environ) == expected
 
 
+ENDPOINT, PROTOCOL = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
+TRACES_ENDPOINT, TRACES_PROTOCOL = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+
+
 @pytest.mark.parametrize(
-    ("environ", "module"),
+    ("endpoint", "environ", "module"),
     [
-        ({}, "grpc"),
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, "http"),
-        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"}, "grpc"),
+        ("http://127.0.0.1:1", {}, "grpc"),
+        ("http://127.0.0.1:1/", {}, "grpc"),
+        ("http://127.0.0.1:1", {PROTOCOL: "http/protobuf"}, "http"),
+        ("http://127.0.0.1:1", {PROTOCOL: "http/protobuf", TRACES_PROTOCOL: "grpc"}, "grpc"),
+        ("http://127.0.0.1:1", {PROTOCOL: "http/protobuf", TRACES_PROTOCOL: ""}, "http"),
+        ("http://127.0.0.1:1", {PROTOCOL: ""}, "grpc"),
+        ("http://127.0.0.1:4318", {}, "http"),
+        ("127.0.0.1:4318", {}, "http"),
+        ("http://127.0.0.1:4318", {PROTOCOL: " "}, "http"),
+        ("http://127.0.0.1:4318", {PROTOCOL: "grpc"}, "grpc"),
+        ("http://127.0.0.1:1/v1/traces", {}, "http"),
+        ("unix:///run/collector.sock", {}, "grpc"),
+        (None, {ENDPOINT: "http://127.0.0.1:4318"}, "http"),
+        (None, {ENDPOINT: "http://127.0.0.1:4318", TRACES_ENDPOINT: "http://127.0.0.1:1"}, "grpc"),
+        (None, {ENDPOINT: ""}, "grpc"),
     ],
 )
-def test_the_exporter_that_is_asked_for(environ: dict[str, str], module: str) -> None:
-    exporter = make_exporter("http://127.0.0.1:1", environ)
+def test_the_exporter_that_is_asked_for(endpoint: str | None, environ: dict[str, str], module: str) -> None:
+    exporter = make_exporter(endpoint, environ)
 
     assert exporter is not None
     assert type(exporter).__module__.startswith(f"opentelemetry.exporter.otlp.proto.{module}.")
