@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from collector.commands.terminal import complain
 from collector.errors import CollectorError, ConfigError, StoreError, exit_code
+from collector.receiver.hosts import is_loopback
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collector.store.writer import Writer
     from collector.witnesses.follow import Follower, LogFile
 
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _GRACE_SECONDS: Final = 5.0
 """How long requests that run at shutdown may take."""
 
@@ -44,7 +44,8 @@ Proxies write access logs; name the workload whose proxy wrote each, and the dir
 (Istio's do). Files are followed across rotation, and read on after a restart where they were left:
   --access-log checkout:inbound=/var/log/envoy/checkout.json
 
-The HTTP port also answers SELECTs. There is no authentication: bind to loopback, or to a network that you trust.
+The HTTP port also answers SELECTs. There is no authentication: bind to loopback, or to a network that you trust. Bound to
+loopback, it answers only to localhost and addresses as Host, so that no page in a browser can ask it.
   provenance scan http://127.0.0.1:4318
 
 exit codes: 0 stopped by SIGTERM or SIGINT with everything committed, 2 could not start or could not write
@@ -117,7 +118,7 @@ def _collect(options: Options) -> None:
         writer = stack.enter_context(Writer(store))
         follower = _follow(store, writer, options.access_logs)
         stack.callback(follower.close)
-        app = _app(Ingest(writer), store, follower)
+        app = _app(Ingest(writer), store, follower, loopback_only=is_loopback(options.host))
         http_port = stack.enter_context(_serve_http(app, options.host, options.http_port))
         grpc_port = stack.enter_context(_serve_grpc(Ingest(writer), options.host, options.grpc_port))
         follower.start()
@@ -163,13 +164,13 @@ def _follow(store: "Store", writer: "Writer", logs: Sequence["LogFile"]) -> "Fol
     return Follower(logs, writer, positions)
 
 
-def _app(ingest: "Ingest", store: "Store", follower: "Follower") -> "Starlette":
+def _app(ingest: "Ingest", store: "Store", follower: "Follower", *, loopback_only: bool) -> "Starlette":
     from collector.api import API_LIMITS, api_routes
     from collector.receiver.http_app import create_app
     from collector.store.reader import Reader
 
     routes = api_routes(Reader(store, API_LIMITS), database=str(store.path), access_logs=follower.status)
-    return create_app(ingest=ingest, extra_routes=routes)
+    return create_app(ingest=ingest, extra_routes=routes, loopback_only=loopback_only)
 
 
 @contextmanager
@@ -247,7 +248,7 @@ def _announce(options: Options, ready: dict[str, object]) -> None:
         f"into {ready['database']}: OTLP/gRPC on {host}:{ready['grpc_port']}, "
         f"OTLP/HTTP and queries on http://{host}:{ready['http_port']}{logs}",
     )
-    if options.host not in _LOOPBACK:
+    if not is_loopback(options.host):
         _log.warning("%s is not loopback: whoever reaches it can write and read the evidence", options.host)
 
 

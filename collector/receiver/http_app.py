@@ -5,6 +5,7 @@
 | committed | 200, with `partial_success` when spans were refused | goes on |
 | not a trace request, not gzip | 400 | drops it |
 | too slow a body | 408 | drops it |
+| a Host that is not this machine, where only this machine is served | 421 | drops it |
 | larger than the limit, also after decompression | 413 | drops it |
 | a content type or encoding that is not spoken here | 415 | drops it |
 | the store failed, is full, or took too long | 503 with Retry-After | sends it again |
@@ -22,11 +23,14 @@ from typing import Final
 from google.rpc import code_pb2, status_pb2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from collector.errors import DecodeError, StoreError
+from collector.receiver.hosts import names_this_machine
 from collector.receiver.inflate import TooLargeError, gunzip, too_large
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Accepted, Ingest, store_failure
 
@@ -44,11 +48,12 @@ def create_app(
     *,
     ingest: Ingest,
     extra_routes: Sequence[BaseRoute] = (),
+    loopback_only: bool = False,
     max_request_bytes: int = MAX_REQUEST_BYTES,
     read_timeout_s: float = READ_TIMEOUT_S,
     commit_timeout_s: float = COMMIT_TIMEOUT_S,
 ) -> Starlette:
-    """The application: /v1/traces, /healthz, and `extra_routes`."""
+    """The application: /v1/traces, /healthz, and `extra_routes`; `loopback_only` refuses Hosts that a foreign page may have."""
 
     async def traces(request: Request) -> Response:
         try:
@@ -67,7 +72,32 @@ def create_app(
 
     return Starlette(
         routes=[Route("/v1/traces", traces, methods=["POST"]), Route("/healthz", _healthz), *extra_routes],
+        middleware=[Middleware(_OnlyThisMachine)] if loopback_only else [],
     )
+
+
+class _OnlyThisMachine:
+    """Answers 421 to requests for other hosts' names, before anything of them is read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            host = request.headers.get("host", "")
+            if not names_this_machine(host):
+                message = f"the Host {host!r} is not served: ask for localhost or an address, or bind with --host"
+                await _misdirected(request, message)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _misdirected(request: Request, message: str) -> Response:
+    """In the words of whoever asked: OTLP's Status, or the query API's error."""
+    if str(request.scope["path"]).startswith("/v1/"):
+        return _status(request, 421, code_pb2.PERMISSION_DENIED, message)
+    return JSONResponse({"error": message}, 421)
 
 
 async def _healthz(_: Request) -> Response:

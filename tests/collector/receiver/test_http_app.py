@@ -224,3 +224,33 @@ async def test_routes_can_be_added():
         assert (await c.get("/hello")).text == "hello"
         assert (await c.get("/healthz")).json() == {"status": "ok"}
         assert (await c.get("/v1/traces")).status_code == 405
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "localhost:4318", "LOCALHOST.:1", "127.0.0.1:4318", "127.8.8.8", "10.0.0.5:4318", "[::1]:4318", "[::1]",
+     "mesh.localhost:80", ""],
+)  # fmt: skip
+async def test_on_loopback_this_machine_s_names_and_addresses_are_served(host):
+    writer = FakeWriter()
+    response = await post(client(writer, loopback_only=True), trace_request(1).SerializeToString(), host=host)
+    assert response.status_code == 200
+    assert len(writer.rows("spans")) == 1
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:4318", "localhost.evil.example", "127.0.0.1.evil.example", "[x", "a@b:1"]
+)
+async def test_on_loopback_a_page_that_rebinds_its_name_gets_a_421(host):
+    writer = FakeWriter()
+    response = await post(client(writer, loopback_only=True), trace_request(1).SerializeToString(), host=host)
+    assert response.status_code == 421
+    assert "ask for localhost or an address" in status_of(response).message
+    assert writer.rows("spans") == []
+
+
+async def test_the_query_api_says_so_in_its_own_words():
+    async with client(FakeWriter(), loopback_only=True) as c:
+        response = await c.get("/api/v1/status", headers={"host": "evil.example"})
+    assert response.status_code == 421
+    assert "evil.example" in response.json()["error"]
