@@ -5,15 +5,16 @@ the first failure at each place is logged at WARNING with its traceback, then at
 """
 
 import logging
-import threading
 import time
 from collections import Counter
 from typing import Final
 
+from provenance.forks import Lock, in_forked_children
+
 LOG_INTERVAL_SECONDS: Final = 60.0
 
 _log = logging.getLogger("provenance")
-_lock = threading.Lock()
+_lock = Lock()
 _counts: Counter[str] = Counter()
 _last_logged: dict[str, float] = {}
 
@@ -57,7 +58,10 @@ def counts() -> dict[str, int]:
 
 
 def reset() -> None:
-    """Forget all counts: for tests, and for a process that forked."""
+    """Forget all counts: for tests, and in a process that was forked, whose failures are its own."""
     with _lock:
         _counts.clear()
         _last_logged.clear()
+
+
+in_forked_children(reset)  # after the lock's own, which is registered where it is made

@@ -1,10 +1,11 @@
 """One replaced attribute of somebody else's class or module, that can be put back."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
-_lock = threading.Lock()
+from provenance.forks import Lock
+
+_lock = Lock()
 
 
 class Patch:

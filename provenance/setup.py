@@ -3,7 +3,6 @@
 import importlib
 import logging
 import os
-import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from provenance.faults import report
+from provenance.forks import Lock
 from provenance.instrumentor import ProvenanceInstrumentor
 
 DEFAULT_ENDPOINT: Final = {"grpc": "http://127.0.0.1:4317", "http/protobuf": "http://127.0.0.1:4318"}
@@ -42,7 +42,7 @@ _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_E
 _HTTP_PORT: Final = 4318
 
 _log = logging.getLogger("provenance")
-_lock = threading.Lock()
+_lock = Lock()
 _handle: "Handle | None" = None
 
 

@@ -52,6 +52,33 @@ def test_errors_are_contained_and_ends_are_not() -> None:
     assert faults.counts() == {"here": 1}
 
 
+FORK_WHILE_LOCKS_ARE_HELD = """
+import os, signal
+from provenance import faults, patching, setup
+faults.report("here", ValueError())
+with faults._lock, patching._lock, setup._lock:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # a child that waits for ever ends by this
+        assert faults.counts() == {}, "the parent's failures are the parent's"
+        faults.report("here", ValueError())
+        assert faults.counts() == {"here": 1}
+        with patching._lock, setup._lock:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert faults.counts() == {"here": 1}
+print("fine")
+"""
+
+
+def test_a_forked_process_waits_for_nobody_and_counts_anew() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_WHILE_LOCKS_ARE_HELD], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+
+
 class Host:
     """Somebody else's class."""
 
