@@ -74,12 +74,20 @@ def _proxies_sql(window: Window) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ShadowReport:
-    """The findings, and what could not be judged: `unjudged` of `calls` answered calls, most often because of `why`."""
+    """The findings, and what could not be judged.
+
+    Attributes:
+        findings: One a (caller, callee).
+        calls: Answered calls.
+        unjudged: Those that no proxy proves anything of, most often because of `why`.
+        sampled: A sentence for each proxy whose log proves nothing by what it lacks, whatever the other side saw.
+    """
 
     findings: list[Finding]
     calls: int
     unjudged: int
     why: str
+    sampled: tuple[str, ...] = ()
 
 
 def find_shadow(query: Query, window: Window, params: ShadowParams | None = None) -> list[Finding]:
@@ -96,19 +104,38 @@ def examine_shadow(query: Query, window: Window, params: ShadowParams | None = N
         into.setdefault(row["callee"], []).append(row)
         if row["flagged"]:
             flagged.setdefault((row["caller"], row["callee"]), []).append(row)
+    sampled = _samples(rows)
     logged: Activity = {}
     if flagged:
         lines_ = query(_proxies_sql(window)).to_dicts()
         logged = {(r["side"], r["service"], r["minute"]): r["lines"] for r in lines_}
     return ShadowReport(
         findings=[
-            _finding(Subject(caller, callee, tuple(mine)), into[callee], logged)
+            _finding(Subject(caller, callee, tuple(mine)), into[callee], logged, sampled)
             for (caller, callee), mine in sorted(flagged.items(), key=lambda item: (item[0][1], item[0][0] or ""))
         ],
         calls=sum(r["calls"] for r in rows),
         unjudged=sum(r["calls"] for r in rows if r["verdict"] == UNKNOWN),
         why=_causes(rows, "the callee's proxy"),
+        sampled=tuple(sampled[key] for key in sorted(sampled, key=lambda key: (key[1], key[0]))),
     )
+
+
+def _samples(rows: list[Row]) -> dict[tuple[str, str], str]:
+    """(side, service) -> a sentence on the access log of that proxy, where it holds a part of the calls."""
+    seen: Counter[tuple[str, str]] = Counter()
+    open_: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        for side, service in (("inbound", row["callee"]), ("outbound", row["caller"])):
+            if row[f"{side}_verdict"] == SEEN:
+                seen[side, service] += row["calls"]
+            elif row[f"{side}_reason"] == "log_sampled":
+                open_[side, service] += row["calls"]
+    return {
+        (side, service): f"{service}'s proxy logs {percent(seen[side, service], seen[side, service] + missing)} "
+        f"of its {side} calls: a sample, or a replica without a sidecar"
+        for (side, service), missing in open_.items()
+    }
 
 
 def _activity(window: Window) -> ir.Table:
@@ -150,7 +177,7 @@ class Subject:
         return all(r["inbound_verdict"] == SEEN for r in self.rows)
 
 
-def _finding(subject: Subject, into: list[Row], logged: Activity) -> Finding:
+def _finding(subject: Subject, into: list[Row], logged: Activity, sampled: dict[tuple[str, str], str]) -> Finding:
     severity, score = _strength(subject)
     trace_ids, span_ids = _evidence(subject.rows)
     records = [str(i) for r in subject.rows for key in ("outbound", "inbound") for i in r[f"{key}_record_ids"] or ()]
@@ -168,7 +195,7 @@ def _finding(subject: Subject, into: list[Row], logged: Activity) -> Finding:
         trace_ids=trace_ids,
         span_ids=span_ids,
         record_ids=tuple(dict.fromkeys(records))[:EVIDENCE_LIMIT],
-        completeness=_completeness(subject.callee, into),
+        completeness=_completeness(subject, into, sampled),
         attack_ids=BYPASS_TECHNIQUES if _missed(subject) else (),
     )
 
@@ -277,7 +304,13 @@ def _lines_around(subject: Subject, side: str, service: str, logged: Activity) -
     )
 
 
-def _completeness(callee: str, into: list[Row]) -> str:
+def _completeness(subject: Subject, into: list[Row], sampled: dict[tuple[str, str], str]) -> str:
+    """What the logs of the two do not show, in sentences; empty when they show all."""
+    samples = (sampled.get(("inbound", subject.callee)), sampled.get(("outbound", subject.caller or "")))
+    return "; ".join(text for text in (_unjudged(subject.callee, into), *samples) if text)
+
+
+def _unjudged(callee: str, into: list[Row]) -> str:
     """The share of the callee's calls whose verdict is unknown, and why; empty when there are none."""
     total = sum(r["calls"] for r in into)
     unknown = sum(r["calls"] for r in into if r["verdict"] == UNKNOWN)

@@ -12,7 +12,8 @@ Absence is evidence only where presence was possible. A proxy *missed* a call on
   at least `CLOCK_MARGIN_NS`. A log is written in order: the later line proves that the call's own would be there by now.
   Where several files feed one proxy's log, none of them may have stopped in between;
 - no line of the same request id there is left over that might be the call's (another path, a clock far off);
-- the log is not a sample: somebody's calls are all in it for a good part of the time (`_sampled`), or nobody's are.
+- the log is not a sample: somebody's calls are all in it for a good part of the time (`_sampled`), or nobody's are;
+- the call is no service's call to itself over loopback, which no sidecar takes.
 
 Lines whose direction is not known can vouch for a call; they never condemn one. Missing proxy *spans* never do:
 tracing is sampled, and ambient meshes write few spans.
@@ -38,6 +39,7 @@ BYPASSED: Final = "bypassed"
 
 REASONS: Final[dict[str, str]] = {
     "caller_unknown": "nothing vouches for a caller, so its proxy is not known either",
+    "self_over_loopback": "a service's call to itself over loopback passes no sidecar",
     "witness_not_deployed": "no access log and no spans of that proxy",
     "not_sampled": "that proxy writes spans but no access log, and spans are sampled",
     "no_join_key": "the call carries no request id",
@@ -57,8 +59,13 @@ _RUN: Final = 20
 """By chance, a log that keeps half of all lines has all of a run in one of a million, one that keeps 80 % in one of 87."""
 _WHOLE_RUNS_RATIO: Final = 0.25
 _FAILED: Final = 400
+_STRETCH: Final = 5
+_A_FEW_RATIO: Final = 1 / 8
+_WHOLE_FEW: Final = 10
+"""A log that keeps two of three lines has all of ten in one of 58 cases, and leaves no pattern in most."""
 _ANY: Final = "*"
 _PROXY: Final = ("side", "service", "proxy", "source")
+_LOOPBACK: Final = ("localhost", "::1", "[::1]")
 _UNIT: Final = ("side", "trace_id", "server_span_id")
 
 
@@ -130,6 +137,8 @@ def _sides(answered: ir.Table) -> ir.Table:
         ambiguous=answered.outbound_ambiguous,
         without_id=ibis.literal(False),
         path=answered.path,
+        operation=answered.operation,
+        loopback=_to_itself(answered),
     )
     inbound = answered.select(
         "trace_id",
@@ -148,8 +157,18 @@ def _sides(answered: ir.Table) -> ir.Table:
         # Only a middleware that looked could have told; it records every id that it finds.
         without_id=answered.request_key.isnull() & answered.stamp_status.notnull(),
         path=answered.path,
+        operation=answered.operation,
+        loopback=_to_itself(answered),
     )
     return outbound.union(inbound)
+
+
+def _to_itself(answered: ir.Table) -> ir.BooleanValue:
+    """Calls of a replica to itself over loopback: a sidecar's redirection leaves them alone."""
+    address = answered.destination_address.lower()
+    local = address.isin(_LOOPBACK) | address.re_search(r"^127(\.\d{1,3}){3}$")
+    same = (answered.caller == answered.callee) & (answered.caller_instance == answered.callee_instance).fill_null(True)
+    return (local & same).fill_null(False)
 
 
 def _with_id_proof(units: ir.Table, logged: ir.Table) -> ir.Table:
@@ -271,12 +290,21 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
     """(side, trace_id, server_span_id, reason): 'seen', 'missed', or why it is unknown."""
     logs = logged.group_by("side", "service").agg(able=_able(logged).any())
     logs = logs.select(log_side=logs.side, log_service=logs.service, log_able=logs.able)
-    sampled = _sampled(units)
-    sampled = sampled.select(sampled_side=sampled.side, sampled_service=sampled.service)
+    replicas = _replicas(units, logged)
+    sampled = _sampled(units, replicas)
+    sampled = sampled.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
     traced = _traced()
-    table = units.left_join(logs, [units.side == logs.log_side, units.service == logs.log_service])
+    table = _with_proxy(units, replicas)
+    table = table.left_join(logs, [table.side == logs.log_side, table.service == logs.log_service])
     table = table.left_join(traced, [table.service == traced.traced_service])
-    table = table.left_join(sampled, [table.side == sampled.sampled_side, table.service == sampled.sampled_service])
+    table = table.left_join(
+        sampled,
+        [
+            table.side == sampled.sampled_side,
+            table.service == sampled.sampled_service,
+            table.proxy == sampled.sampled_proxy,
+        ],
+    )
     cover = covered.select(
         cover_side=covered.side,
         cover_trace_id=covered.trace_id,
@@ -294,6 +322,7 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
     reason = ibis.cases(
         (table.seen, SEEN),
         (table.service.isnull(), "caller_unknown"),
+        (table.loopback, "self_over_loopback"),
         (table.log_side.isnull() & table.traced_service.notnull(), "not_sampled"),
         (table.log_side.isnull(), "witness_not_deployed"),
         (~table.log_able, "log_without_request_ids"),
@@ -315,31 +344,78 @@ def _traced() -> ir.Table:
     return names.select(traced_service=names.service_name).union(short).distinct()
 
 
-def _sampled(units: ir.Table) -> ir.Table:
-    """(side, service) whose log holds a sample of the calls: a bypass begins, or concerns some peers; a sample is even.
+def _sampled(units: ir.Table, replicas: ir.Table) -> ir.Table:
+    """(side, service, proxy) whose log holds a sample of the calls: a bypass begins, or concerns some peers; a sample is even.
 
-    Calls of one (peer, path) are counted in runs of `_RUN` in order of time. A log that is no sample has at least a quarter of
-    somebody's runs whole. Where nobody made a run of calls, a log with less than half of every peer's is taken for a sample.
+    Calls of one (peer, operation) make a series in order of time, in runs of `_RUN`. A log that is no sample has at least a
+    quarter of some series' runs whole, or a series of one run or more that is broken in one place only. Where no series has a
+    run, not even at another replica of the service, the log is taken for a sample if a series is a mix without any pattern
+    (`_series`) and no series speaks against it, or if there are calls enough and less than half of every peer's are in it.
     """
-    known = units.filter(units.service.notnull() & units.request_key.notnull())
+    known = units.filter(units.service.notnull() & units.request_key.notnull() & ~units.loopback)
+    known = _with_proxy(known, replicas)
+    series = _series(known)
+    proxies = series.group_by("side", "service", "proxy").agg(
+        calls=series.calls.sum(),
+        recorded=series.recorded.sum(),
+        whole=series.whole.max(),
+        mixed=series.mixed.any(),
+        telling=series.telling.any(),
+    )
+    by_peer = series.group_by("side", "service", "proxy", "peer").agg(
+        calls=series.calls.sum(), recorded=series.recorded.sum()
+    )
+    best = by_peer.filter(by_peer.calls >= _SAMPLED_MIN_PEER_CALLS)
+    best = best.group_by("side", "service", "proxy").agg(best=(best.recorded / best.calls).max())
+    table = proxies.left_join(best, ["side", "service", "proxy"]).drop("side_right", "service_right", "proxy_right")
+    whole = ibis.coalesce(table.whole, table.whole.max().over(group_by=["side", "service"]))
+    pattern = table.mixed & ~table.telling
+    few = (table.calls >= _SAMPLED_MIN_CALLS) & (table.best < _SAMPLED_RATIO).fill_null(False)
+    even = ibis.ifelse(whole.isnull(), pattern | few, whole < _WHOLE_RUNS_RATIO)
+    return table.mutate(even=even).filter(lambda t: (t.recorded > 0) & t.even).select("side", "service", "proxy")
+
+
+def _series(known: ir.Table) -> ir.Table:
+    """The calls of each (side, service, proxy, peer, operation): what a sample would look like, and what speaks against one.
+
+    Columns on top: calls, recorded; whole (the share of whole runs, NULL without a run); mixed (some are in the log, some are
+    not); telling: all of `_WHOLE_FEW` calls are in the log, or `_STRETCH` in a row are and the others are a few or in one place.
+    """
+    key = ("side", "service", "proxy", "peer", "operation")
     known = known.select(
-        "side", "service", "recorded", "start", peer=known.peer.fill_null(""), path=known.path.fill_null("")
+        *key[:3],
+        "recorded",
+        "start",
+        "trace_id",
+        "server_span_id",
+        peer=known.peer.fill_null(""),
+        operation=known.operation.fill_null(""),
     )
-    series = ("side", "service", "peer", "path")
-    number = ibis.row_number().over(group_by=series, order_by=known.start)
-    known = known.mutate(run=number // _RUN)
-    runs = known.group_by(*series, "run").agg(calls=known.count(), recorded=known.recorded.sum())
-    by_series = runs.filter(runs.calls == _RUN)
-    by_series = by_series.group_by(series).agg(whole=(by_series.recorded == _RUN).mean())
-    whole = by_series.group_by("side", "service").agg(whole=by_series.whole.max())
-    whole = whole.select(whole_side=whole.side, whole_service=whole.service, whole=whole.whole)
-    by_peer = runs.group_by("side", "service", "peer").agg(calls=runs.calls.sum(), recorded=runs.recorded.sum())
-    share = by_peer.recorded / by_peer.calls
-    total = by_peer.group_by("side", "service").agg(
-        calls=by_peer.calls.sum(),
-        recorded=by_peer.recorded.sum(),
-        best=share.max(where=by_peer.calls >= _SAMPLED_MIN_PEER_CALLS),
+    order = [known.start, known.trace_id, known.server_span_id]
+    known = known.mutate(
+        number=ibis.row_number().over(group_by=key, order_by=order),
+        turned=(known.recorded != known.recorded.lag().over(group_by=key, order_by=order)).fill_null(False),
     )
-    total = total.left_join(whole, [total.side == whole.whole_side, total.service == whole.whole_service])
-    even = (total.whole < _WHOLE_RUNS_RATIO) | (total.whole.isnull() & (total.best < _SAMPLED_RATIO))
-    return total.filter((total.calls >= _SAMPLED_MIN_CALLS) & (total.recorded > 0) & even).select("side", "service")
+    known = known.mutate(
+        stretch=known.turned.cast("int64")
+        .sum()
+        .over(ibis.window(group_by=key, order_by=known.number, preceding=None, following=0)),
+        run=known.number // _RUN,
+    )
+    stretches = known.group_by(*key, "stretch").agg(calls=known.count(), recorded=known.recorded.sum())
+    longest = stretches.recorded.max()
+    table = stretches.group_by(key).agg(
+        calls=stretches.calls.sum(), recorded=stretches.recorded.sum(), turns=stretches.stretch.max(), longest=longest
+    )
+    runs = known.group_by(*key, "run").agg(calls=known.count(), whole=known.recorded.all())
+    runs = runs.filter(runs.calls == _RUN).group_by(key).agg(whole=runs.whole.mean(where=runs.calls == _RUN))
+    table = table.left_join(runs, list(key)).drop(*(f"{name}_right" for name in key))
+    missed = table.calls - table.recorded
+    one_place = (table.longest >= _STRETCH) & (table.turns <= 2) & (missed > 0)
+    one_place_long = one_place & (table.longest * 4 >= table.calls)
+    a_few = (table.longest >= _STRETCH) & (missed > 0) & (missed <= table.calls * _A_FEW_RATIO)
+    return table.mutate(
+        whole=ibis.ifelse(table.whole.notnull() & one_place_long, 1.0, table.whole),
+        mixed=(table.recorded > 0) & (missed > 0),
+        telling=one_place | a_few | ((missed == 0) & (table.calls >= _WHOLE_FEW)),
+    )

@@ -297,6 +297,51 @@ def test_a_log_that_holds_a_sample_condemns_nobody() -> None:
     assert "a sample of the calls" in report.why
 
 
+@pytest.mark.parametrize("calls", [6, 13, 19, 40])
+def test_every_second_call_in_a_log_is_a_sample_however_few_there_are_and_it_is_said(calls: int) -> None:
+    mesh = Mesh()
+    for number in range(calls):
+        mesh.call(number * 3 * S, logs=("outbound", "inbound") if number % 2 == 0 else ("outbound",))
+    report = mesh.examine()
+    assert (report.findings, report.unjudged) == ([], 0)
+    [sentence] = report.sampled
+    assert sentence.startswith("pay's proxy logs ")
+    assert sentence.endswith("of its inbound calls: a sample, or a replica without a sidecar")
+
+
+@pytest.mark.parametrize(("calls", "missed"), [(30, {10}), (16, set(range(9, 15)))], ids=["one", "in one place"])
+def test_few_calls_that_are_missed_in_one_place_are_no_sample(calls: int, missed: set[int]) -> None:
+    mesh = Mesh()
+    for number in range(calls):
+        mesh.call(number * 2 * S, logs=("outbound",) if number in missed else ("outbound", "inbound"))
+    assert mesh.only().count == len(missed)
+
+
+def test_one_replicas_half_empty_log_does_not_excuse_another() -> None:
+    mesh = Mesh()
+    for number in range(90):
+        name = {"service_instance_id": f"pay-{number % 2}"}
+        missed = number % 4 == 0 or number == 51  # every second call of pay-0, and one of pay-1's
+        mesh.call(number * S, logs=("outbound",) if missed else ("outbound", "inbound"), server=name)
+        if not missed:
+            mesh.records[-1] |= name
+            mesh.records[-2] |= {"service_instance_id": None}
+    finding = mesh.only()
+    assert finding.count == 1
+    assert "pay's proxy logs" in finding.completeness
+
+
+@pytest.mark.parametrize(
+    ("address", "clean"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("10.0.0.7", False)]
+)
+def test_a_service_that_calls_itself_over_loopback_passes_no_sidecar(address: str, *, clean: bool) -> None:
+    mesh = Mesh().steady().steady(caller="pay", callee="stock")
+    mesh.call(31 * S, "pay", "pay", logs=(), client={"server_address": address})
+    report = mesh.examine()
+    assert (report.findings == []) is clean
+    assert ("passes no sidecar" in report.why) is clean
+
+
 def test_a_replica_without_a_sidecar_is_not_condemned_by_anothers_log() -> None:
     mesh = Mesh()
     mesh.steady(logs=("inbound",), server={"service_instance_id": "pay-0"}, record={"service_instance_id": "pay-0"})
