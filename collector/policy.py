@@ -9,6 +9,8 @@
       {service = "payment", destination = "127.0.0.7:9000"},      # for one service alone
     ]
 
+`allow = []` is a list too: nothing may leave. Without `allow` there is no list, and nothing can be judged by it.
+
 Parsing is pure; `read_policy` is the file read. The detector asks `EgressPolicy`, built from the rows of `egress_allow`.
 """
 
@@ -32,6 +34,10 @@ _LABEL: Final = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST: Final = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 
 
+NOWHERE: Final = ""
+"""The destination in the one row of `egress_allow` that stands for an empty list; it matches nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class EgressRule:
     """One thing that is allowed.
@@ -49,19 +55,17 @@ class EgressRule:
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What is allowed, all of it; an empty policy allows nothing and `is_empty` tells that nobody wrote one."""
+    """What is allowed, all of it. Without rules nothing is allowed; `is_given` tells whether anybody said so."""
 
     rules: tuple[EgressRule, ...] = ()
+    is_given: bool = True
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, object]]) -> "EgressPolicy":
-        """From the rows of `egress_allow`: `service_name`, `destination`, `port`; raises ConfigError."""
-        return cls(tuple(_rule_from_row(row) for row in rows))
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there are no rules at all."""
-        return not self.rules
+        """From the rows of `egress_allow`: `service_name`, `destination`, `port`; raises ConfigError. No rows: no list is given."""
+        listed = list(rows)
+        rules = (_rule_from_row(row) for row in listed if row.get("destination") != NOWHERE)
+        return cls(tuple(rules), is_given=bool(listed))
 
     def allows(self, service: str, host: str, port: int | None) -> bool:
         """Whether this service may reach this destination.
@@ -103,12 +107,15 @@ def parse_policy(text: str, *, name: str) -> EgressPolicy:
     allow = egress.get("allow", [])
     if not isinstance(allow, list):
         raise ConfigError(f"{name}: egress.allow: expected a list, got {_kind(allow)}")
-    return EgressPolicy(tuple(_entry(entry, f"{name}: egress.allow[{i}]") for i, entry in enumerate(allow)))
+    rules = tuple(_entry(entry, f"{name}: egress.allow[{i}]") for i, entry in enumerate(allow))
+    return EgressPolicy(rules, is_given="allow" in egress)
 
 
 def to_batch(policy: EgressPolicy) -> pa.RecordBatch:
-    """The rules as a record batch for `egress_allow`."""
+    """The rules as a record batch for `egress_allow`; a list without rules is one row whose destination is `NOWHERE`."""
     rows = [{"service_name": r.service_name, "destination": r.destination, "port": r.port} for r in policy.rules]
+    if policy.is_given and not rows:
+        rows = [{"service_name": None, "destination": NOWHERE, "port": None}]
     return pa.RecordBatch.from_pylist(rows, schema=arrow_schema("egress_allow"))
 
 

@@ -218,7 +218,9 @@ INGEST_ERRORS: Final = (
 
 EGRESS_ALLOW: Final = (
     Column("service_name", "VARCHAR", "the workload that may; NULL: every workload"),
-    Column("destination", "VARCHAR", "host name, *.suffix, address or CIDR block", required=True),
+    Column(
+        "destination", "VARCHAR", "host name, *.suffix, address or CIDR block; empty: the list is empty", required=True
+    ),
     Column("port", "INTEGER", "NULL: every port"),
 )
 

@@ -283,7 +283,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SERVICE[:inbound|outbound]=PATH",
         help="an Envoy or Istio access log to follow, JSON or default text; may be given several times",
     )
-    add("--policy", type=Path, metavar="FILE", help="provenance.toml, whose [egress] allow replaces the stored rules")
+    add(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="provenance.toml, whose [egress] allow replaces the stored rules; an empty list allows nothing",
+    )
     add(
         "--ready-file", type=Path, metavar="PATH", help="written once all is listening: pid, ports and database as JSON"
     )

@@ -8,6 +8,12 @@ import ibis.expr.types as ir
 REQUEST_ID_LENGTH: Final = 36
 """Envoy packs its sampling decision into character 14 of any x-request-id of exactly this length."""
 
+DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+_AUTHORITY: Final = r"""^([A-Za-z][A-Za-z0-9+.-]*)://(?:[^/?#\\]*@)?(\[[0-9A-Fa-f:.]+\]|[^/?#\\:@\[\]\s]+)(?::([0-9]{1,5}))?(?:[/?#\\]|$)"""
+r"""Scheme, host and port of a URL (RFC 3986, section 3.2). Who the user is says nothing of the destination; a backslash ends
+the authority, as browsers have it: `https://a.example\@b.example/` goes to a.example."""
+
 _ERROR_GRPC: Final = (2, 4, 12, 13, 14, 15)
 """UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: what the conventions call a server's error."""
 
@@ -25,3 +31,32 @@ def is_error(table: ir.Table) -> ir.BooleanValue:
         | (table.http_response_status_code >= 500).fill_null(False)
         | table.rpc_grpc_status_code.isin(_ERROR_GRPC).fill_null(False)
     )
+
+
+def host_of(table: ir.Table) -> ir.StringValue:
+    """The host that a client span says it dialled, lowercase: by name, by its URL, else by the peer's address; NULL if none.
+
+    Instrumentations of the older conventions write nothing but the method and the URL.
+    """
+    url = table.url_full.re_extract(_AUTHORITY, 2).nullif("").re_replace(r"[\[\]]", "")
+    return ibis.coalesce(table.server_address, url, table.network_peer_address).lower()
+
+
+def port_of(table: ir.Table) -> ir.IntegerValue:
+    """The port that goes with `host_of`: as recorded, as the URL has it, as its scheme implies, else the peer's; NULL if none."""
+    url = table.url_full.re_extract(_AUTHORITY, 3).nullif("").cast("int64")
+    scheme = table.url_full.re_extract(_AUTHORITY, 1).lower()
+    implied = ibis.cases(*((scheme == name, ibis.literal(port, "int64")) for name, port in DEFAULT_PORTS.items()))
+    return ibis.coalesce(
+        table.server_address.notnull().ifelse(table.server_port, ibis.null("int64")),
+        url,
+        implied,
+        table.network_peer_port,
+        table.server_port,
+    )
+
+
+def address_of(host: ir.StringValue, port: ir.IntegerValue) -> ir.StringValue:
+    """host:port, or the host alone; an IPv6 address gets the brackets that access logs write."""
+    bracketed = host.contains(":").ifelse("[" + host + "]", host)
+    return port.isnull().ifelse(host, bracketed + ":" + port.cast("string"))

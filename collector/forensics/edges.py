@@ -19,7 +19,7 @@ import ibis
 import ibis.expr.types as ir
 import polars as pl
 
-from collector.forensics.columns import is_error
+from collector.forensics.columns import address_of, host_of, is_error, port_of
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
 
 BUCKETS: Final = 24
@@ -31,7 +31,7 @@ PARENT_MARGIN_NS: Final = 60 * NS_PER_S
 _LEVELS: Final = 3
 """Spans between an exit and the wrapper spans above it (an SDK's client span around an HTTP client's) that are looked through."""
 
-_LOCAL: Final = [
+_READ: Final = (
     "trace_id",
     "span_id",
     "parent_span_id",
@@ -46,19 +46,16 @@ _LOCAL: Final = [
     "status_code",
     "http_response_status_code",
     "rpc_grpc_status_code",
-    "server_address",
-    "server_port",
-    "network_peer_address",
-    "network_peer_port",
-    "peer_service",
     "db_system_name",
     "messaging_system",
-    "rpc_service",
     "http_request_method",
     "received_unix_nano",
     "provenance_request_size",
     "provenance_request_id",
-]
+)
+
+_LOCAL: Final = (*_READ, "host", "port", "address", "destination")
+"""What is known of a span here; the last four say where a client span dialled, as `columns.host_of` and `destination_of` tell it."""
 
 SCHEMA: Final[dict[str, pl.DataType]] = {
     "caller": pl.String(),
@@ -84,7 +81,7 @@ class Calls:
     Attributes:
         entries: One row an entry: `_LOCAL` columns, `app_parent`, and of the span that called it, where it is known,
             `parent_service`, `parent_name`, `parent_kind`, `parent_duration_ns`, `parent_address`.
-        exits: One row an exit: `_LOCAL` columns, `app_parent`, `address` and `destination`.
+        exits: One row an exit: `_LOCAL` columns and `app_parent`.
     """
 
     entries: ir.Table
@@ -94,25 +91,21 @@ class Calls:
 def calls_in(window: Window, table: ir.Table | None = None) -> Calls:
     """Entries and exits that start in the window, as Ibis expressions over `table` (default: the unbound spans)."""
     app = _with_app_parent(window.of(spans() if table is None else table, margin_ns=PARENT_MARGIN_NS))
-    parent = (
-        app.mutate(address=address_of(app))
-        .view()
-        .select(
-            caller_trace="trace_id",
-            caller_span="span_id",
-            parent_service="service_name",
-            parent_name="name",
-            parent_kind="kind",
-            parent_duration_ns="duration_ns",
-            parent_address="address",
-        )
+    parent = app.view().select(
+        caller_trace="trace_id",
+        caller_span="span_id",
+        parent_service="service_name",
+        parent_name="name",
+        parent_kind="kind",
+        parent_duration_ns="duration_ns",
+        parent_address="address",
     )
     linked = app.left_join(parent, [("trace_id", "caller_trace"), ("app_parent", "caller_span")])
     linked = linked.mutate(is_entry=_is_entry(linked), is_exit=linked.kind.isin(["CLIENT", "PRODUCER"]))
     entries = window.of(linked.filter(linked.is_entry))
     candidates = linked.filter(linked.is_exit)
     exits = window.of(_without_calls_below(linked, candidates))
-    return Calls(entries, exits.mutate(address=address_of(exits), destination=destination_of(exits)))
+    return Calls(entries, exits)
 
 
 def deduplicated(table: ir.Table) -> ir.Table:
@@ -133,18 +126,10 @@ def deduplicated(table: ir.Table) -> ir.Table:
     return table.anti_join(repeated, key).union(firsts)
 
 
-def address_of(table: ir.Table) -> ir.StringValue:
-    """host:port (or the host alone) that a client span says it dialled; NULL where it says nothing."""
-    host = ibis.coalesce(table.server_address, table.network_peer_address)
-    own_port = table.server_address.isnull() | table.server_port.isnull()
-    port = own_port.ifelse(ibis.coalesce(table.network_peer_port, table.server_port), table.server_port)
-    return port.isnull().ifelse(host, host + ":" + port.cast("string"))
-
-
 def destination_of(table: ir.Table) -> ir.StringValue:
     """What a client span says it reached: its address, else the best name that it carries, else its own span name."""
     names = (table.peer_service, table.db_system_name, table.messaging_system, table.rpc_service, table.name)
-    return ibis.coalesce(address_of(table), *names)
+    return ibis.coalesce(address_of(host_of(table), port_of(table)), *names)
 
 
 def answering(entries: ir.Table) -> ir.Table:
@@ -270,8 +255,10 @@ def _spread(row: dict[str, list[int]], column: str, buckets: int, empty: int | N
 
 
 def _with_app_parent(table: ir.Table) -> ir.Table:
-    """The application's spans with `app_parent`: the nearest ancestor that no proxy wrote, NULL where there is none."""
-    everything = deduplicated(table.select(_LOCAL))
+    """The application's spans (`_LOCAL`) with `app_parent`: the nearest ancestor that no proxy wrote, NULL where there is none."""
+    host, port = host_of(table), port_of(table)
+    dialled = {"host": host, "port": port, "address": address_of(host, port), "destination": destination_of(table)}
+    everything = deduplicated(table.select(*_READ, **dialled))
     up = everything.filter(everything.witness == "proxy").select(
         up_trace="trace_id", up_id="span_id", above="parent_span_id"
     )

@@ -1,11 +1,12 @@
 """Egress: calls that left the mesh for where nobody listed, or with the beat of a clock. One finding per workload and destination.
 
 An egress call is an application's CLIENT (or PRODUCER) span with no server span anywhere beneath it, through proxies too, whose
-destination is not the mesh's own: no other call to it was answered by a service's span, no proxy of the mesh listens there, and it does not name
-a service. So a callee that crashed, was not sampled or reported late does not look like egress; and a span that the collector
+destination is not the mesh's own: no other call to it was answered by a service's span, no proxy of the mesh listens there, it does not name
+a service or the workload of a proxy, and it is not the pod itself. So a callee that crashed, was not sampled or reported late does not look like egress; and a span that the collector
 received within `settle_ns` of its newest one is not judged yet.
 
-What cannot be judged is said: without an allow-list nothing is `unlisted`, and only clock-like destinations are findings.
+What cannot be judged is said: without an allow-list nothing is `unlisted`, and only clock-like destinations are findings; a call that
+names no address is counted and no more. A list that is empty is a list: then everything is unlisted.
 Destinations that the list allows are never findings, however regular.
 """
 
@@ -34,6 +35,9 @@ RESOLVE_MARGIN_NS: Final = 24 * 3600 * NS_PER_S
 
 METADATA_HOSTS: Final = frozenset({"169.254.169.254", "fd00:ec2::254", "metadata.google.internal"})
 HTTP_PORTS: Final = frozenset({80, 443, 8080, 8443})
+
+POD_HOSTS: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+"""The pod itself: agents and sidecars. Other loopback addresses are not what anybody listens on by habit, so they are judged."""
 
 UNLISTED_SCORE: Final = 0.7
 """A first attempt at a destination on no list: strong, but one forgotten entry away from harmless."""
@@ -71,8 +75,10 @@ class Suspect:
 
     @property
     def destination(self) -> str:
-        """host:port, or the host alone."""
-        return self.host if self.port is None else f"{self.host}:{self.port}"
+        """host:port, or the host alone, as `columns.address_of` writes it."""
+        if self.port is None:
+            return self.host
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +117,36 @@ def _compiled(window: Window, settle_ns: int) -> tuple[tuple[str, str], ...]:
     return tuple((name, compile_sql(expression)) for name, expression in statements.items())
 
 
+@dataclass(frozen=True, slots=True)
+class EgressReport:
+    """The findings, strongest first, and how many of the calls that no span answered named no address to judge them by."""
+
+    findings: list[Finding]
+    calls: int
+    unnamed: int
+
+
 def find_egress(query: Query, window: Window, params: EgressParams | None = None) -> list[Finding]:
-    """One finding for each workload and destination outside the mesh that is unlisted or clock-like, strongest first.
+    """The findings of `examine_egress`."""
+    return examine_egress(query, window, params).findings
+
+
+def examine_egress(query: Query, window: Window, params: EgressParams | None = None) -> EgressReport:
+    """One finding for each workload and destination outside the mesh that is unlisted or clock-like, and what could not be judged.
 
     Raises ConfigError if a row of `egress_allow` is not a destination.
     """
     params = params or EgressParams()
     statements = egress_sql(window, params)
-    destinations = query(statements["destinations"])
+    everything = query(statements["destinations"])
+    named = everything.filter(pl.col("host").is_not_null())
+    calls, known = (int(frame["calls"].sum()) for frame in (everything, named))
+    return EgressReport(_find(query, window, params, statements, named), calls, calls - known)
+
+
+def _find(
+    query: Query, window: Window, params: EgressParams, statements: Mapping[str, str], destinations: pl.DataFrame
+) -> list[Finding]:
     if destinations.is_empty():
         return []
     policy = params.policy
@@ -138,14 +166,17 @@ def find_egress(query: Query, window: Window, params: EgressParams | None = None
     access = _access(query, window, telling)
     dropped = len(suspects) - len(chosen)
     notes = [f"{dropped} more destinations were not judged"] if dropped else []
-    if policy.is_empty:
+    if not policy.is_given:
         notes.append("no egress allow-list: only clock-like destinations can be judged")
     return sorted((_finding(j, access, notes) for j in telling), key=lambda f: (-f.score, f.finding_id))
 
 
 @dataclass(frozen=True, slots=True)
 class OwnAddresses:
-    """What belongs to the mesh: addresses (host:port) that answered or where its proxies listen, names of services and namespaces."""
+    """What belongs to the mesh: addresses (host:port) that answered or where its proxies listen, names of services and namespaces.
+
+    Services are those that sent a server span and those whose proxy logs: a workload without OpenTelemetry is in the mesh too.
+    """
 
     addresses: frozenset[str]
     services: frozenset[str]
@@ -157,7 +188,7 @@ class OwnAddresses:
         `checkout`, `checkout.NAMESPACE` of a known namespace and `checkout.any.svc…` name the service checkout;
         `checkout.example.com` does not.
         """
-        if suspect.destination in self.addresses:
+        if suspect.host in POD_HOSTS or suspect.destination in self.addresses:
             return True
         name, _, rest = suspect.host.lower().partition(".")
         if name not in self.services:
@@ -168,17 +199,12 @@ class OwnAddresses:
 
 
 def _exits(window: Window, settle_ns: int) -> ir.Table:
-    """Settled exits with `host` and `port`; exits that say no address are left out."""
+    """Settled exits with `error`; `host` is NULL where an exit says no address."""
     exits = calls_in(window).exits
     newest = spans().aggregate(newest=spans().received_unix_nano.max())
-    joined = exits.filter(exits.address.notnull()).cross_join(newest)
+    joined = exits.cross_join(newest)
     settled = joined.filter(joined.received_unix_nano <= joined.newest - settle_ns)
-    named = settled.server_address.notnull()
-    host = ibis.coalesce(settled.server_address, settled.network_peer_address)
-    port = (named & settled.server_port.notnull()).ifelse(
-        settled.server_port, ibis.coalesce(settled.network_peer_port, settled.server_port)
-    )
-    return settled.mutate(host=host, port=port, error=is_error(settled))
+    return settled.mutate(error=is_error(settled))
 
 
 def _destinations(window: Window, settle_ns: int) -> ir.Table:
@@ -195,20 +221,18 @@ def _answering(window: Window) -> ir.Table:
 
 
 def _listeners(window: Window) -> ir.Table:
-    """Addresses where the mesh's proxies and the workloads behind them listen.
+    """Addresses where the mesh's proxies and the workloads behind them listen, and what outbound proxies were dialled as (`address`, `upstream`).
 
-    An outbound record's local address is a listener of the mesh only if it differs from where the proxy went: under transparent capture
-    it is the destination that the application dialled.
+    `upstream` is NULL where the address is a listener whatever else is known, else where the proxy went from there.
     """
     records = _wide(window).of(proxy_records())
     inbound = records.filter(records.direction == "inbound")
-    outbound = records.filter(
-        (records.direction == "outbound") & (records.downstream_local_address != records.upstream_host)
-    )
+    outbound = records.filter((records.direction == "outbound") & records.upstream_host.notnull())
+    nowhere = ibis.null("string")
     parts = (
-        inbound.select(address="downstream_local_address"),
-        inbound.select(address="upstream_host"),
-        outbound.select(address="downstream_local_address"),
+        inbound.select(address="downstream_local_address", upstream=nowhere),
+        inbound.select(address="upstream_host", upstream=nowhere),
+        outbound.select(address="downstream_local_address", upstream="upstream_host"),
     )
     union = ibis.union(*parts, distinct=True)
     return union.filter(union.address.notnull())
@@ -217,7 +241,10 @@ def _listeners(window: Window) -> ir.Table:
 def _services(window: Window) -> ir.Table:
     table = _wide(window).of(spans())
     served = table.filter((table.kind == "SERVER") & (table.witness != "proxy"))
-    return served.select("service_name", "service_namespace").distinct()
+    logging = _wide(window).of(proxy_records())
+    logging = logging.select("service_name", service_namespace=ibis.null("string"))
+    both = served.select("service_name", "service_namespace").union(logging).distinct()
+    return both.filter(both.service_name.notnull())
 
 
 def _calls_to(suspects: Sequence[Suspect], window: Window) -> ir.Table:
@@ -262,10 +289,14 @@ def _wide(window: Window) -> Window:
 
 def _own_addresses(query: Query, statements: Mapping[str, str]) -> OwnAddresses:
     answered = query(statements["answering"])["answering_address"].to_list()
-    listeners = query(statements["listeners"])["address"].to_list()
+    listeners = query(statements["listeners"])
     services = query(statements["services"])
+    own = {*answered, *listeners.filter(pl.col("upstream").is_null())["address"]}
+    # Under transparent capture an outbound line's local address is what the application dialled, and an external name resolves to
+    # several addresses: only a line whose proxy went on to the mesh says that the mesh was dialled.
+    own |= {address for address, upstream in listeners.iter_rows() if upstream in own}
     return OwnAddresses(
-        addresses=frozenset((*answered, *listeners)),
+        addresses=frozenset(own),
         services=frozenset(name.lower() for name in services["service_name"]),
         namespaces=frozenset(name.lower() for name in services["service_namespace"].drop_nulls()),
     )
@@ -295,9 +326,9 @@ def _judge(
     suspect: Suspect, calls: pl.DataFrame, policy: EgressPolicy, params: EgressParams, observed: Observation
 ) -> _Judged:
     # Polling a database or a queue is what clients do: clock-like calls to one are telling only where a list exists.
-    polls = policy.is_empty and calls["store_system"].is_not_null().any()
+    polls = not policy.is_given and calls["store_system"].is_not_null().any()
     beacon = None if polls else _best_beacon(calls, params, observed)
-    return _Judged(suspect, calls, not policy.is_empty, beacon)
+    return _Judged(suspect, calls, policy.is_given, beacon)
 
 
 def _best_beacon(calls: pl.DataFrame, params: EgressParams, observed: Observation) -> Beacon | None:

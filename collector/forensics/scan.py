@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from collector.forensics.egress import EgressParams, find_egress
+from collector.forensics.egress import EgressParams, examine_egress
 from collector.forensics.findings import KINDS, Finding, Kind, to_frame
 from collector.forensics.latency import LatencyParams, find_latency
 from collector.forensics.shadow import ShadowParams, examine_shadow, percent
@@ -56,8 +56,15 @@ def examine(
                         f"{percent(report.unjudged, report.calls)} of {report.calls:,} calls could not be judged by access logs: "
                         f"{report.why}"
                     )
+                notes += report.sampled
             case "egress":
-                found += find_egress(query, window, egress)
+                left = examine_egress(query, window, egress)
+                found += left.findings
+                if left.unnamed:
+                    notes.append(
+                        f"{percent(left.unnamed, left.calls)} of {left.calls:,} calls that no service's span answered name no "
+                        "address: whether they left the mesh cannot be judged"
+                    )
             case "latency":
                 found += find_latency(query, window, latency)
     return Scan(to_frame(found), tuple(notes))

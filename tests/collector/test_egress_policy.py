@@ -62,13 +62,17 @@ def test_the_table_holds_the_same_policy(policy: EgressPolicy) -> None:
     assert EgressRule("payment", "127.0.0.7", 9000) in again.rules
 
 
-@pytest.mark.parametrize("text", ["", "[egress]", "[egress]\nallow = []"])
-def test_no_rules_is_an_empty_policy_that_allows_nothing(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "given", "rows"), [("", False, 0), ("[egress]", False, 0), ("[egress]\nallow = []", True, 1)]
+)
+def test_an_empty_list_is_a_list_and_allows_nothing(text: str, rows: int, *, given: bool) -> None:
     policy = parse_policy(text, name="x")
 
-    assert policy.is_empty
+    assert policy.is_given is given
     assert not policy.allows("any", "example.com", 443)
-    assert to_batch(policy).num_rows == 0
+    assert not policy.allows("any", "", None)
+    assert to_batch(policy).num_rows == rows
+    assert EgressPolicy.from_rows(to_batch(policy).to_pylist()) == policy
 
 
 @pytest.mark.parametrize(

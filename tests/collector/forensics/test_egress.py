@@ -5,9 +5,16 @@ import random
 import pytest
 
 from collector.errors import ConfigError
-from collector.forensics.egress import EgressParams, OwnAddresses, Suspect, egress_sql, find_egress
+from collector.forensics.egress import (
+    EgressParams,
+    OwnAddresses,
+    Suspect,
+    egress_sql,
+    examine_egress,
+    find_egress,
+)
 from collector.forensics.tables import Window
-from collector.policy import EgressPolicy, EgressRule
+from collector.policy import EgressPolicy, EgressRule, parse_policy, to_batch
 from tests.collector.forensics.factories import MINUTE, T0, S, make_proxy_record, make_request_id, make_span, store
 
 OTHER = [{"service_name": None, "destination": "api.payments.example", "port": 443}]
@@ -206,7 +213,17 @@ def test_calls_that_are_not_settled_are_not_judged_yet():
     [
         ({"direction": "inbound", "downstream_local_address": "203.0.113.9:8443"}, 0),
         ({"direction": "inbound", "upstream_host": "203.0.113.9:8443"}, 0),
+        # The mesh's own only where the proxy went on to the mesh: an external name resolves to several addresses.
         ({"direction": "outbound", "downstream_local_address": "203.0.113.9:8443", "upstream_host": "10.0.0.7:80"}, 0),
+        (
+            {
+                "direction": "outbound",
+                "downstream_local_address": "203.0.113.9:8443",
+                "upstream_host": "203.0.113.8:443",
+            },
+            1,
+        ),
+        ({"direction": "outbound", "downstream_local_address": "203.0.113.9:8443"}, 1),
         # Transparent capture: the local address is where the application wanted to go.
         (
             {
@@ -220,7 +237,8 @@ def test_calls_that_are_not_settled_are_not_judged_yet():
     ],
 )
 def test_the_meshs_own_listeners_are_not_outside(record, expected):
-    assert len(find([out(T0)], OTHER, [make_proxy_record(**record)])) == expected
+    callee = make_proxy_record(direction="inbound", downstream_local_address="10.0.0.7:80")
+    assert len(find([out(T0)], OTHER, [make_proxy_record(**record), callee])) == expected
 
 
 @pytest.mark.parametrize(
@@ -285,3 +303,74 @@ def test_unknown_sizes_are_said():
     (finding,) = find(clock(provenance_request_size=None), OTHER)
     assert "no request sizes" in finding.completeness
     assert " out" not in finding.explanation
+
+
+def test_an_outbound_line_to_an_address_that_answered_names_the_mesh():
+    record = make_proxy_record(
+        direction="outbound", downstream_local_address="203.0.113.9:8443", upstream_host="10.0.0.9:8080"
+    )
+    assert find([out(T0), *served(host="10.0.0.9")], OTHER, [record]) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("legacy.default.svc.cluster.local", 0), ("legacy", 0), ("legacy.example.com", 1), ("10.1.2.3", 0)],
+)
+def test_a_workload_without_opentelemetry_is_in_the_mesh(host, expected):
+    logged = [make_proxy_record(service_name="legacy", downstream_local_address="10.1.2.3:8080")]
+    assert len(find([out(T0, host=host, port=8080)], OTHER, logged)) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", 0), ("::1", 0), ("localhost", 0), ("LOCALHOST", 0), ("127.0.0.9", 1), ("localhost.example", 1)],
+)
+def test_the_pod_itself_is_not_outside(host, expected):
+    assert len(find(clock(host=host, port=8126), OTHER)) == expected
+
+
+@pytest.mark.parametrize(
+    ("span", "destination"),
+    [
+        ({"url_full": "https://Evil.Example/x?y#z"}, "evil.example:443"),
+        ({"url_full": "http://evil.example"}, "evil.example:80"),
+        ({"url_full": "https://evil.example:8443/x"}, "evil.example:8443"),
+        ({"url_full": "https://user:p@ss@evil.example?x@y"}, "evil.example:443"),
+        ({"url_full": "https://evil.example\\@good.example/"}, "evil.example:443"),
+        ({"url_full": "https://[2001:DB8::1]:8443/"}, "[2001:db8::1]:8443"),
+        ({"url_full": "https://[2001:db8::1]/"}, "[2001:db8::1]:443"),
+        ({"url_full": "ftp://evil.example/"}, "evil.example"),
+        (
+            {"url_full": "https://evil.example/", "network_peer_address": "10.0.0.1", "network_peer_port": 3128},
+            "evil.example:443",
+        ),
+        ({"url_full": "https://other/", "server_address": "evil.example"}, "evil.example:443"),
+        ({"url_full": "/relative", "server_address": "evil.example"}, "evil.example"),
+        ({"server_address": "evil.example", "network_peer_port": 444}, "evil.example:444"),
+    ],
+)
+def test_where_a_client_dialled(span, destination):
+    spans = [{**out(T0, host=None, port=None), **span}]
+    assert [f.destination for f in find(spans, OTHER)] == [destination]
+
+
+@pytest.mark.parametrize("span", [{"url_full": "https://api.payments.example/pay"}, {"url_full": "https://x/"}])
+def test_the_schemes_port_matches_a_rule(span):
+    spans = [out(T0, host="api.payments.example" if "//x/" in span["url_full"] else None, port=None, **span)]
+    assert find(spans, OTHER) == []
+
+
+@pytest.mark.parametrize("url", [None, "", "/path", "https://", "https://host:port/", "not a url"])
+def test_calls_that_name_no_address_are_counted(url):
+    spans = [out(T0, host=None, port=None, url_full=url), out(T0 + S), *NEWEST]
+    report = examine_egress(store(spans, [], OTHER), EVERYTHING)
+    assert (len(report.findings), report.calls, report.unnamed) == (1, 2, 1)
+
+
+def test_an_empty_list_lists_nothing_whether_given_or_stored():
+    policy = parse_policy("[egress]\nallow = []", name="x")
+    for found in (find([out(T0)], policy=policy), find([out(T0)], to_batch(policy).to_pylist())):
+        assert [f.reasons for f in found] == [("unlisted",)]
+        assert "no egress allow-list" not in found[0].completeness
+    nothing_said = parse_policy("[egress]", name="x")
+    assert find([out(T0)], policy=nothing_said) == []
