@@ -2,7 +2,8 @@
 
 Five walls, each enough against most of it:
 1. DuckDB's own parser must see exactly one statement, a SELECT or an EXPLAIN of one.
-2. Every table function in its syntax tree must be on a list; a few scalar functions are refused.
+2. Every table function in its syntax tree must be on a list; a few scalar functions are refused, and those that build
+   large values from small arguments must have small ones: DuckDB looks at no interrupt and no limit inside one value.
 3. It runs in a transaction that was begun READ ONLY.
 4. The database was opened without files, network and extensions, and its configuration is locked (see database.py).
 5. Rows, bytes and seconds are limited; what takes longer is interrupted.
@@ -10,13 +11,14 @@ Five walls, each enough against most of it:
     Reader.query(sql) -> pyarrow.Table       raises QueryError, QueryTimeoutError
 """
 
+import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
@@ -34,8 +36,19 @@ TABLE_FUNCTIONS: Final = frozenset({
 })  # fmt: skip
 """Table functions without effects on files, memory addresses, the log or other connections."""
 
-REFUSED_FUNCTIONS: Final = frozenset({"getenv", "nextval", "write_log", "json_execute_serialized_sql", "setseed"})
-"""Scalar functions that have an effect or look outside the evidence."""
+REFUSED_FUNCTIONS: Final = frozenset({
+    "getenv", "nextval", "write_log", "json_execute_serialized_sql", "setseed", "sleep_ms", "pg_sleep",
+    "list_reduce", "array_reduce", "reduce",
+})  # fmt: skip
+"""Scalar functions that have an effect, look outside the evidence, or double a value at each step."""
+
+GROWING_FUNCTIONS: Final = frozenset({
+    "repeat", "range", "generate_series", "lpad", "rpad", "list_resize", "array_resize", "bitstring", "format", "printf",
+})  # fmt: skip
+"""Scalar functions whose result may be far larger than all that is given to them."""
+
+MAX_GROWN: Final = 10_000
+"""Characters or elements that one of them may build: 2,048 rows of them, a vector, stay below 100 MB."""
 
 # The tree as text: a quote inside a user's literal is escaped in it, so the pattern matches keys only. Python's parser
 # would need a recursion as deep as the expression.
@@ -175,6 +188,52 @@ def _check_functions(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
     refused = called & (REFUSED_FUNCTIONS | _other_table_functions())
     if refused:
         raise QueryError(f"not available here: {', '.join(sorted(refused))}; ask the tables of the evidence")
+    for match in _FUNCTION_NAME.finditer(tree):
+        name = match[1].lower()
+        if name in GROWING_FUNCTIONS and not _is_bounded(name, tree, match.start()):
+            raise QueryError(
+                f"{name} is answered with literal arguments that build at most {MAX_GROWN:,} characters or elements; "
+                "for rows, write FROM range(...)"
+            )
+
+
+def _is_bounded(name: str, tree: str, at: int) -> bool:
+    """Whether the call whose name stands at this place of the tree builds a value of limited size; in doubt it does not."""
+    start = tree.rfind("{", 0, at)
+    if tree.endswith('"function":', 0, start):
+        return True  # a table function: rows come in batches, and the limits hold between them
+    try:
+        call, _ = json.JSONDecoder().raw_decode(tree, start)
+    except (ValueError, RecursionError):
+        return False
+    given = call.get("arguments", call.get("children", ()))
+    literals = [_literal(argument.get("expression", argument)) for argument in given]
+    match name, literals:
+        case "repeat", [str(text), int(times)]:
+            return len(text) * times <= MAX_GROWN
+        case "range" | "generate_series", [*numbers]:
+            return all(isinstance(n, int) and abs(n) <= MAX_GROWN // 2 for n in numbers)
+        case "lpad" | "rpad" | "list_resize" | "array_resize" | "bitstring", [_, int(size), *_]:
+            return size <= MAX_GROWN
+        case "format" | "printf", [str(text), *_]:
+            # No width of more than three digits, none taken from another argument.
+            return not re.search(r"[0-9]{4}|\*|\{[^{}]*\{", text)
+        case _:
+            return False
+
+
+def _literal(expression: Mapping[str, Any]) -> str | int | None:
+    """The value of a literal text or integer, None for everything else."""
+    literal = expression.get("literal")
+    match literal:
+        case {"kind": "STRING", "text": str(text)}:
+            return text
+        case {"kind": "INTEGER", "text": str(text)} if text.isdecimal() and len(text) < 20:
+            return int(text)
+    match expression.get("value"):  # how DuckDB 1.5 has it
+        case {"is_null": False, "value": str() | int() as value}:
+            return value
+    return None
 
 
 @cache

@@ -209,6 +209,52 @@ def test_what_is_refused(reader: Reader, tmp_path: Path, sql: str) -> None:
     assert reader.query("SELECT * FROM spans ORDER BY span_id").equals(before)
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT repeat('x', 100), lpad(hex(77), 16, '0'), rpad(name, 20, '.'), range(10) FROM spans",
+        "SELECT unnest(generate_series(1, 20, 2)), list_resize([1], 5), bitstring('1', 8)",
+        "SELECT printf('%05.2f', 1.5), format('{:>10} {}', 'a', 2)",
+        "SELECT count(*) FROM range(1000000)",
+        """SELECT 1 AS '"function_name":"repeat"'""",
+    ],
+)
+def test_functions_that_build_large_values_build_small_ones(reader: Reader, sql: str) -> None:
+    assert reader.query(sql).num_rows >= 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT length(repeat('x', 3000000000))",
+        "SELECT length(main.REPEAT('x', 3000000000))",
+        "SELECT length('x'.repeat(3000000000))",
+        "SELECT repeat(repeat('x', 10000), 10000)",
+        "SELECT repeat(name, 1000) FROM spans",
+        "SELECT repeat('x', 1000 * 1000)",
+        "SELECT repeat('x', a) AS \"{}\" FROM (VALUES (3000000000)) AS t(a)",
+        "SELECT len(range(3000000000))",
+        "SELECT len(range(-3000000000, 0))",
+        "SELECT len(generate_series(1, 3000000000))",
+        "SELECT [x for x in range(3000000000)]",
+        "SELECT * FROM spans WHERE len(range(3000000000)) > 1",
+        "SELECT * FROM range(len(range(3000000000)))",
+        "EXPLAIN ANALYZE SELECT len(range(3000000000))",
+        "SELECT lpad('x', 3000000000, 'y')",
+        "SELECT list_resize([1], 3000000000)",
+        "SELECT bitstring('1', 2000000000)",
+        "SELECT format('{:>2000000000}', 'x')",
+        "SELECT format('{:>{}}', 'x', 2000000000)",
+        "SELECT printf('%2000000000d', 1)",
+        "SELECT printf('%*d', 2000000000, 1)",
+        "SELECT list_reduce(['x', 'x'], lambda a, x: a || a, 'x')",
+    ],
+)
+def test_functions_that_build_large_values_are_refused_before_they_run(reader: Reader, sql: str) -> None:
+    with pytest.raises(QueryError, match=r"literal arguments|not available here"):
+        reader.query(sql)
+
+
 def test_every_table_function_of_this_duckdb_is_listed_or_refused(store: Store) -> None:
     kinds = "function_type IN ('table', 'pragma', 'table_macro')"
     names = {
@@ -243,12 +289,20 @@ def test_too_many_rows_are_an_error_not_a_shorter_answer(store: Store) -> None:
 
 def test_too_many_bytes_are_an_error(store: Store) -> None:
     with pytest.raises(QueryError, match="bytes"):
-        Reader(store, Limits(size_bytes=10_000)).query("SELECT repeat('x', 20000)")
+        Reader(store, Limits(size_bytes=10_000)).query("SELECT string_agg('x', '') FROM range(20000)")
 
 
 def test_an_endless_answer_is_not_held_in_memory(store: Store) -> None:
     with pytest.raises(QueryError, match="more than 10 rows"):
         Reader(store, Limits(rows=10)).query("SELECT * FROM range(1000000000000)")
+
+
+def test_memory_has_a_limit(store: Store) -> None:
+    [row] = Reader(store).query("SELECT current_setting('memory_limit') AS size").to_pylist()
+    [spill] = Reader(store).query("SELECT current_setting('max_temp_directory_size') AS size").to_pylist()
+
+    assert row["size"].endswith("MiB") or row["size"] == "1.0 GiB"
+    assert spill["size"] == "8.0 GiB"
 
 
 def test_the_time_limit_ends_a_query(store: Store) -> None:
