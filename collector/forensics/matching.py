@@ -42,11 +42,16 @@ def path_of(url_or_path: ir.StringValue) -> ir.StringValue:
     return url_or_path.re_replace(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "").re_replace(r"[?#].*$", "").nullif("")
 
 
+def _port_of(address: ir.StringValue) -> ir.IntegerValue:
+    return address.re_extract(r":(\d{1,5})$", 1).nullif("").cast("int64")
+
+
 def lines(window: Window, margin_ns: int) -> ir.Table:
     """The access-log lines around the window, once each, by the side of a call that they can be about.
 
     Columns: side ('outbound': the caller's proxy, 'inbound': the callee's; a line without a direction is in both),
-    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code.
+    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code; local_port and
+    upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged.
     """
     table = window.of(proxy_records(), margin_ns=margin_ns)
     table = table.select(
@@ -58,6 +63,8 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
         instance=table.service_instance_id,
         request_key=request_key_of(table.request_id),
         path=path_of(table.path),
+        local_port=_port_of(table.downstream_local_address),
+        upstream_port=_port_of(table.upstream_host),
         start=table.start_time_unix_nano,
         end=table.start_time_unix_nano + table.duration_ns.fill_null(0),
     ).distinct(on="record_id", keep="first")

@@ -11,6 +11,8 @@ Absence is evidence only where presence was possible. A proxy *missed* a call on
 - a line that ended up to `COVERAGE_NS` before the call began and one that ended up to `COVERAGE_NS` after it ended, both by
   at least `CLOCK_MARGIN_NS`. A log is written in order: the later line proves that the call's own would be there by now.
   Where several files feed one proxy's log, none of them may have stopped in between;
+- no line without request id and path (an opaque connection) overlaps the call: it may have carried it. At the caller's proxy
+  one to another port did not; at the callee's the port that was dialled need not be the one that it listens on;
 - no line of the same request id there is left over that might be the call's (another path, a clock far off);
 - the log is not a sample: somebody's calls are all in it for a good part of the time (`_sampled`), or nobody's are;
 - the call is no service's call to itself over loopback, which no sidecar takes.
@@ -44,7 +46,7 @@ REASONS: Final[dict[str, str]] = {
     "not_sampled": "that proxy writes spans but no access log, and spans are sampled",
     "no_join_key": "the call carries no request id",
     "log_without_request_ids": "the access log carries no request ids, or no directions, or failures only",
-    "ambiguous_record": "a line of the same request id may or may not be about the call",
+    "ambiguous_record": "a line of the same request id, or of a connection without any, may or may not be about the call",
     "log_sampled": "the access log holds a sample of the calls",
     "window_not_covered": "no line shortly before or after the call",
 }
@@ -93,7 +95,7 @@ def judge(window: Window, coverage: Coverage | None = None) -> ir.Table:
     """
     table = calls(window, unanswered=False)
     logged = lines(window, 0)
-    units = _with_id_proof(_sides(table), logged)
+    units = _with_opaque(_with_id_proof(_sides(table), logged), logged)
     judged = _reasons(units, logged, _covered(units, logged, coverage or Coverage()))
     sides = judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(
         out=judged.reason.max(where=judged.side == "outbound"), into=judged.reason.max(where=judged.side == "inbound")
@@ -135,6 +137,7 @@ def _sides(answered: ir.Table) -> ir.Table:
         recorded=answered.outbound_record_id.notnull(),
         seen=answered.outbound_record_id.notnull() | (answered.proxy_spans_outbound > 0),
         ambiguous=answered.outbound_ambiguous,
+        port=answered.destination_port,
         without_id=ibis.literal(False),
         path=answered.path,
         operation=answered.operation,
@@ -154,6 +157,7 @@ def _sides(answered: ir.Table) -> ir.Table:
         recorded=answered.inbound_record_id.notnull(),
         seen=answered.inbound_record_id.notnull() | (answered.proxy_spans_inbound > 0),
         ambiguous=answered.inbound_ambiguous,
+        port=ibis.null("int64"),
         # Only a middleware that looked could have told; it records every id that it finds.
         without_id=answered.request_key.isnull() & answered.stamp_status.notnull(),
         path=answered.path,
@@ -193,20 +197,51 @@ def _with_id_proof(units: ir.Table, logged: ir.Table) -> ir.Table:
         free,
         [bare.service == free.free_service, bare.start <= free.free_end, bare.end >= free.free_start],
     )
-    doubtful = doubtful.filter((doubtful.path == doubtful.free_path).fill_null(True)).select(*_UNIT).distinct()
+    doubtful = doubtful.filter((doubtful.path == doubtful.free_path).fill_null(True))
+    return _doubted(table.drop("giving_side", "giving_service"), doubtful)
+
+
+def _with_opaque(units: ir.Table, logged: ir.Table) -> ir.Table:
+    """The units with `ambiguous` also where a connection that the proxy did not look into may have carried the call."""
+    opaque = logged.filter(logged.direction.notnull() & logged.request_key.isnull() & logged.path.isnull())
+    opaque = opaque.select(
+        "local_port",
+        "upstream_port",
+        opaque_side=opaque.side,
+        opaque_service=opaque.service,
+        opaque_start=opaque.start - CLOCK_SLACK_NS,
+        opaque_end=opaque.end + CLOCK_SLACK_NS,
+    )
+    unseen = units.filter(~units.seen)
+    doubtful = unseen.inner_join(
+        opaque,
+        [
+            unseen.side == opaque.opaque_side,
+            unseen.service == opaque.opaque_service,
+            unseen.start <= opaque.opaque_end,
+            unseen.end >= opaque.opaque_start,
+        ],
+    )
+    other = (doubtful.port != doubtful.local_port) & (doubtful.port != doubtful.upstream_port).fill_null(True)
+    return _doubted(units, doubtful.filter(~other.fill_null(False)))
+
+
+def _doubted(units: ir.Table, doubtful: ir.Table) -> ir.Table:
+    """The units with `ambiguous` also where they are among the doubtful."""
+    doubtful = doubtful.select(*_UNIT).distinct()
     doubtful = doubtful.select(
         doubt_side=doubtful.side, doubt_trace_id=doubtful.trace_id, doubt_span_id=doubtful.server_span_id
     )
-    table = table.left_join(
+    table = units.left_join(
         doubtful,
         [
-            table.side == doubtful.doubt_side,
-            table.trace_id == doubtful.doubt_trace_id,
-            table.server_span_id == doubtful.doubt_span_id,
+            units.side == doubtful.doubt_side,
+            units.trace_id == doubtful.doubt_trace_id,
+            units.server_span_id == doubtful.doubt_span_id,
         ],
     )
     return table.mutate(ambiguous=table.ambiguous | table.doubt_side.notnull()).drop(
-        "giving_side", "giving_service", "doubt_side", "doubt_trace_id", "doubt_span_id"
+        "doubt_side", "doubt_trace_id", "doubt_span_id"
     )
 
 

@@ -342,6 +342,36 @@ def test_a_service_that_calls_itself_over_loopback_passes_no_sidecar(address: st
     assert ("passes no sidecar" in report.why) is clean
 
 
+OPAQUE = {"request_id": None, "path": None, "method": None, "response_code": 0, "duration_ns": 20 * S}
+
+
+@pytest.mark.parametrize(
+    ("line", "sides"),
+    [
+        ({"direction": "inbound", "service_name": "pay"}, {"web's"}),
+        ({"direction": "inbound", "service_name": "pay", "downstream_local_address": "10.0.0.9:8080"}, {"web's"}),
+        ({"direction": "outbound", "service_name": "web", "downstream_local_address": "10.1.1.1:80"}, {"pay's"}),
+        ({"direction": "outbound", "service_name": "web", "upstream_host": "10.0.0.5:3306"}, {"pay's"}),
+        (
+            {
+                "direction": "outbound",
+                "service_name": "web",
+                "downstream_local_address": "10.1.1.2:3306",
+                "upstream_host": "10.0.0.5:3306",
+            },
+            {"web's", "pay's"},
+        ),
+        ({"direction": "inbound", "service_name": "pay", "start_time_unix_nano": T0 - 40 * S}, {"web's", "pay's"}),
+    ],
+    ids=["inbound", "listens elsewhere", "outbound", "behind a service", "another port", "another time"],
+)
+def test_a_connection_that_the_proxy_did_not_look_into_may_have_carried_the_call(line: Row, sides: set[str]) -> None:
+    mesh = Mesh().steady(client={"server_port": 80})
+    mesh.call(31 * S, logs=(), client={"server_port": 80})
+    mesh.records.append(make_proxy_record(**{"start_time_unix_nano": T0 + 20 * S, **OPAQUE, **line}))
+    assert {whose for whose in ("web's", "pay's") if f"{whose} proxy, which" in mesh.only().explanation} == sides
+
+
 def test_a_replica_without_a_sidecar_is_not_condemned_by_anothers_log() -> None:
     mesh = Mesh()
     mesh.steady(logs=("inbound",), server={"service_instance_id": "pay-0"}, record={"service_instance_id": "pay-0"})
