@@ -93,6 +93,11 @@ def instrument(
         return _handle
 
 
+def current_handle() -> Handle | None:
+    """What `instrument()` set up in this process; None before it was called."""
+    return _handle
+
+
 def _set_up(service_name: str | None, endpoint: str | None, attributes: Mapping[str, Any]) -> Handle:
     provider = trace.get_tracer_provider()
     owned = isinstance(provider, trace.ProxyTracerProvider)

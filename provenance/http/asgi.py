@@ -5,7 +5,11 @@ on to the application where it does not: activated at class level (`http.starlet
 application at once, and the outermost of them inside the span does the work, once a request.
 """
 
+import asyncio
+import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -29,7 +33,10 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 PLACE: Final = "http.server"
 
 SEEN: Final = "provenance.seen"
-"""In the scope of a request that is being watched."""
+"""In the scope of a request, or of a lifespan, that is being watched."""
+
+FLUSH_SECONDS: Final = 5.0
+"""How long the end of a lifespan waits for the last spans: orchestrators commonly kill after 10 to 30."""
 
 # An application that is called in-process, by another's handler, must not write on that other one's span.
 _watched: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
@@ -42,12 +49,16 @@ class ProvenanceMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; websocket and lifespan scopes pass untouched."""
+        """Serve one request; websocket scopes pass untouched, and at the end of the lifespan spans are flushed."""
         await serve(self.app, scope, receive, send)
 
 
 async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Call `app`, watched if this is the outermost place inside the request's own server span."""
+    if scope["type"] == "lifespan" and SEEN not in scope and (handle := _own_handle()) is not None:
+        scope[SEEN] = True
+        await app(scope, receive, _flushing(handle, send))
+        return
     if scope["type"] != "http" or SEEN in scope:
         await app(scope, receive, send)
         return
@@ -63,6 +74,44 @@ async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Non
             await app(scope, receive, send)
         else:
             await _watch(request, app, scope, receive, send)
+
+
+def _own_handle() -> Any:
+    """What `instrument()` set up, if the tracer provider is its own; another's is its owner's to flush."""
+    setup = sys.modules.get("provenance.setup")  # not imported here: this module works beside any other set-up
+    handle = None if setup is None else setup.current_handle()
+    return handle if handle is not None and handle.owned else None
+
+
+def _flushing(handle: Any, send: Send) -> Send:
+    """`send`, that exports what is left before the lifespan is over.
+
+    Because uvicorn lets the signal that stopped it end the process then: nothing runs after it, no `atexit` either.
+    """
+
+    async def flush_and_send(message: Message) -> None:
+        if message["type"] in {"lifespan.shutdown.complete", "lifespan.shutdown.failed"}:
+            with Contained(PLACE):
+                await _in_a_thread(handle.flush, FLUSH_SECONDS)
+        await send(message)
+
+    return flush_and_send
+
+
+async def _in_a_thread(function: Callable[[], object], timeout_seconds: float) -> None:
+    """Wait for `function`, but no longer than this; the thread is a daemon, which keeps no process from its end."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def run() -> None:
+        with Contained(PLACE):
+            function()
+        with suppress(RuntimeError):  # it took so long that the loop is closed
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="provenance-flush", daemon=True).start()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(done.wait(), timeout_seconds)
 
 
 async def _watch(request: "WatchedRequest", app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

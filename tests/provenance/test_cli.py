@@ -55,3 +55,19 @@ def test_version_names_the_packages_of_a_bug_report(capsys: pytest.CaptureFixtur
     assert out.startswith("mesh-provenance 0.")
     assert "\nduckdb " in out
     assert "\npython 3." in out
+
+
+def test_a_defect_does_not_look_like_findings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_argv: object) -> int:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("provenance.version.main", broken)
+
+    assert cli.main(["version"]) == 70
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("Traceback")
+    assert "ZeroDivisionError: by zero" in captured.err
+    assert "a defect of ours" in captured.err

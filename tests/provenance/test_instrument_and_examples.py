@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -322,6 +323,30 @@ def test_a_script_that_does_not_know_us_is_stamped_under_opentelemetry_instrumen
     stamps = [{attributes(span)["provenance.stamp.nonce"] for _, span in side} for side in (clients, servers)]
     assert stamps[0] == stamps[1]
     assert len(clients) == len(servers) == len(stamps[0]) == 2
+
+
+ENDED_BY_A_SIGNAL = """
+import provenance
+provenance.instrument("checkout")
+import uvicorn
+from fastapi import FastAPI
+app = FastAPI()
+config = uvicorn.Config(app, port=0, log_level="warning")
+listener = config.bind_socket()
+print(f"listening on 127.0.0.1:{listener.getsockname()[1]}", flush=True)
+uvicorn.Server(config).run(sockets=[listener])
+"""
+
+
+@pytest.mark.slow
+def test_the_last_spans_arrive_though_a_signal_ends_the_process(
+    receiver: tuple[Receiver, str], environment: dict[str, str]
+) -> None:
+    late = environment | {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    with running([sys.executable, "-c", ENDED_BY_A_SIGNAL], late) as listening:
+        assert httpx.get(f"http://{listening}/nowhere").status_code == 404
+
+    receiver[0].wait(Span.SPAN_KIND_SERVER, 1)
 
 
 INSTRUMENT_TWICE = """

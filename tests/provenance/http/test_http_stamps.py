@@ -571,6 +571,58 @@ def test_other_scopes_pass_untouched() -> None:
         assert all(got is given for got, given in zip(calls.pop(), arguments, strict=True))
 
 
+@pytest.mark.parametrize("end", ["complete", "failed"])
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_lifespan_ends_with_the_last_spans_exported(
+    monkeypatch: pytest.MonkeyPatch, no_faults: None, owned: bool, end: str
+) -> None:
+    from provenance import ProvenanceMiddleware, setup
+
+    events: list[Any] = []
+
+    class Provider:
+        def force_flush(self, timeout_ms: int) -> bool:
+            events.append(threading.current_thread() is threading.main_thread())
+            return True
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in ("startup.complete", f"shutdown.{end}"):
+            await send({"type": f"lifespan.{message}"})
+
+    async def send(message: Any) -> None:
+        events.append(message["type"])
+
+    monkeypatch.setattr(setup, "_handle", setup.Handle(Provider(), owned))
+    nested = ProvenanceMiddleware(ProvenanceMiddleware(app))
+    asyncio.run(nested({"type": "lifespan"}, None, send))  # type: ignore[arg-type]
+
+    flushed = [False] if owned else []
+    assert events == ["lifespan.startup.complete", *flushed, f"lifespan.shutdown.{end}"]
+
+
+def test_a_flush_that_hangs_does_not_hold_the_end_up(monkeypatch: pytest.MonkeyPatch, no_faults: None) -> None:
+    from provenance import ProvenanceMiddleware, setup
+
+    release, sent = threading.Event(), []
+
+    class Provider:
+        def force_flush(self, timeout_ms: int) -> bool:
+            return release.wait(DEADLINE_SECONDS)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def send(message: Any) -> None:
+        sent.append((message["type"], release.is_set()))
+
+    monkeypatch.setattr(server_shell, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(setup, "_handle", setup.Handle(Provider(), owned=True))
+    asyncio.run(ProvenanceMiddleware(app)({"type": "lifespan"}, None, send))  # type: ignore[arg-type]
+    release.set()
+
+    assert sent == [("lifespan.shutdown.complete", False)]
+
+
 @pytest.mark.parametrize(
     ("version", "headers", "known"),
     [
