@@ -81,7 +81,7 @@ class FileSource:
                 table = self._reader.query(sql, interrupt=interrupt)
             except StoreError as e:
                 raise SourceUnreachableError(str(e)) from e
-        return _frame(pl.from_arrow(table))
+        return _frame(lambda: pl.from_arrow(table), self.name)
 
     def interrupt(self) -> None:
         """Every running query ends with QueryError."""
@@ -100,8 +100,11 @@ class CollectorSource:
         import httpx
 
         self.name = url
-        parts = urlsplit(url)
-        if not parts.hostname:
+        try:
+            host = urlsplit(url).hostname
+        except ValueError as e:
+            raise SourceUnreachableError(f"{url}: {e}; expected something like http://127.0.0.1:4318") from e
+        if not host:
             raise SourceUnreachableError(f"{url}: no host in this URL; expected something like http://127.0.0.1:4318")
         self._base = url.rstrip("/")
         timeout = httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS)
@@ -220,13 +223,16 @@ class _Running:
 
 
 def _decode(content: bytes, name: str) -> pl.DataFrame:
+    return _frame(lambda: pl.read_ipc_stream(io.BytesIO(content)), name)
+
+
+def _frame(read: Callable[[], pl.DataFrame | pl.Series], name: str) -> pl.DataFrame:
+    """The answer as a frame; QueryError where it has what a frame cannot hold."""
     try:
-        return pl.read_ipc_stream(io.BytesIO(content))
-    except (pl.exceptions.PolarsError, OSError) as e:
-        raise QueryError(f"{name}: the answer is not an Arrow stream: {e}") from e
-
-
-def _frame(value: pl.DataFrame | pl.Series) -> pl.DataFrame:
+        value = read()
+    # Polars panics, which is no Exception, on types that it does not know.
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, TypeError) as e:
+        raise QueryError(f"{name}: the answer cannot be read as a table ({e}); cast unusual types to VARCHAR") from e
     return value if isinstance(value, pl.DataFrame) else value.to_frame()
 
 

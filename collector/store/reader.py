@@ -131,6 +131,8 @@ class Reader:
                 return plain_types(_fetch(cursor, statement, self._limits))
         except duckdb.Error as e:
             raise QueryError(message(e)) from e
+        except pa.ArrowException as e:
+            raise QueryError(f"the answer has a value that cannot be sent ({e}); cast it to VARCHAR") from e
         finally:
             cursor.close()  # which also ends its transaction
 

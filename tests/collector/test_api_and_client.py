@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from collector.api import MAX_BODY_BYTES, api_routes
-from collector.client import Source, open_source
+from collector.client import Source, _frame, open_source
 from collector.errors import QueryError, SourceUnreachableError
 from collector.query_protocol import QUERY_ID
 from collector.store.database import Store
@@ -81,6 +82,54 @@ def test_an_empty_answer_has_its_columns(source: Source) -> None:
     frame = source.query("SELECT trace_id, span_id FROM spans WHERE false")
 
     assert (frame.columns, frame.height) == (["trace_id", "span_id"], 0)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("[INTERVAL 1 DAY, NULL]", ["1 days", None]),
+        ("{'a': [INTERVAL 1 DAY]}", {"a": ["1 days"]}),
+        ("MAP {'a': INTERVAL 1 DAY}", [{"key": "a", "value": "1 days"}]),
+        ("[['a'::ENUM('a')], NULL, []]", [["a"], None, []]),
+        ("NULL::INTERVAL[]", None),
+        ("'infinity'::TIMESTAMP", "infinity"),
+        ("'-infinity'::DATE", "-infinity"),
+        ("['infinity'::TIMESTAMPTZ]", ["infinity"]),
+        ("DATE '290000-01-01'", "year 290000"),
+        ("TIMESTAMP '290000-01-01'", "year 290000"),
+        ("DATE '2026-01-31'", date(2026, 1, 31)),
+        ("[DATE '9999-12-31']::DATE[1]", [date(9999, 12, 31)]),
+        ("TIME '24:00:00'", "24:00:00"),
+        ("union_value(a := 1)", "1"),
+        ("{'u': union_value(a := 'infinity'::TIMESTAMP)}", None),
+        ("'1010'::BIT", None),
+        ("123456789012345678901234567890::BIGNUM", None),
+        ("1::VARIANT", None),
+        ("MAP {}", []),
+        ("NULL", None),
+    ],
+)
+def test_odd_types_are_answered(source: Source, expression: str, value: object) -> None:
+    frame = source.query(f"SELECT {expression} AS x UNION ALL SELECT {expression}")
+
+    assert frame.height == 2
+    cells = frame["x"].to_list()
+    assert value is None or [c.to_list() if isinstance(c, pl.Series) else c for c in cells] == [value, value]
+
+
+def test_columns_of_one_name_get_a_number(source: Source) -> None:
+    assert source.query("SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a").row(0, named=True) == {
+        "a": 1, "a_2": 2, "a_1": 3, "a_3": 4,
+    }  # fmt: skip
+    assert "count_1" in source.query("SELECT e.*, f.* FROM ingest_errors e, ingest_errors f").columns
+
+
+def test_what_no_frame_can_hold_is_a_query_error() -> None:
+    def panics() -> pl.DataFrame:
+        raise pl.exceptions.PanicException("not implemented")
+
+    with pytest.raises(QueryError, match="cast unusual types"):
+        _frame(panics, "evidence.duckdb")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +215,7 @@ def test_nobody_listening_says_what_to_try() -> None:
         open_source(f"http://127.0.0.1:{free_port()}")
 
 
-@pytest.mark.parametrize("url", ["http://", "http://:80", "http://127.0.0.1:99999", "http://no host/"])
+@pytest.mark.parametrize("url", ["http://", "http://:80", "http://127.0.0.1:99999", "http://no host/", "http://[::1"])
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(SourceUnreachableError):
         open_source(url)
