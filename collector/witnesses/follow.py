@@ -222,6 +222,7 @@ def _next_chunk(tail: _Tail, clock: Callable[[], int]) -> _Chunk | None:
         last = len(data) < CHUNK_BYTES
     chunk = _split(tail, data, clock(), at_end=last)
     if last and chunk.end == tail.offset and not chunk.refused:
+        _queue_rotated_since(tail)
         _close(tail)  # everything in it is committed; its successor begins at its own beginning
         return _next_chunk(tail, clock)
     return chunk
@@ -301,9 +302,7 @@ def _open(tail: _Tail) -> bool:
 def _find_again(tail: _Tail, position: Position) -> None:
     """Open the file that was read before the restart where it was left: the log itself, or what rotation made of it."""
     path = tail.log.path
-    rotated = sorted(
-        (p for p in path.parent.glob(_escaped(path.name) + "[.-]*") if p.is_file()), key=lambda p: p.stat().st_mtime_ns
-    )
+    rotated = _rotated(path)
     for i, candidate in enumerate([path, *rotated]):
         fd = _open_if_same(candidate, position)
         if fd is not None:
@@ -314,6 +313,28 @@ def _find_again(tail: _Tail, position: Position) -> None:
     if path.exists():
         tail.position = None
         tail.notes["rotated away while no collector ran: its last lines were not read"] += 1
+
+
+def _rotated(path: Path) -> list[Path]:
+    """What rotation made of the log, the oldest first."""
+    files = (p for p in path.parent.glob(_escaped(path.name) + "[.-]*") if p.is_file())
+    return sorted(files, key=lambda p: p.stat().st_mtime_ns)
+
+
+def _queue_rotated_since(tail: _Tail) -> None:
+    """Before the open file is left: the log may have been rotated more than once while the store took nothing."""
+    assert tail.fd is not None  # noqa: S101 open here
+    here = os.fstat(tail.fd)
+    rotated = _rotated(tail.log.path)
+    nodes = [(s.st_dev, s.st_ino) for s in (p.stat() for p in rotated)]
+    try:
+        tail.backlog = rotated[nodes.index((here.st_dev, here.st_ino)) + 1 :]
+    except ValueError:  # deleted, compressed or moved elsewhere: it cannot be told which of the others came after it
+        if tail.backlog:
+            return
+        newer = sum(p.stat().st_mtime_ns > here.st_mtime_ns for p in rotated)
+        if newer:
+            tail.notes["rotated more than once before it was read: lines between were not read"] += newer
 
 
 def _escaped(name: str) -> str:

@@ -137,6 +137,56 @@ def test_rotation_by_rename(log: Path, store: FakeStore, follow: Callable[[], Fo
     until(lambda: store.paths[-1] == "6")
 
 
+def rotate(log: Path, text: str) -> None:
+    """As logrotate does with numbers, and its new file is written to at once."""
+    for n in (2, 1):
+        if (old := log.with_name(f"access.log.{n}")).exists():
+            old.rename(log.with_name(f"access.log.{n + 1}"))
+    log.rename(log.with_name("access.log.1"))
+    log.write_text(text)
+
+
+def test_several_rotations_while_the_store_takes_nothing(
+    log: Path, store: FakeStore, follow: Callable[[], Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.witnesses.follow.RETRY_SECONDS", 0.01)
+    log.write_text(lines(1))
+    follower = follow()
+    until(lambda: store.paths == ["1"])
+    store.refusals = [StoreError("disk full")] * 1_000_000
+    append(log, lines(2))
+    until(lambda: follower.status()[0]["error"] == "disk full")
+    for n, text in enumerate([lines(3, 4), lines(5), lines(6)]):
+        os.utime(log, (1000 + n, 1000 + n))
+        rotate(log, text)
+    store.refusals.clear()
+
+    until(lambda: store.paths == ["1", "2", "3", "4", "5", "6"])
+    append(log, lines(7))
+    until(lambda: store.paths[-1] == "7")
+    assert store.errors.total() == 0
+
+
+def test_rotations_that_cannot_be_ordered_are_noted(
+    log: Path, store: FakeStore, follow: Callable[[], Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.witnesses.follow.RETRY_SECONDS", 0.01)
+    log.write_text(lines(1))
+    follower = follow()
+    until(lambda: store.paths == ["1"])
+    store.refusals = [StoreError("disk full")] * 1_000_000
+    append(log, lines(2))
+    until(lambda: follower.status()[0]["error"] == "disk full")
+    os.utime(log, (1000, 1000))
+    rotate(log, lines(3))
+    log.with_name("access.log.1").unlink()  # compressed, say
+    rotate(log, lines(4))
+    store.refusals.clear()
+
+    until(lambda: store.paths == ["1", "2", "4"])
+    until(lambda: store.errors == {"rotated more than once before it was read: lines between were not read": 1})
+
+
 def test_truncation(log: Path, store: FakeStore, follow: Callable[[], Follower]) -> None:
     log.write_text(lines(1, 2, 3))
     follow()
