@@ -1,10 +1,11 @@
 """The `provenance` command: a table of subcommands, each imported only when it is called.
 
-Exit codes, for every subcommand: 0 clean, 1 findings, 2 usage, 3 unreachable, 130 interrupted.
+Exit codes, for every subcommand: 0 clean, 1 findings, 2 usage, 3 unreachable, 70 a defect of ours, 130 interrupted.
 """
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -29,6 +30,9 @@ COMMANDS: Final[dict[str, Command]] = {
 }
 
 EXIT_USAGE: Final = 2
+EXIT_DEFECT: Final = 70
+"""EX_SOFTWARE of sysexits.h. Python's own 1 would say that something was found."""
+
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -48,7 +52,8 @@ A SOURCE is a DuckDB file (evidence.duckdb) or a collector's URL (http://127.0.0
 first steps:
   provenance demo                                  a mesh, its shadow traffic, a slow hop and a leaking service
   provenance collect --db evidence.duckdb          OTLP on 4317 (gRPC) and 4318 (HTTP)
-  provenance scan http://127.0.0.1:4318            exit code 0: clean, 1: findings, 2: usage, 3: unreachable
+  provenance scan http://127.0.0.1:4318            exit code 0: clean, 1: findings, 2: usage, 3: unreachable,
+                                                   70: a defect of ours, told on stderr
   provenance tui evidence.duckdb
 
 `provenance COMMAND --help` tells the rest.
@@ -83,6 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(rest)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except Exception:  # noqa: BLE001 - the last place that can keep a defect from looking like findings
+        traceback.print_exc()
+        print(f"provenance {name}: a defect of ours: please report it, with `provenance version`", file=sys.stderr)
+        return EXIT_DEFECT
 
 
 def _load(command: Command) -> Callable[[Sequence[str]], int]:

@@ -6,10 +6,12 @@ on purpose. There are three lanes, so that an interrupted search never takes the
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from collector.client import Source
+from collector.commands.scope import Scope
 from collector.errors import SourceUnreachableError
 from tui.snapshots import (
     SEARCH_LIMIT,
@@ -102,17 +104,17 @@ class SourceEvidence:
         reopen: Callable[[], Source],
         *,
         is_live: bool,
-        window: "Callable[[], Window] | None" = None,
-        has_moving_window: bool = False,
+        scope: Scope | None = None,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._name = first.name
         self._sources: dict[Lane, Source] = {"live": first}
         self._is_closed = False
         self._reopen = reopen
-        self._window = window or _whole
+        self._scope = scope or Scope()
+        self._clock = clock
         self._lock = threading.Lock()
         self._is_live = is_live
-        self._moves = has_moving_window
 
     @property
     def name(self) -> str:
@@ -127,7 +129,7 @@ class SourceEvidence:
     @property
     def has_moving_window(self) -> bool:
         """Whether the window moves with the clock."""
-        return self._moves
+        return self._scope.is_moving
 
     def status(self) -> Health:
         """How much evidence there is, from `forensics.status`."""
@@ -140,7 +142,8 @@ class SourceEvidence:
         """Every detector's findings in the window."""
         from collector.forensics.scan import examine
 
-        scan = examine(self._lane("live").query, window=self._window())
+        scope = self._scope
+        scan = examine(self._lane("live").query, window=self._window(), shadow=scope.shadow(), egress=scope.egress())
         return decode_findings(scan.findings, scan.notes)
 
     def edges(self) -> Edges:
@@ -218,6 +221,9 @@ class SourceEvidence:
             raise SourceUnreachableError(f"{self.name}: this source is closed")
         return self._sources.get(lane)
 
+    def _window(self) -> "Window":
+        return self._scope.window(self._clock())
+
     def _filter(self, query: TraceQuery) -> "TraceFilter":
         from collector.forensics.traces import TraceFilter
 
@@ -243,13 +249,6 @@ class SourceEvidence:
             _join(sql(window), of)
             for of, sql in (("shadow", shadow_sql), ("egress", egress_sql), ("latency", latency_sql))
         )
-
-
-def _whole() -> "Window":
-    """All of the evidence. Imported when first asked: Ibis must not delay the first paint."""
-    from collector.forensics.tables import Window
-
-    return Window()
 
 
 def _trace_sql(view: TraceView) -> str:

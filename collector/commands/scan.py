@@ -2,35 +2,28 @@
 
 import argparse
 import os
-import re
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, TextIO
 
 import polars as pl
 
 from collector.client import open_source
 from collector.commands.output import FORMATS, write_frame
+from collector.commands.scope import add_arguments, scope_of
 from collector.commands.terminal import complain, escape
-from collector.errors import CollectorError, ConfigError, exit_code
-from collector.forensics.egress import EgressParams
+from collector.errors import CollectorError, exit_code
 from collector.forensics.findings import KINDS
 from collector.forensics.scan import Scan, examine
-from collector.forensics.shadow import ShadowParams
-from collector.forensics.tables import NS_PER_S, Window
-from collector.policy import read_policy
+from collector.forensics.tables import NS_PER_S
 
 EXIT_CLEAN: Final = 0
 EXIT_FINDINGS: Final = 1
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_RELATIVE: Final = re.compile(r"(\d{1,9})([smhd])")
-_FRACTION: Final = re.compile(r"\.(\d{1,9})")
 _WIDTHS: Final = (60, 120)
 """Narrower tears words apart, wider tires the eye."""
 
@@ -48,7 +41,7 @@ examples:
   provenance scan http://127.0.0.1:4318 --since 15m --kind shadow --entry gateway
   provenance scan evidence.duckdb --policy provenance.toml --format ndjson | jq .explanation
 
-exit codes: 0 clean, 1 findings, 2 usage, 3 nothing there to ask
+exit codes: 0 clean, 1 findings, 2 usage, 3 nothing there to ask, 70 a defect of ours
 """
 
 
@@ -74,22 +67,6 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
     return EXIT_CLEAN if scan.findings.is_empty() else EXIT_FINDINGS
 
 
-def parse_time(text: str, now_unix_nano: int) -> int:
-    """The time in ns since the Unix epoch, from RFC 3339 or from how long ago; raises ConfigError."""
-    if match := _RELATIVE.fullmatch(text.strip()):
-        return max(0, now_unix_nano - int(match[1]) * _UNITS[match[2]] * NS_PER_S)
-    # datetime keeps microseconds; evidence is in nanoseconds.
-    fraction = _FRACTION.search(text)
-    try:
-        moment = datetime.fromisoformat(_FRACTION.sub("", text.strip()))
-    except ValueError as e:
-        raise ConfigError(f"{text!r} is no time: write 2026-03-01T03:12:00Z, or how long ago: 90s, 15m, 2h, 1d") from e
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    nanoseconds = int(fraction[1].ljust(9, "0")) if fraction else 0
-    return round(moment.timestamp()) * NS_PER_S + nanoseconds
-
-
 def render_findings(findings: pl.DataFrame, width: int) -> Iterator[str]:
     """The lines of the table: a heading for each finding, below it, indented, what happened and what could not be seen."""
     if findings.is_empty():
@@ -109,19 +86,15 @@ def render_findings(findings: pl.DataFrame, width: int) -> Iterator[str]:
 
 
 def _scan(options: argparse.Namespace, now_unix_nano: int) -> Scan:
-    since = None if options.since is None else parse_time(options.since, now_unix_nano)
-    until = None if options.until is None else parse_time(options.until, now_unix_nano)
-    if since is not None and until is not None and since >= until:
-        raise ConfigError(f"--since {options.since} is not before --until {options.until}")
-    policy = None if options.policy is None else read_policy(options.policy)
+    scope = scope_of(options, now_unix_nano)
     source = open_source(options.source)
     try:
         return examine(
             source.query,
             kinds=options.kind or KINDS,
-            window=Window(since, until),
-            shadow=ShadowParams(entry_services=tuple(options.entry)),
-            egress=EgressParams(policy=policy),
+            window=scope.window(now_unix_nano),
+            shadow=scope.shadow(),
+            egress=scope.egress(),
         )
     finally:
         source.close()
@@ -164,20 +137,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SOURCE", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)")
     parser.add_argument("--kind", type=_kinds, metavar="KIND[,KIND]", help=f"of {', '.join(KINDS)} (default: all)")
-    parser.add_argument("--since", metavar="TIME", help="calls that began at this time or later (default: all)")
-    parser.add_argument("--until", metavar="TIME", help="calls that began before this time (default: all)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print it (default: table)")
-    parser.add_argument(
-        "--entry",
-        metavar="SERVICE",
-        action="append",
-        default=[],
-        help="a service that takes unstamped traffic from outside by nature; may be repeated",
-    )
-    parser.add_argument(
-        "--policy",
-        metavar="FILE",
-        type=Path,
-        help="TOML whose [egress] lists what may be reached (default: the collector's)",
-    )
+    add_arguments(parser)
     return parser

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 
+from collector.commands.times import parse_moment
 from collector.errors import ConfigError, SourceUnreachableError
 from tui import command
 
@@ -18,7 +19,10 @@ def terminal(monkeypatch):
     ("argv", "said"),
     [
         ([], "SOURCE"),
-        (["x", "--since", "yesterday"], "neither 15m"),
+        (["x", "--since", "yesterday"], "is no time"),
+        (["x", "--until", "9999-12-31"], "beyond what nanoseconds can say"),
+        (["x", "--since", "1h", "--until", "2h"], "not before"),
+        (["x", "--policy", "/no/such/file.toml"], "cannot be read"),
         (["x", "--refresh", "0"], "out of range"),
         (["x", "--refresh", "often"], "no number of seconds"),
         (["x", "--refresh", "nan"], "out of range"),
@@ -70,8 +74,8 @@ def test_help_teaches(capsys):
     ],
 )
 def test_where_a_window_starts(text, now, start, is_relative):
-    since = command.Since(text)
-    assert since.unix_nano(now) == start
+    since = parse_moment(text)
+    assert since.at(now) == start
     assert since.is_relative is is_relative
 
 

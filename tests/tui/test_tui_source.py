@@ -5,9 +5,11 @@ import threading
 import polars as pl
 import pytest
 
+from collector.commands.scope import Scope
+from collector.commands.times import parse_moment
 from collector.errors import ConfigError, QueryError, SourceUnreachableError
-from collector.forensics.tables import Window
-from tests.collector.forensics.factories import make_proxy_record, make_span, store
+from collector.policy import parse_policy
+from tests.collector.forensics.factories import T0, S, make_proxy_record, make_span, store
 from tui.snapshots import EdgesView, FindingsView, SearchView, TraceQuery, TraceView
 from tui.source import SourceEvidence
 
@@ -85,10 +87,26 @@ def test_the_sql_of_a_view_runs(answered, view):
 
 
 def test_the_window_is_asked_for_each_time():
-    moments = iter([Window(10), Window(20)])
-    evidence = evidence_over(refuse, window=lambda: next(moments), has_moving_window=True)
-    assert "10" in evidence.sql_of(EdgesView())
-    assert "20" in evidence.sql_of(EdgesView())
+    moments = iter([17_000_000_010, 17_000_000_020])
+    evidence = evidence_over(refuse, scope=Scope(since=parse_moment("1s")), clock=lambda: next(moments))
+    assert evidence.has_moving_window
+    assert "16000000010" in evidence.sql_of(EdgesView())
+    assert "16000000020" in evidence.sql_of(EdgesView())
+
+
+def test_findings_follow_the_same_options_as_a_scan():
+    spans = [
+        make_span(kind="CLIENT", service_name="web", server_address="203.0.113.9", server_port=443),
+        make_span(start_time_unix_nano=T0 + 600 * S),
+    ]
+    policy = parse_policy("[egress]\nallow = []", name="x")
+    query = store(spans)
+    assert [f.destination for f in evidence_over(query, scope=Scope(policy=policy)).findings().items] == [
+        "203.0.113.9:443"
+    ]
+    assert evidence_over(query).findings().items == ()
+    before = Scope(policy=policy, until=parse_moment("2026-01-01"))
+    assert evidence_over(query, scope=before).findings().items == ()
 
 
 def test_errors_of_the_source_come_through():

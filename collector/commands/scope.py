@@ -1,0 +1,102 @@
+"""What `scan` and `tui` look at and by which rules: the options they share, and what the detectors are given for them.
+
+Nothing heavy is imported before it is asked for.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from collector.commands.times import Moment, parse_moment
+from collector.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collector.forensics.egress import EgressParams
+    from collector.forensics.shadow import ShadowParams
+    from collector.forensics.tables import Window
+    from collector.policy import EgressPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """A time range, which may move with the clock, and the rules.
+
+    Attributes:
+        since: None: from the beginning.
+        until: None: to the end.
+        entry_services: Who takes unstamped traffic by nature.
+        policy: What may be reached outside; None: what the collector has stored.
+    """
+
+    since: Moment | None = None
+    until: Moment | None = None
+    entry_services: tuple[str, ...] = ()
+    policy: "EgressPolicy | None" = None
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the window moves with the clock."""
+        return any(m is not None and m.is_relative for m in (self.since, self.until))
+
+    def bounds(self, now_unix_nano: int) -> tuple[int | None, int | None]:
+        """Where the window starts and ends, seen from now; raises ConfigError if it is empty."""
+        since, until = (None if m is None else m.at(now_unix_nano) for m in (self.since, self.until))
+        if since is not None and until is not None and since >= until:
+            raise ConfigError("--since is not before --until")
+        return since, until
+
+    def window(self, now_unix_nano: int) -> "Window":
+        """The same for the detectors."""
+        from collector.forensics.tables import Window
+
+        return Window(*self.bounds(now_unix_nano))
+
+    def shadow(self) -> "ShadowParams":
+        """For `examine_shadow`."""
+        from collector.forensics.shadow import ShadowParams
+
+        return ShadowParams(entry_services=self.entry_services)
+
+    def egress(self) -> "EgressParams":
+        """For `examine_egress`."""
+        from collector.forensics.egress import EgressParams
+
+        return EgressParams(policy=self.policy)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `scope_of` reads."""
+    add = parser.add_argument
+    add("--since", metavar="TIME", help="calls that began at this time or later (default: all)")
+    add("--until", metavar="TIME", help="calls that began before this time (default: all)")
+    add(
+        "--entry",
+        metavar="SERVICE",
+        action="append",
+        default=[],
+        help="a service that takes unstamped traffic from outside by nature; may be repeated",
+    )
+    add(
+        "--policy",
+        metavar="FILE",
+        type=Path,
+        help="TOML whose [egress] lists what may be reached (default: the collector's); an empty list allows nothing",
+    )
+
+
+def scope_of(options: argparse.Namespace, now_unix_nano: int) -> Scope:
+    """The scope that the options name; raises ConfigError, also if its window is empty now."""
+    policy = None
+    if options.policy is not None:
+        from collector.policy import read_policy
+
+        policy = read_policy(options.policy)
+    scope = Scope(
+        since=None if options.since is None else parse_moment(options.since),
+        until=None if options.until is None else parse_moment(options.until),
+        entry_services=tuple(options.entry),
+        policy=policy,
+    )
+    scope.bounds(now_unix_nano)
+    return scope

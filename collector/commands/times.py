@@ -1,0 +1,61 @@
+"""Times as they are typed: RFC 3339, or how long ago. It imports nothing heavy, for commands that must paint or refuse at once."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from collector.errors import ConfigError
+
+NS_PER_S: Final = 1_000_000_000
+MARGIN_NS: Final = 7 * 86_400 * NS_PER_S
+"""Detectors look around a window, by a day at most; what they compute must stay 64 bits wide too."""
+
+LIMIT_NS: Final = 2**63 - 1 - MARGIN_NS
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_RELATIVE: Final = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
+# datetime keeps microseconds; evidence is in nanoseconds.
+_FRACTION: Final = re.compile(r"[.,](\d{1,9})\d*", re.ASCII)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment, or a distance before now.
+
+    Attributes:
+        nanoseconds: Since the Unix epoch; of a relative one, before now.
+        is_relative: Whether it moves with the clock.
+    """
+
+    nanoseconds: int
+    is_relative: bool
+
+    def at(self, now_unix_nano: int) -> int:
+        """In ns since the Unix epoch, seen from now; what is longer ago than the epoch is the epoch."""
+        return max(0, now_unix_nano - self.nanoseconds) if self.is_relative else self.nanoseconds
+
+
+def parse_moment(text: str) -> Moment:
+    """The moment that a text names; without an offset it is UTC. Raises ConfigError, also where 64 bits of nanoseconds end."""
+    text = text.strip()
+    if match := _RELATIVE.fullmatch(text):
+        return Moment(int(match[1]) * _UNITS[match[2]] * NS_PER_S, is_relative=True)
+    fraction = _FRACTION.search(text)
+    try:
+        moment = datetime.fromisoformat(_FRACTION.sub("", text, count=1))
+    except ValueError as e:
+        raise ConfigError(f"{text!r} is no time: write 2026-03-01T03:12:00Z, or how long ago: 90s, 15m, 2h, 1d") from e
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    seconds = (moment - _EPOCH) // timedelta(seconds=1)
+    nanoseconds = seconds * NS_PER_S + (int(fraction[1].ljust(9, "0")) if fraction else 0)
+    if abs(nanoseconds) > LIMIT_NS:
+        raise ConfigError(f"{text!r} is beyond what nanoseconds can say: expected a time from 1677-09-29 to 2262-04-04")
+    return Moment(nanoseconds, is_relative=False)
+
+
+def parse_time(text: str, now_unix_nano: int) -> int:
+    """The same in ns since the Unix epoch, seen from now."""
+    return parse_moment(text).at(now_unix_nano)
