@@ -6,7 +6,8 @@ A finding is about one (caller, callee), caller None where nothing vouches for o
 - `unstamped`: the callee's middleware looked and found no stamp, and the callee's proxy missed the call too, or the client
   had stamped it, or nothing vouches for a caller. Then not: calls into entry points and health probes. A known caller that
   merely has no middleware is never flagged, nor is a callee whose middleware does not look.
-- `unknown_caller`: the call names a parent span that never arrived, although the caller's telemetry is complete around it.
+- `unknown_caller`: the call names a parent span that never arrived, although the caller's telemetry is complete around it
+  and does not lack a span here and there all the time.
 - `tampered`: the callee saw another request body than the caller sent.
 
 Entry points take unstamped traffic by nature. They are declared (`ShadowParams.entry_services`) or inferred: stamped calls in
@@ -24,7 +25,7 @@ Strength, each 0 to 1, united as 1 - Π(1 - strength), is the score:
 | tampered, or a stamp that the client set and the callee never saw | 0.85 | high |
 | missed by the caller's proxy, seen by the callee's | 0.6 | medium |
 | unstamped, caller unknown | 0.5 | medium; low if the callee's proxy saw all of them |
-| unknown caller | 0.4 | medium if a stamp claims one, else low |
+| unknown caller | 0.4 | medium if a stamp claims one and the callee's proxy did not see all of them, else low |
 
 One call is enough: every proof is about that call, and none is a statistic.
 """
@@ -227,7 +228,11 @@ def _strength(subject: Subject) -> tuple[Severity, float]:
         (subject.caller is not None and subject.count("unstamped") > 0, 0.85, "high"),
         (subject.count("bypass_outbound") > 0, 0.6, "medium"),
         (nobodys, 0.5, "low" if subject.seen_by_callee() else "medium"),
-        (subject.count("unknown_caller") > 0, 0.4, "medium" if subject.claims else "low"),
+        (
+            subject.count("unknown_caller") > 0,
+            0.4,
+            "medium" if subject.claims and not subject.seen_by_callee() else "low",
+        ),
     ]
     found = [(strength, severity) for holds, strength, severity in evidence if holds]
     doubt = 1.0
@@ -273,7 +278,8 @@ def _traits(subject: Subject, total: int) -> list[str]:
     if unknown := subject.count("unknown_caller"):
         claims = ", ".join(subject.claims)
         whose = f" although they are stamped as {claims}'s, whose spans arrive otherwise" if claims else ""
-        said.append(f"named a parent span that never arrived{whose}{share(unknown)}")
+        lost = ", or whose spans were lost" if subject.seen_by_callee() else ""
+        said.append(f"named a parent span that never arrived{whose}{lost}{share(unknown)}")
     if tampered := subject.count("tampered"):
         said.append(f"arrived with another body than was sent{share(tampered)}")
     return said

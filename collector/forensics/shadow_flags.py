@@ -11,6 +11,7 @@ import ibis.expr.types as ir
 
 from collector.forensics.calls import MARGIN_NS
 from collector.forensics.findings import EVIDENCE_LIMIT
+from collector.forensics.matching import path_of
 from collector.forensics.tables import NS_PER_S, Window, spans
 from collector.forensics.verdicts import MISSED, Coverage, judge
 from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED
@@ -31,6 +32,10 @@ TRACED_CELL_RATIO: Final = 0.9
 TRACED_RATIO: Final = 0.8
 """A caller's telemetry is complete if 80 % of its (callee, minute) cells have the parents of 90 % of their calls."""
 
+LOSSY_RATIO: Final = 0.5
+LOSSY_MIN_CELLS: Final = 2
+"""An exporter that loses spans loses them everywhere: some parents are missing in this share of its cells."""
+
 FLAGS: Final = ("unstamped", "unknown_caller", "bypass_outbound", "bypass_inbound", "tampered")
 
 
@@ -44,7 +49,8 @@ class ShadowParams:
         settle_ns: How long after a server span its caller's span may still arrive (exporters batch for 5 s).
         coverage: How near a proxy's other lines must be for the absence of one to count.
         probe_services: rpc services of health checks.
-        probe_user_agents: How user agents of health checks begin; they count on GET and HEAD only.
+        probe_user_agents: How user agents of health checks and of scrapers begin; they count on GET and HEAD only.
+        probe_paths: Paths of health checks and scrapes; they count on GET and HEAD only.
     """
 
     entry_services: tuple[str, ...] = ()
@@ -59,7 +65,15 @@ class ShadowParams:
         "Envoy/HC",
         "Consul Health Check",
         "Prometheus/",
+        "otelcol",
+        "OpenTelemetry Collector",
+        "vmagent",
+        "vm_promscrape",
+        "GrafanaAgent",
+        "Alloy/",
+        "Datadog Agent",
     )
+    probe_paths: tuple[str, ...] = ()
 
 
 def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
@@ -183,17 +197,25 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         orphan=table.parent_span_id.notnull() & ~table.parent_found & table.caller.isnull(),
         settled=table.received_unix_nano <= newest - params.settle_ns,
         tampered=altered | (table.stamp_status == STAMP_MISMATCHED).fill_null(False),
-        probe=_probe(table, params),
+        probe=_probe(
+            params,
+            rpc=ibis.ifelse(table.protocol == "rpc", table.operation.re_replace("/[^/]*$", ""), ibis.null("string")),
+            method=table.method,
+            agent=table.user_agent,
+            path=table.path,
+        ),
     )
 
 
-def _probe(table: ir.Table, params: ShadowParams) -> ir.BooleanValue:
-    probe = ibis.literal(False)
-    for service in params.probe_services:
-        probe |= (table.protocol == "rpc") & table.operation.startswith(service + "/")
-    for agent in params.probe_user_agents:
-        probe |= table.user_agent.startswith(agent) & table.method.isin(("GET", "HEAD"))
-    return probe.fill_null(False)
+def _probe(
+    params: ShadowParams, *, rpc: ir.StringValue, method: ir.StringValue, agent: ir.StringValue, path: ir.StringValue
+) -> ir.BooleanValue:
+    """Whether a call of this rpc service, HTTP method, user agent and path is a health check or a scrape."""
+    known = path.isin(params.probe_paths) if params.probe_paths else ibis.literal(False)
+    for prefix in params.probe_user_agents:
+        known |= agent.startswith(prefix).fill_null(False)
+    probe = known.fill_null(False) & method.isin(("GET", "HEAD")).fill_null(False)
+    return probe | rpc.isin(params.probe_services).fill_null(False) if params.probe_services else probe
 
 
 def _with_entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
@@ -240,14 +262,20 @@ def _history(until: Window, params: ShadowParams) -> ir.Table:
         "rpc_service",
         "http_request_method",
         "user_agent_original",
+        "url_path",
+        "url_full",
     )
     table = until.of(table)
     table = table.filter((table.witness == "app") & (table.kind == "SERVER"))
-    probe = table.rpc_service.isin(params.probe_services) if params.probe_services else ibis.literal(False)
-    for agent in params.probe_user_agents:
-        probe |= table.user_agent_original.startswith(agent) & table.http_request_method.isin(("GET", "HEAD"))
+    probe = _probe(
+        params,
+        rpc=table.rpc_service,
+        method=table.http_request_method,
+        agent=table.user_agent_original,
+        path=ibis.coalesce(path_of(table.url_path), path_of(table.url_full)),
+    )
     status = table.provenance_stamp_status
-    return table.filter(~probe.fill_null(False)).select(
+    return table.filter(~probe).select(
         service=table.service_name,
         start=table.start_time_unix_nano,
         minute=table.start_time_unix_nano // MINUTE_NS,
@@ -259,19 +287,26 @@ def _with_telemetry(table: ir.Table) -> ir.Table:
     """The calls with `telemetry_complete`: the caller's spans normally arrive, so that a missing one means something.
 
     The caller is the service that the stamp names; without a stamp, whoever else calls that callee. Judged by cells of
-    (callee, minute), each with one vote, so that neither a flood nor one broken callee decides for all.
+    (callee, minute), each with one vote, so that neither a flood nor one broken callee decides for all. Where spans are missing
+    in half of the cells or more, two at least, it is an exporter that loses some, and not somebody in hiding.
     """
     has_parent = table.filter(table.parent_span_id.notnull() | table.claimed.notnull())
     has_parent = has_parent.mutate(origin=_origin(has_parent), whole=~has_parent.orphan)
     cells = has_parent.group_by("origin", "callee", "minute").agg(
         whole=has_parent.whole.mean() >= TRACED_CELL_RATIO,
+        lacking=~has_parent.whole.all(),
         begin=has_parent.start_time_unix_nano.min(where=has_parent.whole),
         end=has_parent.start_time_unix_nano.max(where=has_parent.whole),
     )
     origins = cells.group_by("origin").agg(
-        whole=cells.whole.mean() >= TRACED_RATIO, begin=cells.begin.min(), end=cells.end.max()
+        whole=cells.whole.mean() >= TRACED_RATIO,
+        lossy=(cells.lacking.mean() >= LOSSY_RATIO) & (cells.lacking.sum() >= LOSSY_MIN_CELLS),
+        begin=cells.begin.min(),
+        end=cells.end.max(),
     )
-    origins = origins.filter(origins.whole).select(known_origin="origin", known_begin="begin", known_end="end")
+    origins = origins.filter(origins.whole & ~origins.lossy).select(
+        known_origin="origin", known_begin="begin", known_end="end"
+    )
     joined = table.left_join(origins, _origin(table) == origins.known_origin)
     within = joined.start_time_unix_nano.between(joined.known_begin, joined.known_end)
     return joined.mutate(telemetry_complete=within.fill_null(False)).drop("known_origin", "known_begin", "known_end")

@@ -511,13 +511,25 @@ def test_an_entry_point_that_is_called_past_its_own_proxy_is_a_finding() -> None
     [
         ({"user_agent_original": "kube-probe/1.31", "http_request_method": "GET"}, True),
         ({"user_agent_original": "kube-probe/1.31", "http_request_method": "POST"}, False),
+        ({"user_agent_original": "OpenTelemetry Collector Contrib/0.110.0", "http_request_method": "GET"}, True),
+        ({"user_agent_original": "Go-http-client/1.1", "http_request_method": "GET"}, False),
+        ({"url_path": "/healthz", "http_request_method": "GET"}, True),
+        ({"url_path": "/healthz/", "http_request_method": "GET"}, False),
+        ({"url_path": "/healthz", "http_request_method": "POST"}, False),
         ({"user_agent_original": "curl/8", "http_request_method": "GET"}, False),
     ],
 )
 def test_health_probes_carry_no_stamp(server: Row, *, clean: bool) -> None:
     mesh = Mesh().steady()
-    mesh.call(31 * S, None, stamp="absent", logs=("inbound",), server=server)
-    assert mesh.clean() is clean
+    mesh.call(
+        31 * S,
+        None,
+        stamp="absent",
+        logs=("inbound",),
+        server=server,
+        record={"path": server.get("url_path", "/charge")},
+    )
+    assert mesh.clean(probe_paths=("/healthz",)) is clean
 
 
 def test_grpc_health_checks_carry_no_stamp() -> None:
@@ -539,8 +551,21 @@ def test_a_stamp_of_a_caller_whose_span_never_arrived() -> None:
     mesh = Mesh().steady(120)
     mesh.call(31 * S, None, server={"parent_span_id": next_id(), "provenance_stamp_kid": "web/3"})
     finding = mesh.only()
-    assert (finding.caller, finding.reasons, finding.severity) == (None, ("unknown_caller",), "medium")
-    assert "stamped as web's" in finding.explanation
+    assert (finding.caller, finding.reasons, finding.severity) == (None, ("unknown_caller",), "low")
+    assert "stamped as web's, whose spans arrive otherwise, or whose spans were lost" in finding.explanation
+
+
+def test_a_stamp_of_a_caller_whose_span_never_arrived_and_no_proxy_saw_it() -> None:
+    mesh = Mesh().steady(120, logs=())
+    mesh.call(31 * S, None, logs=(), server={"parent_span_id": next_id(), "provenance_stamp_kid": "web/3"})
+    assert mesh.only().severity == "medium"
+
+
+def test_an_exporter_that_loses_a_span_now_and_then_hides_nobody() -> None:
+    mesh = Mesh().steady(600, 2)
+    for at in range(15, 600, 60):
+        mesh.call(at * S, None, server={"parent_span_id": next_id(), "provenance_stamp_kid": "web"}, logs=("inbound",))
+    assert mesh.clean()
 
 
 def test_the_last_seconds_of_live_data_accuse_nobody() -> None:
