@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from collector.client import Source
 from collector.commands.scope import Scope
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from collector.forensics.traces import TraceFilter
 
 Lane = Literal["live", "search", "trace"]
+
+LAID_OUT_CHARACTERS: Final = 30_000
+"""Longer statements stay on one line: half a second of a processor below it, seven seconds for the longest there is."""
 
 
 class Evidence(Protocol):
@@ -83,7 +86,7 @@ class Evidence(Protocol):
         ...
 
     def sql_of(self, view: View) -> str:
-        """The SQL that answers a view, to be run anywhere else."""
+        """The SQL that answers a view, to be run anywhere else: one statement, or several, each below `-- its name` and ended by `;`."""
         ...
 
     def interrupt(self, lane: Lane) -> None:
@@ -245,10 +248,12 @@ class SourceEvidence:
         from collector.forensics.shadow import shadow_sql
 
         window = self._window()
-        return "\n\n".join(
-            _join(sql(window), of)
-            for of, sql in (("shadow", shadow_sql), ("egress", egress_sql), ("latency", latency_sql))
-        )
+        parts = {
+            "shadow": shadow_sql(window, self._scope.shadow()),
+            "egress": egress_sql(window, self._scope.egress()),
+            "latency": latency_sql(window),
+        }
+        return "\n\n".join(_join(statements, of) for of, statements in parts.items())
 
 
 def _trace_sql(view: TraceView) -> str:
@@ -266,7 +271,14 @@ def _trace_sql(view: TraceView) -> str:
 def _join(parts: Mapping[str, str] | str, of: str = "") -> str:
     """Several statements as one text, each under the name of what it answers."""
     if isinstance(parts, str):
-        return parts
-    return "\n\n".join(
-        f"-- {of} {name}\n{sql.rstrip().rstrip(';')};".replace("--  ", "-- ") for name, sql in parts.items()
-    )
+        return _laid_out(parts)
+    titles = {f"-- {of} {name}".replace("--  ", "-- "): sql for name, sql in parts.items()}
+    return "\n\n".join(f"{title}\n{_laid_out(sql)};" for title, sql in titles.items())
+
+
+def _laid_out(sql: str) -> str:
+    """A statement on many lines, as far as that is cheap; what is longer nobody reads, but it can be copied and run."""
+    import sqlglot
+
+    sql = sql.rstrip().rstrip(";")
+    return sql if len(sql) > LAID_OUT_CHARACTERS else sqlglot.transpile(sql, "duckdb", "duckdb", pretty=True)[0]

@@ -10,6 +10,7 @@ from collector.commands.times import parse_moment
 from collector.errors import ConfigError, QueryError, SourceUnreachableError
 from collector.policy import parse_policy
 from tests.collector.forensics.factories import T0, S, make_proxy_record, make_span, store
+from tui.screens.dialogs import sql_dialog
 from tui.snapshots import EdgesView, FindingsView, SearchView, TraceQuery, TraceView
 from tui.source import SourceEvidence
 
@@ -166,3 +167,18 @@ def test_closed_is_closed(answered):
     assert evidence.name == live.name
     with pytest.raises(SourceUnreachableError, match="closed"):
         evidence.status()
+
+
+def test_the_sql_of_findings_is_several_statements_under_their_names(answered):
+    lines = answered.sql_of(FindingsView()).splitlines()
+    names = [line for line in lines if line.startswith("-- ")]
+    assert {"-- shadow calls", "-- shadow proxies", "-- egress destinations"} < set(names)
+    assert len(names) == sum(line.endswith(";") for line in lines)
+    allowed = lines.index("-- egress egress_allow")
+    assert lines[allowed + 1].startswith("SELECT")
+    assert lines[allowed + 2].startswith("  *")
+
+
+def test_the_title_of_a_sql_dialog_says_how_many_statements_there_are():
+    assert "repeats it" in sql_dialog("SELECT 1")._title
+    assert "The 2 SQL statements" in sql_dialog("-- a\nSELECT 1;\n\n-- b\nSELECT 2;")._title

@@ -77,9 +77,13 @@ def copy(screen: Screen[Any], text: str) -> None:
 
 
 def sql_dialog(sql: str) -> TextDialog:
-    """The SQL of what is on the screen."""
-    blocks = [Block("", line) for line in sql.splitlines()]
-    return TextDialog('The SQL of this screen: `provenance sql SOURCE "…"` repeats it', blocks, sql)
+    """The SQL of what is on the screen: a statement, or several under their names."""
+    lines = sql.splitlines()
+    statements = sum(line.startswith("-- ") for line in lines)
+    many = f'The {statements} SQL statements of this screen: `provenance sql SOURCE "…"` runs one at a time'
+    title = many if statements > 1 else 'The SQL of this screen: `provenance sql SOURCE "…"` repeats it'
+    blocks = [Block("", line, "header" if statements > 1 and line.startswith("-- ") else "plain") for line in lines]
+    return TextDialog(title, blocks, sql)
 
 
 class Destination(NamedTuple):
