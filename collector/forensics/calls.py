@@ -63,7 +63,8 @@ def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> i
     Columns:
         trace_id, client_span_id, server_span_id: ids as the engine has them; a span id is NULL where that span is missing.
         parent_span_id: of the server span. parent_found: whether the chain of parents ends at a span that arrived.
-        caller: service.name of the calling span; without one, the outermost proxy span's service if it isn't the callee's.
+        caller: service.name of the calling span; without one, the outermost proxy span's service if it isn't the callee's;
+            without either, the workload whose proxy logged the call on its way out.
         caller_instance, callee_instance: service_instance_id of the two.
         callee: service.name of the server span, else the client span's peer.service.
         operation: rpc `service/method`, else `METHOD route`, else the span's name.

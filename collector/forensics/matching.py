@@ -14,6 +14,8 @@ path, never one line to two calls.
 A call that stays without a line is *ambiguous* as long as its proxy has an unclaimed line of the same request id: another
 path (a rewritten one, a mount prefix), or another time (a clock far off).
 
+A line of a caller's proxy that is left over names the caller of a call that nobody's span made (`_vouched`).
+
 The caller's line is per client span: a proxy's retries are several server spans, but one line at the caller's proxy.
 """
 
@@ -84,7 +86,7 @@ def match_records(calls: ir.Table, window: Window, margin_ns: int) -> ir.Table:
     """
     logged = lines(window, margin_ns)
     logged = logged.filter(logged.request_key.notnull())
-    logged = logged.select(*_GROUP, "path", "start", "end", "record_id")
+    logged = logged.select(*_GROUP, "direction", "path", "start", "end", "record_id")
     pairs, unclear = _pair(_units(calls), logged)
     unclaimed = logged.anti_join(pairs, ["side", "record_id"])
     uncertain = unclaimed.select(*_GROUP).union(unclear.select(*_GROUP)).distinct()
@@ -92,7 +94,46 @@ def match_records(calls: ir.Table, window: Window, margin_ns: int) -> ir.Table:
     calls = calls.mutate(outbound_unit=ibis.coalesce(calls.client_span_id, calls.server_span_id))
     calls = _attach(calls, claimed, uncertain, side="outbound", unit=calls.outbound_unit, service=calls.caller)
     calls = _attach(calls, claimed, uncertain, side="inbound", unit=calls.server_span_id, service=calls.callee)
-    return calls.drop("outbound_unit")
+    return _vouched(calls.drop("outbound_unit"), unclaimed)
+
+
+def _vouched(calls: ir.Table, unclaimed: ir.Table) -> ir.Table:
+    """The calls from nobody with the caller whose own proxy logged them: a service without telemetry, but in the mesh.
+
+    One call and one line that is nobody else's, of the same request id and path at the same time.
+    """
+    nobody = calls.filter(calls.caller.isnull() & calls.server_span_id.notnull())
+    nobody = nobody.select(
+        "trace_id",
+        "server_span_id",
+        "callee",
+        "request_key",
+        unit_path=nobody.path,
+        unit_start=nobody.start_time_unix_nano,
+        unit_end=nobody.end_time_unix_nano,
+    )
+    sent = unclaimed.filter((unclaimed.side == "outbound") & (unclaimed.direction == "outbound"))
+    sent = sent.select("service", "request_key", "path", "start", "end", "record_id")
+    table = nobody.inner_join(sent, [nobody.request_key == sent.request_key, nobody.unit_path == sent.path])
+    table = table.filter((table.service != table.callee) & _compatible(table))
+    table = table.mutate(
+        lines=table.record_id.count().over(group_by=["trace_id", "server_span_id"]),
+        calls=table.server_span_id.count().over(group_by=["record_id"]),
+    )
+    table = table.filter((table.lines == 1) & (table.calls == 1))
+    table = table.select(
+        vouched_trace_id="trace_id",
+        vouched_span_id="server_span_id",
+        vouched_by="service",
+        vouched_record_id="record_id",
+    )
+    calls = calls.left_join(
+        table, [calls.trace_id == table.vouched_trace_id, calls.server_span_id == table.vouched_span_id]
+    )
+    return calls.mutate(
+        caller=ibis.coalesce(calls.caller, calls.vouched_by),
+        outbound_record_id=ibis.coalesce(calls.outbound_record_id, calls.vouched_record_id),
+    ).drop("vouched_trace_id", "vouched_span_id", "vouched_by", "vouched_record_id")
 
 
 def _attach(

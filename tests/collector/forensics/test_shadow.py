@@ -469,6 +469,32 @@ def test_a_known_caller_without_middleware_is_no_finding() -> None:
     assert mesh.clean()
 
 
+def legacy_call(mesh: Mesh, at: int, logs: tuple[str, ...]) -> None:
+    """A call by `legacy`, which has a sidecar and no telemetry."""
+    key = make_request_id()
+    mesh.call(at, None, stamp="absent", request_id=key, logs=logs)
+    line = {"service_name": "legacy", "direction": "outbound", "request_id": key, "path": "/charge"}
+    mesh.records.append(make_proxy_record(start_time_unix_nano=T0 + at - MS, duration_ns=13 * MS, **line))
+
+
+def test_a_caller_without_telemetry_is_known_by_its_proxy() -> None:
+    mesh = Mesh().steady()
+    for at in range(2, 60, 10):
+        legacy_call(mesh, at * S, logs=("inbound",))
+    assert mesh.clean()
+    legacy_call(mesh, 33 * S, logs=())
+    finding = mesh.only()
+    assert (finding.caller, finding.count) == ("legacy", 1)
+    assert "mesh_bypass" in finding.reasons
+
+
+def test_one_line_does_not_vouch_for_two_callers() -> None:
+    mesh = Mesh().steady()
+    mesh.call(31 * S, request_id="r" * 36)
+    mesh.call(31 * S + 5 * MS, None, request_id="r" * 36, logs=("inbound",), stamp="absent")
+    assert mesh.only().caller is None
+
+
 def test_a_stamp_that_was_set_and_never_arrived_is_a_finding() -> None:
     mesh = Mesh().steady()
     mesh.call(31 * S, stamp="absent", client={"provenance_stamp_kid": "web"})
