@@ -26,12 +26,14 @@ class Scope:
         since: None: from the beginning.
         until: None: to the end.
         entry_services: Who takes unstamped traffic by nature.
+        probes: How user agents of health checks and scrapers begin, or, with a leading slash, their paths.
         policy: What may be reached outside; None: what the collector has stored.
     """
 
     since: Moment | None = None
     until: Moment | None = None
     entry_services: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
     policy: "EgressPolicy | None" = None
 
     @property
@@ -56,7 +58,12 @@ class Scope:
         """For `examine_shadow`."""
         from collector.forensics.shadow import ShadowParams
 
-        return ShadowParams(entry_services=self.entry_services)
+        agents = tuple(probe for probe in self.probes if not probe.startswith("/"))
+        return ShadowParams(
+            entry_services=self.entry_services,
+            probe_user_agents=ShadowParams().probe_user_agents + agents,
+            probe_paths=tuple(probe for probe in self.probes if probe.startswith("/")),
+        )
 
     def egress(self) -> "EgressParams":
         """For `examine_egress`."""
@@ -78,11 +85,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a service that takes unstamped traffic from outside by nature; may be repeated",
     )
     add(
+        "--probe",
+        type=_probe,
+        metavar="AGENT_PREFIX|/PATH",
+        action="append",
+        default=[],
+        help="GET and HEAD by a user agent that begins like this, or of exactly this path, are health checks or scrapes: they "
+        "carry no stamp, and may pass the sidecar by; may be repeated (kubelet, Prometheus and their like are known)",
+    )
+    add(
         "--policy",
         metavar="FILE",
         type=Path,
         help="TOML whose [egress] lists what may be reached (default: the collector's); an empty list allows nothing",
     )
+
+
+def _probe(text: str) -> str:
+    # Every user agent begins with an empty prefix.
+    if not text.strip():
+        raise argparse.ArgumentTypeError("write how the user agent begins (curl/), or a path (/healthz)")
+    return text.strip()
 
 
 def scope_of(options: argparse.Namespace, now_unix_nano: int) -> Scope:
@@ -96,6 +119,7 @@ def scope_of(options: argparse.Namespace, now_unix_nano: int) -> Scope:
         since=None if options.since is None else parse_moment(options.since),
         until=None if options.until is None else parse_moment(options.until),
         entry_services=tuple(options.entry),
+        probes=tuple(options.probe),
         policy=policy,
     )
     scope.bounds(now_unix_nano)

@@ -120,7 +120,24 @@ def test_usage_errors_exit_2(good: str, arguments: list[str], says: str, capsys:
     assert says in err
 
 
-@pytest.mark.parametrize("arguments", [["--kind", "shadow,ghosts"], ["--kind", ","], ["--format", "xml"], []])
+def test_the_user_knows_probes_by_agent_and_by_path(tmp_path: Path) -> None:
+    spans, records = evidence(rogue=False)
+    bare = {"provenance_stamp_status": "absent", "http_request_method": "GET", "service_name": "pay"}
+    at = {"start_time_unix_nano": T0 + 31 * S}
+    spans.append(make_span(trace_id=99, user_agent_original="curl/8.5.0", url_path="/healthz?full", **bare, **at))
+    path = tmp_path / "evidence.duckdb"
+    with Store.open(path) as opened, Writer(opened) as writer:
+        batches = {"spans": to_arrow("spans", spans), "proxy_records": to_arrow("proxy_records", records)}
+        writer.append({table: rows.to_batches()[0] for table, rows in batches.items()}).result(30)
+    assert main([str(path), "--kind", "shadow"]) == 1
+    assert main([str(path), "--kind", "shadow", "--probe", "curl/"]) == 0
+    assert main([str(path), "--kind", "shadow", "--probe", "kube", "--probe", "/healthz"]) == 0
+    assert main([str(path), "--kind", "shadow", "--probe", "/health"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--probe", " "], ["--kind", "shadow,ghosts"], ["--kind", ","], ["--format", "xml"], []]
+)
 def test_bad_flags_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*(["evidence.duckdb"] if arguments else []), *arguments])
@@ -138,7 +155,9 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("shadow", "latency", "egress", "--entry", "--policy", "exit codes", "15m"))
+    assert all(
+        word in out for word in ("shadow", "latency", "egress", "--entry", "--probe", "--policy", "exit codes", "15m")
+    )
 
 
 @pytest.mark.parametrize(
