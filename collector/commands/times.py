@@ -51,8 +51,8 @@ def parse_moment(text: str) -> Moment:
         moment = moment.replace(tzinfo=UTC)
     seconds = (moment - _EPOCH) // timedelta(seconds=1)
     nanoseconds = seconds * NS_PER_S + (int(fraction[1].ljust(9, "0")) if fraction else 0)
-    if abs(nanoseconds) > LIMIT_NS:
-        raise ConfigError(f"{text!r} is beyond what nanoseconds can say: expected a time from 1677-09-29 to 2262-04-04")
+    if not 0 <= nanoseconds <= LIMIT_NS:  # a window over both sides of 1970 could be wider than 64 bits
+        raise ConfigError(f"{text!r} is beyond what nanoseconds can say: expected a time from 1970-01-01 to 2262-04-04")
     return Moment(nanoseconds, is_relative=False)
 
 

@@ -172,7 +172,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         ("2026-09-21T14:13:20.123456789Z", T0 + 123_456_789),
         ("2026-09-21T14:13:20.5Z", T0 + 500_000_000),
         ("2026-09-21T14:13:20,999999999999Z", T0 + 999_999_999),
-        ("1969-12-31T23:59:59.5Z", -500_000_000),
+        ("1970-01-01", 0),
     ],
 )
 def test_times(text: str, expected: int) -> None:
@@ -185,7 +185,7 @@ def test_what_is_no_time(text: str) -> None:
         parse_time(text, NOW)
 
 
-@pytest.mark.parametrize("text", ["0001-01-01", "0001-01-01T00:00:00+14:00", "1677-09-21", "2262-04-11", "9999-12-31"])
+@pytest.mark.parametrize("text", ["0001-01-01", "0001-01-01T00:00:00+14:00", "1969-12-31", "2262-04-11", "9999-12-31"])
 def test_times_beyond_nanoseconds_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["/no/such/evidence.duckdb", "--until", text]) == 2
     assert "beyond what nanoseconds can say" in capsys.readouterr().err
