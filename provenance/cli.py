@@ -74,24 +74,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"provenance: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_USAGE
     try:
-        run = _load(command)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in {"provenance", "collector", "tui"}:
-            raise  # ours, so a defect and not a missing extra
-        print(
-            f"provenance {name}: the package {error.name!r} is not installed; "
-            f'try: pip install "mesh-provenance[{command.extra}]"',
-            file=sys.stderr,
-        )
-        return EXIT_USAGE
-    try:
-        return run(rest)
+        return _load(command)(rest)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except Exception:  # noqa: BLE001 - the last place that can keep a defect from looking like findings
+    except Exception as error:  # noqa: BLE001 - the last place that can keep a defect from looking like findings
+        if isinstance(error, ModuleNotFoundError) and _is_foreign(error.name or ""):
+            print(
+                f"provenance {name}: the package {error.name!r} is not installed; "
+                f'try: pip install "mesh-provenance[{command.extra or "all"}]"',
+                file=sys.stderr,
+            )
+            return EXIT_USAGE
         traceback.print_exc()
         print(f"provenance {name}: a defect of ours: please report it, with `provenance version`", file=sys.stderr)
         return EXIT_DEFECT
+
+
+def _is_foreign(module: str) -> bool:
+    """Whether a module that is missing is not one of ours: then an extra is missing, else it is a defect."""
+    return module.partition(".")[0] not in {"provenance", "collector", "tui"}
 
 
 def _load(command: Command) -> Callable[[Sequence[str]], int]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from collector.commands.scope import add_arguments, scope_of
+from collector.commands.terminal import complain
 from collector.errors import CollectorError, ConfigError, SourceUnreachableError
 
 EXIT_USAGE: Final = 2
@@ -74,7 +75,7 @@ def has_terminal() -> bool:
 
 
 def _refuse(message: str, code: int) -> int:
-    print(f"provenance tui: {message}", file=sys.stderr)
+    complain("tui", message)
     return code
 
 

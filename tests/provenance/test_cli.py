@@ -1,5 +1,7 @@
 """The command line's promises: help that teaches, exit codes that scripts can trust, data on stdout and the rest on stderr."""
 
+from pathlib import Path
+
 import pytest
 
 from provenance import cli
@@ -35,6 +37,17 @@ def test_a_missing_extra_says_what_to_install(
 
     assert cli.main(["tui"]) == 2
     assert 'pip install "mesh-provenance[tui]"' in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_only_once_the_command_runs_says_so_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lazy_command.py").write_text("def main(argv):\n    import no_such_package_at_all\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "collect", cli.Command("lazy_command", "collector", "…"))
+
+    assert cli.main(["collect"]) == 2
+    assert 'pip install "mesh-provenance[collector]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
