@@ -18,10 +18,10 @@ setup: $(READY)  ## make .venv with exactly the versions of requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "mesh-provenance needs Python 3.11 or later, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 …")'
-	@echo 'setting up $(VENV) (once)' >&2
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock >&2
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . >&2
+	@echo 'setting up $(VENV) (once, a minute or two)' >&2  # stdout is for data: make demo may print JSON
+	@$(PYTHON) -m venv $(VENV) >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . >&2
 	@touch $@
 
 demo: $(READY)  ## a real little mesh with four planted incidents, and the workbench on it
