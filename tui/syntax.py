@@ -6,6 +6,7 @@ hold at once. What cannot be meant is refused with what was expected, never sear
 
 import re
 from dataclasses import replace
+from decimal import Decimal
 from typing import Final, cast
 
 from tui.snapshots import SortOrder, TraceQuery
@@ -88,7 +89,8 @@ def _duration(query: TraceQuery, operator: str, value: str) -> TraceQuery:
     match = _DURATION.fullmatch(value)
     if match is None or operator in {":", ":="}:
         raise SearchSyntaxError(f"dur{operator}{value} is not a duration; expected for example dur>100ms or dur<2s")
-    nanoseconds = round(float(match[1]) * _UNITS[match[2]])
+    # Not by way of a float, which would lose the last digits of a long one.
+    nanoseconds = round(Decimal(match[1]) * _UNITS[match[2]])
     if nanoseconds > _LONGEST_NS:
         raise SearchSyntaxError(f"dur{operator}{value} is longer than 292 years; expected for example dur>100ms")
     if operator[0] == ">":

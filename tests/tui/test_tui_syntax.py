@@ -85,5 +85,9 @@ def test_a_rendered_query_means_itself(query):
     assert again == query
 
 
+def test_long_durations_keep_their_last_digits():
+    assert parse("dur>9007199254740993ns").min_duration_ns == 9_007_199_254_740_993
+
+
 def test_an_operation_with_a_quote_in_it_still_renders_to_something_that_parses():
     assert parse(render(TraceQuery(operation='a "b" c'))).operation == "a b c"
