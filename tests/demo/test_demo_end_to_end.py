@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from collector.client import open_source
+from collector.errors import SourceUnreachableError
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["bypass", "egress", "rogue", "slow"]
@@ -62,6 +63,21 @@ def wait_for(condition, what, seconds=60.0):
     while not condition():
         assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
         time.sleep(0.05)
+
+
+def reopened(path):
+    """The evidence, once nobody holds it: a process that ends loses its command line a moment before its locks."""
+
+    def free():
+        try:
+            opened.append(open_source(str(path)))
+        except SourceUnreachableError as error:
+            assert "held by another process" in str(error), error
+        return opened
+
+    opened = []
+    wait_for(free, "end of the collector's lock", seconds=20)
+    return opened[0]
 
 
 @contextmanager
@@ -126,7 +142,7 @@ def test_stopped_half_way_nothing_keeps_running(tmp_path, number):
         demo.send_signal(number)
         said = demo.stderr.read().decode()
     wait_for(lambda: processes_with(tmp_path) == [], "end of every process")
-    source = open_source(str(tmp_path / "evidence.duckdb"))  # refused if the collector had not closed it
+    source = reopened(tmp_path / "evidence.duckdb")
     spans = source.query("SELECT count(*) AS n FROM spans").item()
     source.close()
     if number == signal.SIGKILL:
