@@ -90,8 +90,11 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
 
 
 def histogram(window: Window, buckets: int) -> ir.Table:
-    """Calls by KEY, bucket and log bin of the duration, with window_since and window_ns."""
-    calls = bucketed(durations_in(window), window, buckets)
+    """Calls by KEY, bucket and log bin of the duration, with window_since and window_ns: from the first call to the last.
+
+    Not from the window's own ends: of a day that was asked for and an hour that was recorded, the hour has to fill the buckets.
+    """
+    calls = bucketed(durations_in(window), Window(), buckets)
     octaves = ibis.greatest(calls.duration_ns, 1).cast("float64").log2()
     calls = calls.mutate(bin=(octaves * BINS_PER_OCTAVE).floor().cast("int64"))
     return calls.group_by([*KEY, "bucket", "bin"]).aggregate(

@@ -332,6 +332,12 @@ def test_a_slow_hop_is_named_as_hop():
 
 
 @pytest.mark.slow
+def test_a_window_far_wider_than_the_evidence_hides_nothing():
+    query = store(slower(Load(1), 50, ("own", "pricing"), active=during(0.6, 1.0)).run(ENTRY).spans)
+    wide = Window(T0 - 24 * HOUR_NS, T0 + 24 * HOUR_NS)
+    assert find_latency(query, wide) == find_latency(query, Window())
+
+
 def test_two_causes_at_once_are_two_findings():
     found = find(slower(Load(4), 30, ("own", "pricing"), ("own", "tax"), active=during(0.5, 1)).run(ENTRY))
     assert {f.callee for f in found} == {"pricing", "tax"}
