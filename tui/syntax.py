@@ -23,7 +23,7 @@ HELP: Final = (
 )
 
 _TOKEN: Final = re.compile(r"""(?:[^\s"]|"[^"]*")+""")
-_CONDITION: Final = re.compile(r"(?P<key>[a-z_.]+)(?P<operator>[:<>]=?)(?P<value>.*)", re.DOTALL)
+_CONDITION: Final = re.compile(r"(?P<key>[a-z_.]+)(?P<operator>:|[<>]=?)(?P<value>.*)", re.DOTALL)
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|µs|ms|s|m)")
 _UNITS: Final[dict[str, int]] = {
     "ns": 1, "us": 1_000, "µs": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000,
@@ -87,7 +87,7 @@ def _apply(query: TraceQuery, key: str, operator: str, value: str) -> TraceQuery
 
 def _duration(query: TraceQuery, operator: str, value: str) -> TraceQuery:
     match = _DURATION.fullmatch(value)
-    if match is None or operator in {":", ":="}:
+    if match is None or operator == ":":
         raise SearchSyntaxError(f"dur{operator}{value} is not a duration; expected for example dur>100ms or dur<2s")
     # Not by way of a float, which would lose the last digits of a long one.
     nanoseconds = round(Decimal(match[1]) * _UNITS[match[2]])

@@ -85,6 +85,10 @@ def test_a_rendered_query_means_itself(query):
     assert again == query
 
 
+def test_a_value_may_begin_with_an_equals_sign():
+    assert parse("op:=").operation == "="
+
+
 def test_long_durations_keep_their_last_digits():
     assert parse("dur>9007199254740993ns").min_duration_ns == 9_007_199_254_740_993
 
