@@ -8,6 +8,7 @@
 | the store failed, is full, or took too long | UNAVAILABLE | sends it again |
 """
 
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -33,11 +34,14 @@ def create_server(
     max_request_bytes: int = MAX_REQUEST_BYTES,
     threads: int = THREADS,
     commit_timeout_s: float = COMMIT_TIMEOUT_S,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
+    credentials: grpc.ServerCredentials | None = None,
 ) -> tuple[grpc.Server, int]:
     """A server bound to `address` (`host:port`; port 0: any), not started yet, and its port. Raises ConfigError."""
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="otlp-grpc"),
         handlers=[_trace_service(ingest, commit_timeout_s)],
+        interceptors=list(interceptors),
         options=[
             ("grpc.max_receive_message_length", max_request_bytes),
             # Off, or two collectors could listen on one port and each would get half of the spans.
@@ -45,7 +49,7 @@ def create_server(
         ],
     )
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigError(
             f"cannot listen for OTLP/gRPC on {address}: {error}; is another collector running?"
