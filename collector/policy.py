@@ -99,7 +99,7 @@ def parse_policy(text: str, *, name: str) -> EgressPolicy:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(f"{name}: not TOML: {e}") from e
-    _only(document, {"egress"}, name, "")
+    _only(document, {"egress", "collector"}, name, "")  # a collector's settings may stand in the same file
     egress = document.get("egress", {})
     if not isinstance(egress, dict):
         raise ConfigError(f"{name}: egress: expected a table [egress], got {_kind(egress)}")
