@@ -34,13 +34,14 @@ def create_server(
     max_request_bytes: int = MAX_REQUEST_BYTES,
     threads: int = THREADS,
     commit_timeout_s: float = COMMIT_TIMEOUT_S,
+    handlers: Sequence[grpc.GenericRpcHandler] = (),
     interceptors: Sequence[grpc.ServerInterceptor] = (),
     credentials: grpc.ServerCredentials | None = None,
 ) -> tuple[grpc.Server, int]:
     """A server bound to `address` (`host:port`; port 0: any), not started yet, and its port. Raises ConfigError."""
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="otlp-grpc"),
-        handlers=[_trace_service(ingest, commit_timeout_s)],
+        handlers=[_trace_service(ingest, commit_timeout_s), *handlers],
         interceptors=list(interceptors),
         options=[
             ("grpc.max_receive_message_length", max_request_bytes),
