@@ -120,7 +120,7 @@ def _collect(options: Options) -> None:
         stack.callback(follower.close)
         app = _app(Ingest(writer), store, follower, loopback_only=is_loopback(options.host))
         http_port = stack.enter_context(_serve_http(app, options.host, options.http_port))
-        grpc_port = stack.enter_context(_serve_grpc(Ingest(writer), options.host, options.grpc_port))
+        grpc_port = stack.enter_context(_serve_grpc(writer, options.host, options.grpc_port))
         follower.start()
         ready = {"pid": os.getpid(), "grpc_port": grpc_port, "http_port": http_port, "database": str(store.path)}
         stack.enter_context(_ready(options.ready_file, ready))
@@ -174,10 +174,13 @@ def _app(ingest: "Ingest", store: "Store", follower: "Follower", *, loopback_onl
 
 
 @contextmanager
-def _serve_grpc(ingest: "Ingest", host: str, port: int) -> Iterator[int]:
+def _serve_grpc(writer: "Writer", host: str, port: int) -> Iterator[int]:
     from collector.receiver.grpc_server import create_server
+    from collector.receiver.ingest import Ingest
+    from collector.receiver.signals import AccessLogs, logs_service
 
-    server, bound = create_server(ingest, address=f"{_bracketed(host)}:{port}")
+    logs = logs_service(AccessLogs(writer))
+    server, bound = create_server(Ingest(writer), address=f"{_bracketed(host)}:{port}", handlers=[logs])
     server.start()
     try:
         yield bound

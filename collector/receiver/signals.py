@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
-import pyarrow as pa
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 
 from collector.errors import DecodeError, StoreError
@@ -82,7 +81,7 @@ class AccessLogs:
         except DecodeError as error:
             self._record_refusal(now, f"log request refused: {error}")
             raise
-        batches: dict[str, pa.RecordBatch] = {t: batch for t, batch in decoded.batches.items() if batch.num_rows}
+        batches = {table: batch for table, batch in decoded.batches.items() if batch.num_rows}
         if amended := {**decoded.rejected, **decoded.notes}:
             batches["ingest_errors"] = refusals(now, amended)
         return AcceptedLogs(decoded.rejected, self._writer.append(batches) if batches else _done())
