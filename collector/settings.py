@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from collector.errors import ConfigError
 
@@ -118,7 +118,7 @@ def _declared(kind: Kind, default: Any, text: str, metavar: str = "") -> Any:
 class Settings:
     """What a collector is told, with its defaults. Paths are relative to the working directory, also in a TOML file."""
 
-    db: Path | None = _declared(_PATH, None, "the evidence file; created if it does not exist", "PATH")
+    db: Path = _declared(_PATH, None, "the evidence file; created if it does not exist", "PATH")
     host: str = _declared(_HOST, "127.0.0.1", "the address that both ports listen on", "HOST")
     grpc_port: int = _declared(_PORT, 4317, "OTLP/gRPC; 0 takes any free port", "PORT")
     http_port: int = _declared(
@@ -156,7 +156,7 @@ class Settings:
     insecure: bool = _declared(
         _SWITCH, False, "listen beyond loopback although TLS or credentials are missing: whoever reaches it may use it"
     )
-    log_format: str = _declared(
+    log_format: Literal["text", "json"] = _declared(
         _one_of("text", "json"), "text", "how records are written to stderr, one a line", "FORMAT"
     )
     log_level: str = _declared(

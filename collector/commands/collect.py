@@ -4,13 +4,11 @@ Threads: the main one waits for a signal; gRPC's pool and uvicorn's loop receive
 Shutdown goes the way of the data: stop accepting, read the access logs once more, drain the writer, checkpoint.
 """
 
-import argparse
 import json
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,12 +19,17 @@ from typing import TYPE_CHECKING, Final
 
 from collector.commands.terminal import complain
 from collector.errors import CollectorError, ConfigError, StoreError, exit_code
+from collector.logs import Format, configure
 from collector.receiver.hosts import is_loopback
+from collector.settings import Settings, access_log_parts, load
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
-    from collector.receiver.ingest import Ingest
+    from collector.receiver.counters import Counters
+    from collector.receiver.credentials import Credentials
+    from collector.receiver.health import Health
+    from collector.receiver.tls import Tls
     from collector.store.database import Store
     from collector.store.writer import Writer
     from collector.witnesses.follow import Follower, LogFile
@@ -36,6 +39,10 @@ _GRACE_SECONDS: Final = 5.0
 
 _WATCH_SECONDS: Final = 0.5
 
+_DESCRIPTION: Final = (
+    "Receive OTLP traces and follow proxies' access logs into one DuckDB file, and answer queries on it."
+)
+
 _EPILOG: Final = """\
 Services send OTLP to either port; nothing is acknowledged before it is committed:
   OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4317   (gRPC; 4318 for http/protobuf)
@@ -44,9 +51,17 @@ Proxies write access logs; name the workload whose proxy wrote each, and the dir
 (Istio's do). Files are followed across rotation, and read on after a restart where they were left:
   --access-log checkout:inbound=/var/log/envoy/checkout.json
 
-The HTTP port also answers SELECTs. There is no authentication: bind to loopback, or to a network that you trust. Bound to
-loopback, it answers only to localhost and addresses as Host, so that no page in a browser can ask it.
+The HTTP port also answers SELECTs, /healthz, /readyz and /metrics:
   provenance scan http://127.0.0.1:4318
+
+Bound to loopback, it needs no credentials, and answers only to localhost and addresses as Host, so that no page in a browser
+can ask it. A --host that other machines reach takes TLS and credentials, or --insecure:
+  provenance collect --db evidence.duckdb --host 0.0.0.0 --tls-cert tls.crt --tls-key tls.key \\
+    --write-token-file write-tokens --read-token-file read-tokens
+Certificates and tokens are read again when their files change.
+
+Each setting is also a variable (--grpc-port: PROVENANCE_COLLECT_GRPC_PORT) and a key of [collector] in the --config file
+(grpc_port); a flag wins over a variable, a variable over the file. --print-config shows what wins, and from where.
 
 exit codes: 0 stopped by SIGTERM or SIGINT with everything committed, 2 could not start or could not write
 """
@@ -54,80 +69,96 @@ exit codes: 0 stopped by SIGTERM or SIGINT with everything committed, 2 could no
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says."""
-
-    db: Path
-    host: str
-    grpc_port: int
-    http_port: int
-    access_logs: tuple["LogFile", ...]
-    policy: Path | None
-    ready_file: Path | None
-
-
 def main(argv: Sequence[str]) -> int:
     """Collect until SIGTERM or SIGINT; returns the exit code."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    form: Format = "text"
     try:
-        options = parse(argv)
-        _collect(options)
+        loaded = load(argv, os.environ, description=_DESCRIPTION, epilog=_EPILOG)
+        if loaded.print_config:
+            print(loaded.to_toml(), end="")
+            return 0
+        form = loaded.settings.log_format
+        configure(form, loaded.settings.log_level)
+        _collect(loaded.settings)
     except CollectorError as e:
-        complain("collect", str(e))
+        if form == "json":
+            _log.critical("%s", e)
+        else:
+            complain("collect", str(e))
         return exit_code(e)
     return 0
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """The options; raises ConfigError, and SystemExit where argparse refuses."""
-    raw = _parser().parse_args(argv)
-    logs = tuple(parse_access_log(text) for text in raw.access_log)
+def log_files(settings: Settings) -> tuple["LogFile", ...]:
+    """The access logs to follow; raises ConfigError where a file is given twice."""
+    logs = tuple(_log_file(text) for text in settings.access_log)
     paths = [log.source for log in logs]
     if twice := {path for path in paths if paths.count(path) > 1}:
         raise ConfigError(f"--access-log: {', '.join(sorted(twice))} is given twice; each file has one workload")
-    return Options(raw.db, raw.host, raw.grpc_port, raw.http_port, logs, raw.policy, raw.ready_file)
+    return logs
 
 
-def parse_access_log(text: str) -> "LogFile":
-    """`SERVICE[:inbound|outbound]=PATH`; raises ConfigError."""
+def _log_file(text: str) -> "LogFile":
     from collector.witnesses.follow import LogFile
 
-    who, separator, path = text.partition("=")
-    service, _, direction = who.partition(":")
-    if not (separator and service and path):
-        raise ConfigError(f"--access-log {text!r}: expected SERVICE[:inbound|outbound]=PATH")
-    match direction:
-        case "":
-            return LogFile(Path(path), service)
-        case "inbound" | "outbound":
+    match access_log_parts(text):
+        case service, ("inbound" | "outbound") as direction, path:
             return LogFile(Path(path), service, direction)
-        case _:
-            raise ConfigError(f"--access-log {text!r}: the direction is inbound or outbound, not {direction!r}")
+        case service, _, path:
+            return LogFile(Path(path), service)
 
 
-def _collect(options: Options) -> None:
-    from collector.receiver.ingest import Ingest
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """What guards the ports, and what is renewed while they are open."""
+
+    credentials: "Credentials"
+    tls: "Tls | None"
+
+    @property
+    def scheme(self) -> str:
+        """Of the HTTP port's URL."""
+        return "https" if self.tls else "http"
+
+    def refresh(self) -> None:
+        """Look whether a file has changed."""
+        self.credentials.refresh()
+        if self.tls is not None:
+            self.tls.watched.refresh()
+
+
+def _collect(settings: Settings) -> None:
+    from collector.receiver.counters import Counters
+    from collector.receiver.health import Phase, newest_received
     from collector.store.database import Store
+    from collector.store.reader import Reader
     from collector.store.writer import Writer
 
     stop = _stop_at_signal()
+    logs, trust = log_files(settings), _trust(settings)
     with ExitStack() as stack:
-        store = stack.enter_context(Store.open(options.db))
-        _replace_policy(store, options.policy)
+        store = stack.enter_context(Store.open(settings.db))
+        _replace_policy(store, settings.policy)
+        counters = Counters(newest_received_unix_nano=newest_received(Reader(store).query))
         writer = stack.enter_context(Writer(store))
-        follower = _follow(store, writer, options.access_logs)
+        follower = _follow(store, writer, logs)
         stack.callback(follower.close)
-        app = _app(Ingest(writer), store, follower, loopback_only=is_loopback(options.host))
-        http_port = stack.enter_context(_serve_http(app, options.host, options.http_port))
-        grpc_port = stack.enter_context(_serve_grpc(writer, options.host, options.grpc_port))
+        health = _health(store, writer, follower, counters, trust)
+        app = _app(settings, store, writer, follower, health=health, trust=trust)
+        http_port = stack.enter_context(_serve_http(app, settings, trust.tls))
+        grpc_port = stack.enter_context(_serve_grpc(writer, settings, counters, trust))
         follower.start()
+        health.phase = Phase.SERVING
         ready = {"pid": os.getpid(), "grpc_port": grpc_port, "http_port": http_port, "database": str(store.path)}
-        stack.enter_context(_ready(options.ready_file, ready))
-        _announce(options, ready)
-        while not stop.wait(_WATCH_SECONDS):
-            if reason := writer.status().broken:
-                raise StoreError(reason)
+        stack.enter_context(_ready(settings.ready_file, ready))
+        _announce(settings, ready, trust.scheme)
+        try:
+            while not stop.wait(_WATCH_SECONDS):
+                trust.refresh()
+                if reason := writer.status().broken:
+                    raise StoreError(reason)
+        finally:
+            health.phase = Phase.STOPPING
 
 
 # --- the parts ------------------------------------------------------------------------------------------------------------
@@ -164,23 +195,71 @@ def _follow(store: "Store", writer: "Writer", logs: Sequence["LogFile"]) -> "Fol
     return Follower(logs, writer, positions)
 
 
-def _app(ingest: "Ingest", store: "Store", follower: "Follower", *, loopback_only: bool) -> "Starlette":
+def _trust(settings: Settings) -> _Trust:
+    """TLS and tokens as the settings have them; raises ConfigError, also where the host needs more of them."""
+    from collector.receiver.credentials import Credentials, check_protection
+    from collector.receiver.tls import Tls, TlsFiles
+
+    check_protection(settings)
+    credentials = Credentials(write_token_file=settings.write_token_file, read_token_file=settings.read_token_file)
+    if settings.tls_cert is None or settings.tls_key is None:
+        return _Trust(credentials, None)
+    return _Trust(credentials, Tls(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)))
+
+
+def _health(store: "Store", writer: "Writer", follower: "Follower", counters: "Counters", trust: _Trust) -> "Health":
+    from collector.receiver.health import Health, Stale
+    from collector.store.database import release
+    from collector.store.reader import Limits, Reader
+    from collector.store.writer import MAX_QUEUED_BYTES
+
+    watched: list[Stale] = [*trust.credentials.watched]
+    if trust.tls is not None:
+        watched.append(trust.tls.watched)
+    return Health(
+        path=store.path,
+        query=Reader(store, Limits(seconds=5.0)).query,
+        writer=writer.status,
+        queue_limit_bytes=MAX_QUEUED_BYTES,
+        counters=counters,
+        version=release(),
+        access_logs=follower.status,
+        watched=watched,
+    )
+
+
+def _app(
+    settings: Settings, store: "Store", writer: "Writer", follower: "Follower", *, health: "Health", trust: _Trust
+) -> "ASGIApp":
     from collector.api import API_LIMITS, api_routes
+    from collector.receiver.doors import HttpDoor
     from collector.receiver.http_app import create_app
+    from collector.receiver.ingest import Ingest
     from collector.store.reader import Reader
 
     routes = api_routes(Reader(store, API_LIMITS), database=str(store.path), access_logs=follower.status)
-    return create_app(ingest=ingest, extra_routes=routes, loopback_only=loopback_only)
+    app = create_app(
+        ingest=Ingest(writer),
+        extra_routes=[*routes, *health.routes()],
+        loopback_only=is_loopback(settings.host),
+    )
+    return HttpDoor(app, trust.credentials, health.counters)
 
 
 @contextmanager
-def _serve_grpc(writer: "Writer", host: str, port: int) -> Iterator[int]:
+def _serve_grpc(writer: "Writer", settings: Settings, counters: "Counters", trust: _Trust) -> Iterator[int]:
+    from collector.receiver.doors import GrpcDoor
     from collector.receiver.grpc_server import create_server
     from collector.receiver.ingest import Ingest
     from collector.receiver.signals import AccessLogs, logs_service
 
-    logs = logs_service(AccessLogs(writer))
-    server, bound = create_server(Ingest(writer), address=f"{_bracketed(host)}:{port}", handlers=[logs])
+    server, bound = create_server(
+        Ingest(writer),
+        address=f"{_bracketed(settings.host)}:{settings.grpc_port}",
+        handlers=[logs_service(AccessLogs(writer))],
+        interceptors=[GrpcDoor(trust.credentials, counters)] if trust.credentials.requires("write") else [],
+        credentials=trust.tls.grpc_credentials() if trust.tls else None,
+    )
     server.start()
     try:
         yield bound
@@ -189,14 +268,16 @@ def _serve_grpc(writer: "Writer", host: str, port: int) -> Iterator[int]:
 
 
 @contextmanager
-def _serve_http(app: "Starlette", host: str, port: int) -> Iterator[int]:
+def _serve_http(app: "ASGIApp", settings: Settings, tls: "Tls | None") -> Iterator[int]:
     """Uvicorn on a thread of its own, so that signals stay with the main one."""
     import uvicorn
 
-    listener = _listen(host, port)
+    listener = _listen(settings.host, settings.http_port)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(_GRACE_SECONDS)
     )
+    config.load()
+    config.ssl = tls.http_context() if tls else None
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
     thread.start()
@@ -243,62 +324,17 @@ def _ready(path: Path | None, ready: dict[str, object]) -> Iterator[None]:
             path.unlink()
 
 
-def _announce(options: Options, ready: dict[str, object]) -> None:
-    host = _bracketed(options.host)
-    logs = f", {len(options.access_logs)} access logs" if options.access_logs else ""
-    complain(
-        "collect",
-        f"into {ready['database']}: OTLP/gRPC on {host}:{ready['grpc_port']}, "
-        f"OTLP/HTTP and queries on http://{host}:{ready['http_port']}{logs}",
+def _announce(settings: Settings, ready: dict[str, object], scheme: str) -> None:
+    host = _bracketed(settings.host)
+    logs = f", {len(settings.access_log)} access logs" if settings.access_log else ""
+    _log.info(
+        "collecting into %s: OTLP/gRPC on %s:%s%s, OTLP/HTTP and queries on %s://%s:%s%s",
+        ready["database"],
+        host,
+        ready["grpc_port"],
+        " (TLS)" if scheme == "https" else "",
+        scheme,
+        host,
+        ready["http_port"],
+        logs,
     )
-    if not is_loopback(options.host):
-        _log.warning("%s is not loopback: whoever reaches it can write and read the evidence", options.host)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="provenance collect",
-        description="Receive OTLP traces and follow proxies' access logs into one DuckDB file, and answer queries on it.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--db", type=Path, required=True, metavar="PATH", help="the evidence file; created if it does not exist")
-    add("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
-    add(
-        "--grpc-port",
-        type=_port,
-        default=4317,
-        metavar="PORT",
-        help="OTLP/gRPC (default: %(default)s; 0: any free port)",
-    )
-    add(
-        "--http-port",
-        type=_port,
-        default=4318,
-        metavar="PORT",
-        help="OTLP/HTTP and queries (default: %(default)s; 0: any)",
-    )
-    add(
-        "--access-log",
-        action="append",
-        default=[],
-        metavar="SERVICE[:inbound|outbound]=PATH",
-        help="an Envoy or Istio access log to follow, JSON or default text; may be given several times",
-    )
-    add(
-        "--policy",
-        type=Path,
-        metavar="FILE",
-        help="provenance.toml, whose [egress] allow replaces the stored rules; an empty list allows nothing",
-    )
-    add(
-        "--ready-file", type=Path, metavar="PATH", help="written once all is listening: pid, ports and database as JSON"
-    )
-    return parser
-
-
-def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
-        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
-    return int(text)
