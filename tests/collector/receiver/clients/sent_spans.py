@@ -131,8 +131,8 @@ def _stored(row):
 
 
 def texts(map_):
-    """A DuckDB map as Polars reads it: a list of keys and values."""
-    return {entry["key"]: entry["value"] for entry in map_}
+    """A DuckDB map, as `collector.client` gives it."""
+    return dict(map_)
 
 
 def values(map_):
