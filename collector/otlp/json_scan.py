@@ -18,8 +18,8 @@ WINDOW_BYTES: Final = 256 * 1024
 MAX_ELEMENT_BYTES: Final = 16 * 1024 * 1024
 """The longest value that is read as a whole: one span, one log record, one resource."""
 
-MAX_VALUES: Final = 500_000
-"""Brackets and commas in a value longer than `COUNTED_FROM`: as many objects take about 120 MB."""
+MAX_VALUES: Final = 250_000
+"""Brackets and commas in a value longer than `COUNTED_FROM`: as many objects take about 60 MB."""
 
 COUNTED_FROM: Final = 1024 * 1024
 
