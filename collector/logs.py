@@ -99,7 +99,8 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        message, exception = record.getMessage(), self.formatException(record.exc_info) if record.exc_info else ""
+        message = record.getMessage() + str(getattr(record, "left_out", ""))
+        exception = self.formatException(record.exc_info) if record.exc_info else ""
         if self._form == "json":
             document = {"time": moment, "level": record.levelname.lower(), "logger": record.name, "message": message}
             if exception:
@@ -121,8 +122,7 @@ class _Handler(logging.StreamHandler[TextIO]):
         left_out = self._repetition.admit(_key(record))
         if left_out is None:
             return
-        if note := str(left_out):
-            record = logging.makeLogRecord(record.__dict__ | {"msg": record.getMessage() + note, "args": ()})
+        record.left_out = str(left_out)
         super().emit(record)
 
 

@@ -309,6 +309,8 @@ def _parsed(name: str, raw: str | Sequence[str], origin: str) -> Any:
     kind = _kind(name)
     if isinstance(raw, str):
         return _parsed_one(kind, raw, origin)
+    if not kind.many:  # argparse's reading of `--db=--`
+        raise ConfigError(f"{origin}: expected {kind.expected}, got none")
     return tuple(_parsed_one(kind, item, origin) for item in raw)
 
 
