@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final, Literal
 from uuid import UUID
 
@@ -146,17 +147,28 @@ def unix_nano(value: object) -> int | None:
     match = _TIME.fullmatch(_string(value) or "")
     if match is None:
         return None
-    year, month, day, hour, minute, second = (int(match[i]) for i in range(1, 7))
+    minute = _unix_minute(match.group(1, 2, 3, 4, 5), match.group(8, 9, 10))
+    if minute is None:
+        return None
+    # A leap second is the second after: 23:59:60 is 00:00:00.
+    seconds = minute * 60 + min(int(match[6]), 60)
+    nanos = seconds * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
+    return nanos if 0 <= nanos <= _INT64_MAX else None
+
+
+@lru_cache(maxsize=1024)
+def _unix_minute(digits: tuple[str, ...], zone: tuple[str | None, ...]) -> int | None:
+    """Minutes since the epoch; None if there is no such minute. Cached: the lines of one reading are of a few minutes."""
+    year, month, day, hour, minute = map(int, digits)
+    sign, hours, minutes = zone
     try:
-        # A leap second is the second after: 23:59:60 is 00:00:00.
-        instant = datetime(year, month, day, hour, minute, tzinfo=UTC) + timedelta(seconds=min(second, 60))
-        if match[8]:
-            shift = timedelta(hours=int(match[9]), minutes=int(match[10]))
-            instant += -shift if match[8] == "+" else shift
+        instant = datetime(year, month, day, hour, minute, tzinfo=UTC)
+        if hours and minutes:
+            shift = timedelta(hours=int(hours), minutes=int(minutes))
+            instant += -shift if sign == "+" else shift
     except (ValueError, OverflowError):
         return None
-    nanos = (instant - _EPOCH) // timedelta(seconds=1) * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
-    return nanos if 0 <= nanos <= _INT64_MAX else None
+    return (instant - _EPOCH) // timedelta(minutes=1)
 
 
 _Convert = Callable[[object], object]
@@ -194,13 +206,11 @@ def row_of(logged: Mapping[str, object], *, start_time_unix_nano: int | None = N
     `start_time_unix_nano` is what its envelope says of the time, if it has one: it counts where the line says nothing,
     or the same with fewer digits.
     """
-    rest = {key: value for key, value in logged.items() if not _is_missing(value)}
-    row: Row = {}
+    rest = {key: value for key, value in logged.items() if value is not None and value not in ("", "-")}
+    row: Row = dict.fromkeys(_COLUMNS)
     for column, (convert, keys) in _COLUMNS.items():
-        row[column] = None
         for key in keys:
-            value = convert(rest[key]) if key in rest else None
-            if value is not None:
+            if key in rest and (value := convert(rest[key])) is not None:
                 row[column] = value
                 del rest[key]
                 break
@@ -218,13 +228,12 @@ def _start(logged: object, enveloped: int | None) -> object:
     return enveloped
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, str) and value in {"", "-"})
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # `json.dumps` would make one a value
 
 
 def _json_text(value: object) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return _encode(value)
     except RecursionError:
         raise DecodeError("nested too deep") from None
     except ValueError:
