@@ -1,7 +1,7 @@
 """Records of files → a sink, in groups: the shell around the readers, without a word about terminals.
 
-    plan(names, wanted)                        which files there are, and what each is; raises ConfigError
-    import_source(source, sink, on_progress)   one of them, counted
+plan(names, wanted)                        which files there are, and what each is; raises ConfigError
+import_source(source, sink, on_progress)   one of them, counted
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ class Outcome:
         name: The source's.
         format: What it was read as; None when it was empty.
         spans: Rows of `spans` that the sink took.
-        rows: Rows of other tables of their own: a Parquet export's.
+        rows: Rows of tables that are not about spans, of a Parquet export.
         already_there: Rows that were there before.
         bad: What could not be read: (reason, unit) → how many.
         first: Where each of them was seen first, from 1.
@@ -87,9 +87,10 @@ _UNIT_OF_PLACE: Final = {"span": "line", "trace": "line", "document": "line"}
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a sink took of one group."""
+    """What a sink took of one group: spans, rows of tables of their own, and what it had before."""
 
     spans: int
+    rows: int = 0
     already_there: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     amended: dict[str, int] = field(default_factory=dict)
@@ -126,7 +127,7 @@ def plan(names: Sequence[str], wanted: Format | None) -> list[Source]:
         path = Path(name)
         if name == STDIN:
             sources.append(Source(name, None, wanted=wanted))
-        elif path.is_dir() or (shape := _shape_of(name, wanted)) is not None and shape.format == "parquet":
+        elif path.is_dir() or _is_parquet(name, wanted):
             known = exports.get(path if path.is_dir() else path.parent)
             tables = parquet.find_tables(path)
             if known is None:
@@ -143,12 +144,13 @@ def plan(names: Sequence[str], wanted: Format | None) -> list[Source]:
     ]
 
 
-def _shape_of(name: str, wanted: Format | None) -> Shape | None:
+def _is_parquet(name: str, wanted: Format | None) -> bool:
     with open_stream(name) as stream:
         try:
-            return _sniff(stream, wanted)
+            shape = _sniff(stream, wanted)
         except OSError as error:
             raise ConfigError(f"{name} cannot be read: {error.strerror or error}") from error
+    return shape is not None and shape.format == "parquet"
 
 
 def _sniff(stream: Stream, wanted: Format | None) -> Shape | None:
@@ -176,21 +178,18 @@ def import_source(source: Source, sink: Sink, on_progress: OnProgress) -> Outcom
     except OSError as error:
         raise ConfigError(f"{source.name} cannot be read: {error.strerror or error}") from error
     for taken in sink.finish(outcome):
-        _count(outcome, taken, 0)
+        _count(outcome, taken)
     return outcome
 
 
 def _take_tables(tables: dict[str, Path], sink: Sink, outcome: Outcome, on_progress: OnProgress) -> None:
     for rows, bytes_read in parquet.read_tables(tables):
-        outcome.rows += sum(b.num_rows for name, b in rows.batches.items() if name in parquet.TABLES_ALONE)
         for taken in sink.rows(rows):
-            _count(outcome, taken, 0)
+            _count(outcome, taken)
         on_progress(bytes_read, outcome.spans)
 
 
-def _take_stream(
-    stream: Stream, wanted: Format | None, sink: Sink, outcome: Outcome, on_progress: OnProgress
-) -> None:
+def _take_stream(stream: Stream, wanted: Format | None, sink: Sink, outcome: Outcome, on_progress: OnProgress) -> None:
     shape = _sniff(stream, wanted)
     if shape is None:
         return
@@ -241,7 +240,7 @@ def _take_group(group: list[Payload], sink: Sink, outcome: Outcome) -> None:
     """Requests one after another are a request; where that is refused, each for itself, so that one spoils no other."""
     try:
         for taken in sink.requests(b"".join(payload.request for payload in group)):
-            _count(outcome, taken, group[0].place)
+            _count(outcome, taken)
     except DecodeError as error:
         if len(group) == 1:
             outcome.count_bad(Bad(str(error), group[0].place, "message"))
@@ -250,8 +249,9 @@ def _take_group(group: list[Payload], sink: Sink, outcome: Outcome) -> None:
             _take_group([payload], sink, outcome)
 
 
-def _count(outcome: Outcome, taken: Taken, place: int) -> None:
+def _count(outcome: Outcome, taken: Taken) -> None:
     outcome.spans += taken.spans
+    outcome.rows += taken.rows
     outcome.already_there += taken.already_there
     outcome.amended.update(taken.amended)
     for reason, count in taken.rejected.items():

@@ -7,14 +7,17 @@ says that something is missing.
 import io
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
-
-import pyarrow as pa
+from typing import IO, Final, Protocol
 
 from collector.errors import ConfigError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 STDIN: Final = "-"
 
@@ -22,9 +25,6 @@ GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
 _PIECE_BYTES: Final = 1024 * 1024
-_ZSTD_STEP_BYTES: Final = 2048
-"""Arrow's stream loses the step in which a file turns out to be cut; smaller steps cost a call each, larger ones lines."""
-
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 
 
@@ -93,82 +93,85 @@ class Stream:
         return not self._ended
 
     def _inflated(self) -> Iterator[bytes]:
-        head = self._raw.read(len(ZSTD_MAGIC))
-        self._raw.unread(head)
-        if head.startswith(GZIP_MAGIC):
-            yield from self._gunzipped()
-        elif head == ZSTD_MAGIC:
-            yield from self._unzstd()
+        data = self._raw.read(_PIECE_BYTES)
+        if data.startswith(GZIP_MAGIC):
+            yield from self._members("gzip", data, lambda: zlib.decompressobj(_GZIP_WINDOW))
+        elif data.startswith(ZSTD_MAGIC):
+            yield from self._members("zstd", data, _Frame)
         else:
-            while piece := self._raw.read(_PIECE_BYTES):
-                yield piece
+            while data:
+                yield data
+                data = self._raw.read(_PIECE_BYTES)
 
-    def _gunzipped(self) -> Iterator[bytes]:
-        """RFC 1952 allows several members in a row: `cat a.gz b.gz` is a gzip file."""
-        rest = self._raw.read(_PIECE_BYTES)
-        while rest:
-            member = zlib.decompressobj(_GZIP_WINDOW)
+    def _members(self, what: str, data: bytes, new: "Callable[[], _Member]") -> Iterator[bytes]:
+        """Several in a row are one file, in both formats: `cat a.gz b.gz`; zeros after the last are padding."""
+        while data:
+            member = new()
             while not member.eof:
                 try:
-                    piece = member.decompress(rest, _PIECE_BYTES)
-                except zlib.error as error:
-                    self.cut = f"its gzip is broken ({error})"
+                    piece = member.decompress(data, _PIECE_BYTES)
+                except (zlib.error, zstd.ZstdError) as error:
+                    self.cut = f"its {what} is broken: {error}"
                     return
-                rest = member.unconsumed_tail or (b"" if member.eof else self._raw.read(_PIECE_BYTES))
                 if piece:
                     yield piece
-                elif not rest and not member.eof:
-                    self.cut = "its gzip ends early"
+                data = member.unconsumed_tail
+                if member.eof or data or len(piece) == _PIECE_BYTES:
+                    continue
+                data = self._raw.read(_PIECE_BYTES)
+                if not data:
+                    self.cut = f"its {what} ends early"
                     return
-            rest = (member.unused_data or self._raw.read(_PIECE_BYTES)).lstrip(b"\0")  # tape and tar pad with zeros
+            data = (member.unused_data or self._raw.read(_PIECE_BYTES)).lstrip(b"\0")
 
-    def _unzstd(self) -> Iterator[bytes]:
-        stream = pa.CompressedInputStream(pa.PythonFile(self._raw, mode="r"), "zstd")
-        parts: list[bytes] = []
-        try:
-            while part := stream.read(_ZSTD_STEP_BYTES):
-                parts.append(part)
-                if len(parts) == _PIECE_BYTES // _ZSTD_STEP_BYTES:
-                    yield b"".join(parts)
-                    parts.clear()
-        except OSError as error:
-            self.cut = f"its zstd is broken or ends early ({error})"
-        if parts:
-            yield b"".join(parts)
+
+class _Member(Protocol):
+    """One gzip member or zstd frame that is being inflated."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    @property
+    def unconsumed_tail(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+class _Frame:
+    """zstd's decompressor with zlib's manners: it keeps what did not fit, and is fed nothing until that is out."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self) -> None:
+        self._inner = zstd.ZstdDecompressor()
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        return b""
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        return self._inner.decompress(data, max_length)
 
 
 class _Counted:
-    """A binary file that knows how much was read, and takes its first bytes back."""
+    """A binary file that knows how much was read."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self.count = 0
-        self.closed = False
         self._raw = raw
-        self._unread = b""
 
-    def unread(self, data: bytes) -> None:
-        """Give these bytes out again before all others."""
-        self._unread = data
-
-    def read(self, size: int = -1) -> bytes:
-        if self._unread:
-            data, self._unread = self._unread, b""
-            return data + (self._raw.read(size - len(data)) if size > len(data) else b"")
+    def read(self, size: int) -> bytes:
         data = self._raw.read(size)
         self.count += len(data)
         return data
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        """The file stays open: it belongs to whoever opened it."""
 
 
 @contextmanager

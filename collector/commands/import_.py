@@ -1,0 +1,198 @@
+"""`provenance import`: files of other tools and of ours into an evidence file, or into a running collector."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from collector.commands.terminal import complain, escape
+from collector.errors import CollectorError, ConfigError, exit_code
+from collector.exchange.sniff import FORMATS
+
+if TYPE_CHECKING:
+    from collector.exchange.importing import Outcome, Sink, Source
+
+EXIT_NOTHING: Final = 2
+"""There was something to import, and none of it could be."""
+
+_SHOWN_REASONS: Final = 10
+_REPAINT_SECONDS: Final = 0.2
+
+_EPILOG: Final = """\
+formats, found by content (--format says it where that fails):
+  otlp-json   the OpenTelemetry Collector's file exporter, one request a line; or requests of any layout
+  otlp-proto  its `format: proto`: each request after its length; or one request alone
+  jaeger      {"data": [{"traceID": ..., "spans": [...], "processes": {...}}]}, from its UI or its API
+  zipkin      Zipkin v2: [{"traceId": ..., "id": ...}], or [[...]]
+  parquet     the directory that `provenance export --format parquet` wrote, or its files
+Files may be compressed with gzip or zstd, stdin (-) too. Jaeger's logs become events, its references parents and links.
+
+Importing a file twice does not double its spans: a span that is there (trace id, span id) stays as it is.
+Lines, spans and messages that cannot be read are skipped, counted, told here, and kept in the table ingest_errors.
+
+examples:
+  provenance import traces.jsonl traces-*.jsonl.gz --into evidence.duckdb
+  provenance import jaeger-download.json --into evidence.duckdb
+  kubectl exec otel-0 -- cat /data/traces.json.gz | provenance import - --into evidence.duckdb
+  provenance import monday/ --into evidence.duckdb            a Parquet export
+  provenance import traces.jsonl --into http://127.0.0.1:4318 into a running collector, over OTLP
+
+exit codes: 0 imported, perhaps with warnings; 2 usage, a file that is none of these, or nothing in it could be imported;
+            3 no collector answers
+"""
+
+
+def main(argv: Sequence[str], *, clock: Callable[[], float] = time.monotonic) -> int:
+    """Import and tell; returns the exit code."""
+    options = _parser().parse_args(argv)
+    from collector.exchange.importing import plan
+
+    started = clock()
+    outcomes: list[Outcome] = []
+    try:
+        sources = plan(options.files, None if options.format == "auto" else options.format)
+        with _sink(options.into) as sink:
+            _import(sources, sink, outcomes, _Progress(sys.stderr, clock, is_shown=not options.no_progress))
+    except CollectorError as e:
+        for outcome in outcomes:
+            _tell(outcome)
+        complain("import", str(e))
+        return exit_code(e)
+    for outcome in outcomes:
+        _tell(outcome)
+    spans, rows = sum(o.spans for o in outcomes), sum(o.rows for o in outcomes)
+    complain("import", _summary(spans, rows, outcomes, options.into, clock() - started))
+    is_bad = any(o.bad or o.cut for o in outcomes)
+    return EXIT_NOTHING if is_bad and not spans + rows + sum(o.already_there for o in outcomes) else 0
+
+
+def _import(sources: Sequence["Source"], sink: "Sink", outcomes: list["Outcome"], progress: "_Progress") -> None:
+    from collector.exchange.importing import import_source
+
+    for source in sources:
+        with progress.of(source):
+            outcomes.append(import_source(source, sink, progress))
+
+
+@contextmanager
+def _sink(into: str) -> Iterator["Sink"]:
+    """Where `--into` points; raises ConfigError, StoreError, StoreBusyError."""
+    if into.startswith(("http://", "https://")):
+        from collector.exchange.sending import CollectorSink
+
+        with CollectorSink(into) as sink:
+            yield sink
+        return
+    if "://" in into:
+        raise ConfigError(f"--into {into}: expected a DuckDB file, or the http(s) URL of a collector")
+    from collector.exchange.storing import StoreSink
+    from collector.store.database import Store
+    from collector.store.reader import Reader
+    from collector.store.writer import Writer
+
+    with Store.open(Path(into).expanduser()) as store, Writer(store) as writer:
+        yield StoreSink(writer, Reader(store))
+
+
+# --- what is told -------------------------------------------------------------------------------------------------------
+
+
+def _tell(outcome: "Outcome") -> None:
+    """What could not be read of one source, and what was amended."""
+    reasons = outcome.reasons()
+    for reason, count in list(reasons.items())[:_SHOWN_REASONS]:
+        complain(
+            "import",
+            f"{outcome.name}: {count:,} skipped: {reason}"
+            if reason != f"file: {outcome.cut}"
+            else f"{outcome.name}: {outcome.cut}; what came before is imported",
+        )
+    if len(reasons) > _SHOWN_REASONS:
+        complain("import", f"{outcome.name}: and for {len(reasons) - _SHOWN_REASONS} other reasons: see ingest_errors")
+    for reason, count in outcome.amended.items():
+        complain("import", f"{outcome.name}: {count:,} amended: {reason}")
+    if outcome.format is None:
+        complain("import", f"{outcome.name}: empty")
+
+
+def _summary(spans: int, rows: int, outcomes: Sequence["Outcome"], into: str, seconds: float) -> str:
+    files = f"{len(outcomes)} source{'' if len(outcomes) == 1 else 's'}"
+    others = f" and {rows:,} other rows" if rows else ""
+    known = sum(o.already_there for o in outcomes)
+    skipped = f", {known:,} were there already" if known else ""
+    formats = ", ".join(sorted({o.format for o in outcomes if o.format}))
+    return (
+        f"{spans:,} spans{others} from {files}{f' ({formats})' if formats else ''} into {into}{skipped}; "
+        f"{seconds:.1f} s, {spans / max(seconds, 1e-9):,.0f} spans/s"
+    )
+
+
+class _Progress:
+    """One line that is painted over, where somebody may look at it."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float], *, is_shown: bool) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._is_shown = is_shown and stream.isatty()
+        self._source: Source | None = None
+        self._started = self._painted = clock()
+
+    @contextmanager
+    def of(self, source: "Source") -> Iterator[None]:
+        """While one source is read."""
+        self._source = source
+        self._started = self._clock()
+        try:
+            yield
+        finally:
+            if self._is_shown:
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+
+    def __call__(self, bytes_read: int, spans: int) -> None:
+        """Paint, if that is not too soon."""
+        now = self._clock()
+        if not self._is_shown or self._source is None or now - self._painted < _REPAINT_SECONDS:
+            return
+        self._painted = now
+        self._stream.write(
+            "\r"
+            + progress_line(self._source.name, bytes_read, self._source.size_bytes, spans, now - self._started)
+            + "\x1b[K"
+        )
+        self._stream.flush()
+
+
+def progress_line(name: str, bytes_read: int, size_bytes: int | None, spans: int, seconds: float) -> str:
+    """`traces.jsonl  45 %  1,203 of 2,673 MB  1,204,331 spans  30,112 spans/s`."""
+    megabytes = f"{bytes_read / 1e6:,.0f}"
+    how_far = (
+        f"{100 * bytes_read / size_bytes:.0f} %  {megabytes} of {size_bytes / 1e6:,.0f} MB"
+        if size_bytes
+        else f"{megabytes} MB"
+    )
+    return f"{escape(Path(name).name)[-30:]}  {how_far}  {spans:,} spans  {spans / max(seconds, 1e-9):,.0f} spans/s"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="provenance import",
+        description="Read traces of other tools, and exports of our own, into an evidence file.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="what to read; - reads stdin")
+    parser.add_argument(
+        "--into",
+        required=True,
+        metavar="DB|URL",
+        help="the evidence file, created if it does not exist, or a collector's URL",
+    )
+    parser.add_argument(
+        "--format", choices=("auto", *FORMATS), default="auto", help="what the files are (default: auto)"
+    )
+    parser.add_argument("--no-progress", action="store_true", help="no progress on the terminal")
+    return parser
