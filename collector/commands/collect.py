@@ -235,11 +235,13 @@ def _app(
     from collector.receiver.doors import HttpDoor
     from collector.receiver.http_app import create_app
     from collector.receiver.ingest import Ingest
+    from collector.receiver.signals import AccessLogs, logs_signal
     from collector.store.reader import Reader
 
     routes = api_routes(Reader(store, API_LIMITS), database=str(store.path), access_logs=follower.status)
     app = create_app(
         ingest=Ingest(writer),
+        signals=[logs_signal(AccessLogs(writer))],
         extra_routes=[*routes, *health.routes()],
         loopback_only=is_loopback(settings.host),
     )

@@ -7,7 +7,7 @@ A Collector serves the signals for which it has a pipeline, and registers no ser
 |---|---|---|
 | traces | `grpc_server` | `http_app` |
 | logs | `LogsService/Export`: access logs; other records are refused in `partial_success`, with the reason | `/v1/logs`, the same |
-| metrics | UNIMPLEMENTED, by gRPC itself | 404 with a Status |
+| metrics | UNIMPLEMENTED, by gRPC itself | 404 with a Status, by `http_app` |
 
 Outcomes and statuses of a log request are those of a trace request: see `grpc_server` and `http_app`.
 """
@@ -21,16 +21,20 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from google.rpc.status_pb2 import Status
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
 from collector.errors import DecodeError, StoreError
 from collector.otlp.access_logs import decode_access_logs
 from collector.receiver.grpc_server import COMMIT_TIMEOUT_S
+from collector.receiver.http_export import Signal
 from collector.receiver.ingest import Writer, refusals, store_failure
+from collector.receiver.statuses import bad_request, grpc_trailer, unavailable
 
 LOG: Final = logging.getLogger(__name__)
 
 LOGS_SERVICE: Final = "opentelemetry.proto.collector.logs.v1.LogsService"
+LOGS_PATH: Final = "/v1/logs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +49,13 @@ class AcceptedLogs:
     rejected: Mapping[str, int]
     committed: "Future[None]"
 
-    def message(self) -> ExportLogsServiceResponse:
-        """The answer: `partial_success` is set when records were refused, and only then."""
+    def response(self) -> bytes:
+        """The ExportLogsServiceResponse: `partial_success` is set when records were refused, and only then."""
         response = ExportLogsServiceResponse()
         if self.rejected:
             response.partial_success.rejected_log_records = sum(self.rejected.values())
             response.partial_success.error_message = _describe(self.rejected)
-        return response
-
-    def response(self) -> bytes:
-        """The answer's bytes."""
-        return self.message().SerializeToString()
+        return response.SerializeToString()
 
 
 class AccessLogs:
@@ -104,18 +104,24 @@ def logs_service(logs: AccessLogs, commit_timeout_s: float = COMMIT_TIMEOUT_S) -
             accepted = logs.logs(payload)
             accepted.committed.result(commit_timeout_s)
         except DecodeError as error:
-            return _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            return _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, bad_request(str(error)))
         except (StoreError, CancelledError, TimeoutError) as error:
-            return _refuse(context, grpc.StatusCode.UNAVAILABLE, store_failure(error))
+            return _refuse(context, grpc.StatusCode.UNAVAILABLE, unavailable(store_failure(error)))
         return accepted.response()
 
     return grpc.method_handlers_generic_handler(LOGS_SERVICE, {"Export": grpc.unary_unary_rpc_method_handler(export)})
 
 
-def _refuse(context: grpc.ServicerContext, code: Any, details: str) -> bytes:
+def logs_signal(logs: AccessLogs) -> Signal:
+    """/v1/logs for the HTTP application."""
+    return Signal(LOGS_PATH, ExportLogsServiceRequest, ExportLogsServiceResponse, logs.logs)
+
+
+def _refuse(context: grpc.ServicerContext, code: Any, body: Status) -> bytes:
     """End the call with a status; what a handler returns beside one is not sent."""
     context.set_code(code)
-    context.set_details(details)
+    context.set_details(body.message)
+    context.set_trailing_metadata(grpc_trailer(body))
     return b""
 
 
