@@ -9,7 +9,7 @@ import pytest
 
 from collector import schema
 from collector.errors import StoreBusyError, StoreError
-from collector.store.database import Store
+from collector.store.database import ROW_GROUP_ROWS, Store
 from collector.store.reader import Reader
 
 
@@ -36,6 +36,58 @@ def test_a_new_file_is_written_in_the_storage_format_of_duckdb_1_5(path: Path) -
         tags = Reader(store).query("SELECT tags FROM duckdb_databases() WHERE NOT internal").to_pylist()
 
     assert dict(tags[0]["tags"])["storage_version"].startswith("v1.5.0")
+
+
+def test_a_file_keeps_its_storage_format_when_it_is_opened_again(path: Path) -> None:
+    for _ in range(2):
+        with Store.open(path) as store:
+            store.cursor().execute("INSERT INTO egress_allow VALUES (NULL, 'example.com', 443)")
+    with Store.open(path) as store:
+        tags = Reader(store).query("SELECT tags FROM duckdb_databases() WHERE NOT internal").to_pylist()
+
+    assert dict(tags[0]["tags"])["storage_version"].startswith("v1.5.0")
+
+
+def test_row_groups_have_their_size_in_a_file_that_is_opened_again(path: Path) -> None:
+    Store.open(path).close()
+    with Store.open(path) as store:
+        store.cursor().execute("INSERT INTO egress_allow SELECT NULL, 'a', range FROM range(100_000)")
+        store.checkpoint()
+        sizes = Reader(store).query("SELECT max(count) AS n FROM pragma_storage_info('egress_allow')").to_pylist()
+
+    assert sizes == [{"n": ROW_GROUP_ROWS}]
+
+
+def test_the_evidence_is_the_only_database_that_a_cursor_sees(path: Path) -> None:
+    with Store.open(path) as store:
+        cursor = store.cursor()
+        names = cursor.execute("SELECT database_name FROM duckdb_databases() WHERE NOT internal").fetchall()
+        [current] = cursor.execute("SELECT current_database()").fetchall()
+
+        assert names == [current]
+        with pytest.raises(duckdb.Error, match="memory"):
+            cursor.execute("CREATE TABLE memory.notes (text VARCHAR)")
+
+
+def test_a_path_with_a_quote_and_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "it's evidence; DROP.duckdb"
+    Store.open(path).close()
+
+    with Store.open_read_only(path) as store:
+        assert store.path == path
+        assert Reader(store).query("SELECT * FROM spans").num_rows == 0
+
+
+def test_a_large_question_spills_beside_the_file_and_cleans_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collector.store.database._COLLECTOR_MEMORY_BYTES", 48 * 1024 * 1024)
+    spilled = path.with_name(path.name + ".tmp")
+    with Store.open(path) as store:
+        cursor = store.cursor()
+        cursor.execute("CREATE TEMP TABLE large AS SELECT uuid() AS a, uuid() AS b FROM range(3_000_000)")
+        assert any(spilled.iterdir())
+        assert cursor.execute("SELECT count(*) FROM large").fetchall() == [(3_000_000,)]
+        cursor.close()
+    assert not spilled.exists() or not any(spilled.iterdir())
 
 
 def test_a_file_opens_again_with_what_was_in_it(path: Path) -> None:
