@@ -4,13 +4,19 @@ A source may be asked from several threads at once. DuckDB is imported only when
 
     Source.query(sql) -> polars.DataFrame    raises QueryError, SourceUnreachableError
     Source.interrupt()                       every running query of this source ends with QueryError
+
+What a collector that is not on loopback wants to see, and how it is known, comes from flags or from the environment:
+PROVENANCE_READ_TOKEN_FILE, PROVENANCE_CA_FILE, PROVENANCE_CLIENT_CERT_FILE, PROVENANCE_CLIENT_KEY_FILE.
 """
 
+import argparse
 import io
+import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
@@ -21,6 +27,8 @@ from collector.errors import QueryError, SourceUnreachableError, StoreError
 from collector.query_protocol import QUERY_ID, QUERY_PATH, STATUS_PATH
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 _CONNECT_SECONDS: Final = 5.0
@@ -47,10 +55,60 @@ class Source(Protocol):
         """Release the file or the connections."""
 
 
-def open_source(text: str) -> Source:
-    """A source for a file's path or an http(s) URL; raises SourceUnreachableError, which says what to try."""
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What is shown to a collector, and by what it is known; files are not read before they are needed.
+
+    Attributes:
+        token_file: Its first token is sent with each request; read each time, so that it may rotate.
+        ca_file: PEM authorities that may vouch for the collector; None: those of this machine.
+        client_cert_file: PEM certificate to show where the collector asks for one (mTLS), with `client_key_file`.
+    """
+
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    client_cert_file: Path | None = None
+    client_key_file: Path | None = None
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, environ: Mapping[str, str] | None = None) -> "Access":
+        """From the flags of `add_access_arguments`, and where they are not given from the environment."""
+        environ = os.environ if environ is None else environ
+
+        def chosen(name: str) -> Path | None:
+            text = getattr(options, name, None) or environ.get(_VARIABLES[name])
+            return Path(text).expanduser() if text else None
+
+        return cls(**{name: chosen(name) for name in _VARIABLES})
+
+
+_VARIABLES: Final = {
+    "token_file": "PROVENANCE_READ_TOKEN_FILE",
+    "ca_file": "PROVENANCE_CA_FILE",
+    "client_cert_file": "PROVENANCE_CLIENT_CERT_FILE",
+    "client_key_file": "PROVENANCE_CLIENT_KEY_FILE",
+}
+
+
+def add_access_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `Access.of` reads."""
+    for name, text in (
+        ("token_file", "the read token of a collector that asks for one"),
+        ("ca_file", "PEM: the authority of an https:// collector (default: this machine's)"),
+        ("client_cert_file", "PEM: the certificate to show a collector that asks for one"),
+        ("client_key_file", "PEM: its private key"),
+    ):
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, metavar="FILE", help=f"{text} (environment: {_VARIABLES[name]})")
+
+
+def open_source(text: str, access: Access | None = None) -> Source:
+    """A source for a file's path or an http(s) URL; raises SourceUnreachableError, which says what to try.
+
+    Without `access` the environment says how a collector is asked.
+    """
     if text.startswith(("http://", "https://")):
-        return CollectorSource(text)
+        return CollectorSource(text, Access.of(argparse.Namespace()) if access is None else access)
     if "://" in text:
         scheme = text.partition("://")[0]
         raise SourceUnreachableError(f"{text}: a source is a DuckDB file or an http(s) URL, not {scheme}://")
@@ -96,9 +154,7 @@ class FileSource:
 class CollectorSource:
     """A running collector, asked over HTTP."""
 
-    def __init__(self, url: str) -> None:
-        import httpx
-
+    def __init__(self, url: str, access: Access | None = None) -> None:
         self.name = url
         try:
             host = urlsplit(url).hostname
@@ -107,9 +163,9 @@ class CollectorSource:
         if not host:
             raise SourceUnreachableError(f"{url}: no host in this URL; expected something like http://127.0.0.1:4318")
         self._base = url.rstrip("/")
-        timeout = httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS)
-        # trust_env: a proxy from the environment has no business between an investigator and a sidecar.
-        self._http = httpx.Client(timeout=timeout, trust_env=False)
+        self._access = access or Access()
+        self._tls = _context(self._access) if url.startswith("https://") else None
+        self._http = self._client(_ANSWER_SECONDS)
         self._running = _Running()
         try:
             self.status()
@@ -120,6 +176,7 @@ class CollectorSource:
     def status(self) -> dict[str, object]:
         """What `GET /api/v1/status` answers; raises SourceUnreachableError."""
         response = self._send("GET", STATUS_PATH)
+        self._check_admitted(response)
         if response.status_code != 200:
             raise SourceUnreachableError(
                 f"{self.name} answered {response.status_code} to {STATUS_PATH}: no collector of mesh-provenance there; "
@@ -140,6 +197,7 @@ class CollectorSource:
             response = self._send("POST", QUERY_PATH, json={"sql": sql}, headers={QUERY_ID: query_id})
         if response.status_code == 200:
             return _decode(response.content, self.name)
+        self._check_admitted(response)
         raise QueryError(_reason(response))
 
     def interrupt(self) -> None:
@@ -151,22 +209,44 @@ class CollectorSource:
         self._running.interrupt()
         self._http.close()
 
+    def _client(self, seconds: float) -> "httpx.Client":
+        import httpx
+
+        timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
+        # trust_env: a proxy from the environment has no business between an investigator and a sidecar.
+        # verify: there is nothing to verify over http://, and no redirect leads from there to https://.
+        return httpx.Client(timeout=timeout, trust_env=False, verify=False if self._tls is None else self._tls)
+
+    def _credential(self) -> dict[str, str]:
+        """The header with the token, if there is one."""
+        path = self._access.token_file
+        return {} if path is None else {"authorization": f"Bearer {_token(path)}"}
+
+    def _check_admitted(self, response: "httpx.Response") -> None:
+        """Raises SourceUnreachableError where the collector asks for another token."""
+        if response.status_code not in {401, 403}:
+            return
+        path = self._access.token_file
+        if path is None:
+            what = "asks for a read token: give --token-file or PROVENANCE_READ_TOKEN_FILE"
+        else:
+            what = f"does not take the token of {path}: {_reason(response)}"
+        raise SourceUnreachableError(f"{self.name} {what}")
+
     def _send(
         self, method: str, path: str, *, json: dict[str, str] | None = None, headers: dict[str, str] | None = None
     ) -> "httpx.Response":
         import httpx
 
+        all_headers = {**(headers or {}), **self._credential()}
         try:
-            return self._http.request(method, self._base + path, json=json, headers=headers)
+            return self._http.request(method, self._base + path, json=json, headers=all_headers)
         except httpx.TimeoutException as e:
             raise SourceUnreachableError(
                 f"{self.name} did not answer in time ({type(e).__name__}); is that host reachable, and the collector alive?"
             ) from e
         except (httpx.HTTPError, httpx.InvalidURL) as e:
-            raise SourceUnreachableError(
-                f"no collector answers at {self.name} ({e}); start one with `provenance collect --db evidence.duckdb`, "
-                "or name its file"
-            ) from e
+            raise SourceUnreachableError(_unanswered(self.name, e)) from e
         except RuntimeError as e:  # httpx's word for a client that was closed
             raise SourceUnreachableError(f"{self.name}: this source is closed") from e
 
@@ -178,12 +258,12 @@ class CollectorSource:
         import httpx
 
         url = f"{self._base}{QUERY_PATH}/{query_id}"
-        with httpx.Client(timeout=_CONNECT_SECONDS, trust_env=False) as http:
+        with self._client(_CONNECT_SECONDS) as http:
             for _ in range(_INTERRUPT_ATTEMPTS):
                 try:
-                    if http.delete(url).status_code == 204:
+                    if http.delete(url, headers=self._credential()).status_code == 204:
                         return
-                except httpx.HTTPError:
+                except (httpx.HTTPError, SourceUnreachableError):
                     return  # it cannot be told; the query itself meets the same fate, and says so
                 if self._running.idle.wait(_INTERRUPT_AGAIN_SECONDS):
                     return
@@ -220,6 +300,60 @@ class _Running:
             interrupts = list(self._interrupts.values())
         for interrupt in interrupts:
             interrupt()
+
+
+def _context(access: Access) -> "ssl.SSLContext":
+    """Whom to trust and what to show; raises SourceUnreachableError naming the file."""
+    import ssl
+
+    try:
+        context = ssl.create_default_context(cafile=access.ca_file)
+    except OSError as e:  # ssl.SSLError is one
+        raise SourceUnreachableError(
+            f"the CA file {access.ca_file} cannot be used: {e.strerror or e}; expected PEM certificates"
+        ) from e
+    if access.client_cert_file is not None:
+        try:
+            context.load_cert_chain(access.client_cert_file, access.client_key_file)
+        except OSError as e:
+            raise SourceUnreachableError(
+                f"the client certificate {access.client_cert_file} cannot be used: {e.strerror or e}; expected PEM, "
+                "and its private key in it or in --client-key-file"
+            ) from e
+    return context
+
+
+def _token(path: Path) -> str:
+    """The first token of a file; raises SourceUnreachableError, which never quotes one."""
+    try:
+        lines = path.read_text(encoding="ascii").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "not ASCII text"
+        raise SourceUnreachableError(f"the token file {path} cannot be read: {reason}") from e
+    tokens = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not tokens or not tokens[0].isprintable():
+        raise SourceUnreachableError(f"the token file {path} has no token in it; expected one a line")
+    return tokens[0]
+
+
+def _unanswered(name: str, error: Exception) -> str:
+    """Why nobody answered, and what to try."""
+    said = str(error) or type(error).__name__
+    lowered = said.lower()
+    if "certificate_verify_failed" in lowered:
+        return (
+            f"{name}: its certificate is not trusted ({said}); give its authority with --ca-file or PROVENANCE_CA_FILE"
+        )
+    if "wrong_version_number" in lowered or "record_layer_failure" in lowered:
+        return f"{name} does not speak TLS ({said}); try http://"
+    if "certificate_required" in lowered or "certificate required" in lowered or "handshake_failure" in lowered:
+        return f"{name} asks for a client's certificate ({said}); give --client-cert-file and --client-key-file"
+    if name.startswith("http://") and ("disconnected" in lowered or "reset" in lowered):
+        return f"{name} hung up without an answer ({said}); if that port speaks TLS, try https://"
+    return (
+        f"no collector answers at {name} ({said}); start one with `provenance collect --db evidence.duckdb`, "
+        "or name its file"
+    )
 
 
 def _decode(content: bytes, name: str) -> pl.DataFrame:

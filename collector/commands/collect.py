@@ -244,6 +244,7 @@ def _app(
         signals=[logs_signal(AccessLogs(writer))],
         extra_routes=[*routes, *health.routes()],
         loopback_only=is_loopback(settings.host),
+        counters=health.counters,
     )
     return HttpDoor(app, trust.credentials, health.counters)
 

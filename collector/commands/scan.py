@@ -12,7 +12,7 @@ from typing import Any, Final, TextIO
 
 import polars as pl
 
-from collector.client import open_source
+from collector.client import Access, add_access_arguments, open_source
 from collector.commands.output import FORMATS, write_frame
 from collector.commands.scope import add_arguments, scope_of
 from collector.commands.terminal import complain, escape
@@ -87,7 +87,7 @@ def render_findings(findings: pl.DataFrame, width: int) -> Iterator[str]:
 
 def _scan(options: argparse.Namespace, now_unix_nano: int) -> Scan:
     scope = scope_of(options, now_unix_nano)
-    source = open_source(options.source)
+    source = open_source(options.source, Access.of(options))
     try:
         return examine(
             source.query,
@@ -139,4 +139,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kind", type=_kinds, metavar="KIND[,KIND]", help=f"of {', '.join(KINDS)} (default: all)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print it (default: table)")
     add_arguments(parser)
+    add_access_arguments(parser)
     return parser

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from collector.client import open_source
+from collector.client import Access, add_access_arguments, open_source
 from collector.commands.output import FORMATS, write_frame
 from collector.commands.terminal import complain
 from collector.errors import CollectorError, exit_code
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     try:
         sql = sys.stdin.read() if options.sql == "-" else options.sql
-        source = open_source(options.source)
+        source = open_source(options.source, Access.of(options))
         try:
             frame = source.query(sql)
         finally:
@@ -56,4 +56,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="SOURCE", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)")
     parser.add_argument("sql", metavar="SQL", help="the query, in DuckDB's SQL; - reads it from stdin")
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print it (default: table)")
+    add_access_arguments(parser)
     return parser

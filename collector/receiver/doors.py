@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import grpc
-from google.rpc import code_pb2, status_pb2
+from google.rpc import code_pb2
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from collector.receiver.counters import Counters
 from collector.receiver.credentials import Credentials, Refusal, needed
+from collector.receiver.statuses import JSON, PROTOBUF, as_json, status
 
 _log: Final = logging.getLogger(__name__)
 
@@ -88,14 +89,14 @@ class HttpDoor:
 
 
 async def _answer(scope: Scope, send: Send, refusal: Refusal) -> None:
-    status, _ = _HTTP[refusal.reason]
+    http_status, _ = _HTTP[refusal.reason]
     media_type, body = _body(scope, refusal)
     headers = [
         (b"content-type", media_type),
         (b"content-length", str(len(body)).encode()),
         (b"www-authenticate", _challenge(refusal)),
     ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.start", "status": http_status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -109,16 +110,13 @@ def _body(scope: Scope, refusal: Refusal) -> tuple[bytes, bytes]:
     """Media type and body in the words of whoever asked: OTLP's Status, or the query API's error."""
     _, code = _HTTP[refusal.reason]
     if not str(scope["path"]).startswith("/v1/"):
-        return b"application/json", _json({"error": refusal.message})
-    if any(b"json" in value.lower() for value in _headers(scope, b"content-type")):
-        return b"application/json", _json({"code": code, "message": refusal.message})
-    status: bytes = status_pb2.Status(code=code, message=refusal.message).SerializeToString()
-    return b"application/x-protobuf", status
+        return JSON.encode(), json.dumps({"error": refusal.message}).encode()
+    said = status(code, refusal.message)
+    if any(JSON.encode() in value.lower() for value in _headers(scope, b"content-type")):
+        return JSON.encode(), as_json(said).encode()
+    body: bytes = said.SerializeToString()
+    return PROTOBUF.encode(), body
 
 
 def _headers(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
-
-
-def _json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document).encode()
