@@ -26,6 +26,10 @@ COMMANDS: Final[dict[str, Command]] = {
     "scan": Command("collector.commands.scan", "collector", "print the findings of a file or a collector"),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
     "sql": Command("collector.commands.sql", "collector", "run one SELECT on a file or a collector"),
+    "import": Command(
+        "collector.commands.import_", "collector", "read OTLP, Jaeger, Zipkin or Parquet files into a DuckDB file"
+    ),
+    "export": Command("collector.commands.export", "collector", "write evidence as OTLP or Parquet"),
     "version": Command("provenance.version", "", "print the versions that matter in a bug report"),
 }
 
