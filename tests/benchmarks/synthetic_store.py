@@ -1,10 +1,12 @@
-"""A realistic evidence file of any size, in seconds: for benchmarks of queries, detectors and the workbench.
+"""A realistic evidence file of any size: for benchmarks of queries, detectors and the workbench.
 
     python tests/benchmarks/synthetic_store.py --spans 1000000 --db /tmp/million.duckdb --seed 1
 
-Six request types run through ten services. A call is a CLIENT and a SERVER span; in one trace of ten also both sidecars'
-spans, and for every second trace both sidecars' access log lines. Latencies are log-normal and add up: a span contains
-its children. Load follows the hour. One seed gives one file's contents, whatever the batch size.
+Six request types run through ten services in each of four cells: forty services. A call is a CLIENT and a SERVER span; in
+one trace of ten also both sidecars' spans, and for every second trace both sidecars' access log lines. Two cells stamp
+their calls, two have plain OpenTelemetry spans. A span has 9 to 13 attributes, of which three to five have no column of their
+own. Latencies are log-normal and add up: a span contains its children. Rows are in the order of their arrival: each service
+exports every five seconds. One seed gives one file's contents.
 """
 
 import argparse
@@ -15,10 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from collector import schema
 from collector.store.database import Store
 
 Ints = npt.NDArray[np.int64]
@@ -26,6 +30,12 @@ Ids = npt.NDArray[np.uint64]
 Columns = dict[str, Any]
 
 TRACES_PER_BATCH: Final = 10_000
+CELLS: Final = 4
+STAMPED_CELLS: Final = 2
+EXPORT_NS: Final = 5 * 10**9
+ROW_GROUP_SIZE: Final = 40_960
+TENANTS: Final = 500
+RARE_RATIO: Final = 0.001
 START_UNIX_NANO: Final = 1_763_856_000 * 10**9
 WINDOW_SECONDS: Final = 6 * 3600
 PROXY_SPANS_EVERY: Final = 10
@@ -62,9 +72,10 @@ REQUEST_TYPES: Final = (
 )
 """(share of the traffic, the tree of calls)"""
 
-SERVICES: Final = (
+_KINDS_OF_SERVICE: Final = (
     "gateway", "auth", "search", "recommend", "catalog", "pricing", "inventory", "checkout", "payment", "mailer",
 )  # fmt: skip
+SERVICES: Final = tuple(f"{kind}-{cell}" for cell in range(CELLS) for kind in _KINDS_OF_SERVICE)
 
 
 @dataclass(slots=True)
@@ -72,6 +83,7 @@ class Batch:
     """One request type, `n` traces of it, on its way to the tables."""
 
     rng: np.random.Generator
+    cell: int
     n: int
     trace_ids: pa.Array
     proxied: npt.NDArray[np.bool_]
@@ -79,18 +91,26 @@ class Batch:
     spans: list[pa.Table] = field(default_factory=list)
     records: list[pa.Table] = field(default_factory=list)
 
+    def service(self, kind: str) -> str:
+        """The name of this cell's service of a kind."""
+        return f"{kind}-{self.cell}"
+
     def ids(self) -> Ids:
         """Random span ids, none zero."""
         return self.rng.integers(1, 2**64, self.n, dtype=np.uint64)
 
     def add(self, service: str, columns: Columns, *, only: npt.NDArray[np.bool_] | None = None) -> None:
-        """Append one span a trace, or one in some of them."""
+        """Append one span a trace, or one in some of them; `service` is its kind, the cell makes it the name."""
         ends = columns["start_time_unix_nano"] + columns["duration_ns"]
+        service = self.service(service)
+        phase = SERVICES.index(service) * EXPORT_NS // len(SERVICES)
         columns |= {
             "trace_id": self.trace_ids,
             "end_time_unix_nano": ends,
-            "received_unix_nano": ends + 10**9,
+            # Every service sends all that ended meanwhile, at moments of its own.
+            "received_unix_nano": -(-(ends - phase) // EXPORT_NS) * EXPORT_NS + phase + 10**7,
             "service_name": service,
+            "service_instance_id": f"{service}-7d4b9",
             "resource_id": SERVICES.index(service) + 1,
             "scope_id": 1,
         }
@@ -115,53 +135,60 @@ def main(argv: Sequence[str]) -> None:
 
 def write_store(path: Path, *, spans: int, seed: int) -> int:
     """Create the file with at least `spans` spans; returns how many."""
-    with Store.open(path) as store:
-        cursor = store.cursor()
-        _insert(cursor, "resources", _resources())
-        _insert(cursor, "scopes", pa.table({"scope_id": pa.array([1], pa.uint64()), "name": ["synthetic"]}))
-        written = 0
-        for batch in _batches(np.random.default_rng(seed), spans):
-            table = pa.concat_tables(batch.spans, promote_options="default")
-            cursor.begin()
-            _insert(cursor, "spans", table)
-            if batch.records:
-                _insert(cursor, "proxy_records", pa.concat_tables(batch.records, promote_options="default"))
-            cursor.commit()
-            written += table.num_rows
-        cursor.close()
-        store.checkpoint()
+    Store.open(path).close()
+    connection = duckdb.connect(":memory:", config={"threads": 1})
+    connection.execute(f"ATTACH '{path}' AS evidence (ROW_GROUP_SIZE {ROW_GROUP_SIZE})")
+    connection.execute("USE evidence")
+    connection.execute("SET checkpoint_threshold = '256MB'")
+    _insert(connection, "resources", _resources())
+    _insert(connection, "scopes", pa.table({"scope_id": pa.array([1], pa.uint64()), "name": ["synthetic"]}))
+    written = 0
+    for batch in _batches(np.random.default_rng(seed), spans):
+        arrived = pa.concat_tables(batch.spans, promote_options="default")
+        _insert(connection, "spans", arrived.take(_order(arrived)))
+        if batch.records:
+            logged = pa.concat_tables(batch.records, promote_options="default")
+            _insert(connection, "proxy_records", logged.take(_order(logged)))
+        written += arrived.num_rows
+    connection.execute("CHECKPOINT")
+    connection.close()
     return written
 
 
+def _order(table: pa.Table) -> pa.Array:
+    """Where each row goes when they are in the order of their arrival."""
+    return pa.array(np.argsort(table.column("received_unix_nano").to_numpy(), kind="stable"))
+
+
 def _batches(rng: np.random.Generator, spans: int) -> Iterator[Batch]:
-    """Batches in the order of time, each with all request types, until there are enough spans."""
+    """Batches in the order of time, each with all cells and request types, until there are enough spans."""
     shares = np.array([share for share, _ in REQUEST_TYPES])
     per_trace = sum(share * _span_count(tree) for share, tree in REQUEST_TYPES)
-    traces = int(np.ceil(spans / per_trace * 1.02)) + len(REQUEST_TYPES)
+    traces = int(np.ceil(spans / per_trace * 1.02)) + CELLS * len(REQUEST_TYPES)
     chunks = max(1, -(-traces // TRACES_PER_BATCH))
     slot_ns = WINDOW_SECONDS * 10**9 // chunks
     for chunk in range(chunks):
-        counts = np.maximum(1, np.round(shares * traces / chunks)).astype(int)
-        batch: Batch | None = None
-        for (_, tree), n in zip(REQUEST_TYPES, counts, strict=True):
-            one = _new_batch(rng, int(n))
-            starts = START_UNIX_NANO + chunk * slot_ns + np.sort(rng.integers(0, slot_ns, int(n)))
-            _serve(one, tree, starts, None, {})
-            if batch is None:
-                batch = one
-            else:
-                batch.spans += one.spans
-                batch.records += one.records
-        if batch is not None:
-            yield batch
+        counts = np.maximum(1, np.round(shares * traces / chunks / CELLS)).astype(int)
+        parts: list[Batch] = []
+        for cell in range(CELLS):
+            for (_, tree), n in zip(REQUEST_TYPES, counts, strict=True):
+                part = _new_batch(rng, cell, int(n))
+                starts = START_UNIX_NANO + chunk * slot_ns + np.sort(rng.integers(0, slot_ns, int(n)))
+                _serve(part, tree, starts, None, {})
+                parts.append(part)
+        whole = parts[0]
+        whole.spans = [table for part in parts for table in part.spans]
+        whole.records = [table for part in parts for table in part.records]
+        yield whole
 
 
-def _new_batch(rng: np.random.Generator, n: int) -> Batch:
+def _new_batch(rng: np.random.Generator, cell: int, n: int) -> Batch:
     raw = rng.bytes(16 * n)
     storage = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(raw)])
     numbers = np.arange(n)
     return Batch(
         rng,
+        cell,
         n,
         pa.ExtensionArray.from_storage(pa.uuid(), storage),
         numbers % PROXY_SPANS_EVERY == 0,
@@ -193,22 +220,26 @@ def _call(batch: Batch, caller: str, caller_ids: Ids, call: Call, starts: Ints) 
     """The CLIENT span of a call, what its sidecars saw, and the callee's part; returns the caller's durations."""
     client, outbound, inbound = batch.ids(), batch.ids(), batch.ids()
     wire = batch.rng.integers(1_000_000, 1_600_000, batch.n)
-    seen: Columns = {
-        "provenance_request_hash": _hex(batch.rng, batch.n, 32),
-        "provenance_request_id": _hex(batch.rng, batch.n, 16),
-        "provenance_request_size": batch.rng.integers(20, 2000, batch.n),
-    }
-    stamp = seen | {
-        "provenance_stamp_status": "unsigned",
-        "provenance_stamp_kid": caller,
-        "provenance_stamp_nonce": _hex(batch.rng, batch.n, 12),
-        "client_address": _address(caller),
-    }
+    stamped = batch.cell < STAMPED_CELLS
+    request_ids = _hex(batch.rng, batch.n, 16)
+    seen: Columns = {"user_agent_original": "python-httpx/0.28.1"}
+    stamp: Columns = {"client_address": _address(batch.service(caller))}
+    if stamped:
+        seen = {
+            "provenance_request_hash": _hex(batch.rng, batch.n, 32),
+            "provenance_request_id": request_ids,
+            "provenance_request_size": batch.rng.integers(20, 2000, batch.n),
+        }
+        stamp |= seen | {
+            "provenance_stamp_status": "unsigned",
+            "provenance_stamp_kid": batch.service(caller),
+            "provenance_stamp_nonce": _hex(batch.rng, batch.n, 12),
+        }
     durations = wire + _serve(batch, call, starts + wire // 2, np.where(batch.proxied, inbound, client), stamp)
     dialled = {
-        "server_address": call.service,
+        "server_address": batch.service(call.service),
         "server_port": 8080,
-        "network_peer_address": _address(call.service),
+        "network_peer_address": _address(batch.service(call.service)),
         "network_peer_port": 8080,
     }
     ids = {"span_id": client, "parent_span_id": caller_ids}
@@ -220,7 +251,6 @@ def _call(batch: Batch, caller: str, caller_ids: Ids, call: Call, starts: Ints) 
     for nth, (service, name, direction, span_id, parent) in enumerate(sidecars, 1):
         at, took = starts + nth * PROXY_NS // 2, durations - nth * PROXY_NS
         _sidecar_span(batch, service, name, call, starts=at, durations=took, span_id=span_id, parent=parent)
-        request_ids = seen["provenance_request_id"]
         _access_log(batch, service, direction, call, starts=at, durations=took, request_ids=request_ids)
     return durations
 
@@ -228,7 +258,7 @@ def _call(batch: Batch, caller: str, caller_ids: Ids, call: Call, starts: Ints) 
 def _common(batch: Batch, call: Call, kind: str, starts: Ints, durations: Ints) -> Columns:
     """What CLIENT and SERVER spans of a call have in common."""
     failed = batch.rng.random(batch.n) < ERROR_RATIO
-    columns: Columns = {
+    columns: Columns = _remaining(batch.rng, batch.n) | {
         "name": call.operation,
         "kind": kind,
         "start_time_unix_nano": starts,
@@ -266,7 +296,7 @@ def _sidecar_span(
         "component": "proxy",
         "span_id": span_id,
         "parent_span_id": parent,
-        "upstream_cluster": f"{'inbound' if name == 'ingress' else 'outbound'}|8080||{call.service}",
+        "upstream_cluster": f"{'inbound' if name == 'ingress' else 'outbound'}|8080||{batch.service(call.service)}",
     }
     batch.add(service, columns, only=batch.proxied)
 
@@ -277,22 +307,59 @@ def _access_log(
     method, _, path = call.operation.partition(" ") if call.http else ("POST", " ", f"/{call.operation}")
     columns: Columns = {
         "record_id": batch.ids(),
-        "source": f"/var/log/envoy/{service}.json",
-        "service_name": service,
+        "source": f"/var/log/envoy/{batch.service(service)}.json",
+        "service_name": batch.service(service),
         "direction": direction,
         "start_time_unix_nano": starts // 1_000_000 * 1_000_000,
         "duration_ns": durations // 1_000_000 * 1_000_000,
         "request_id": request_ids,
         "method": method,
         "path": path,
-        "authority": f"{call.service}:8080",
+        "authority": f"{batch.service(call.service)}:8080",
         "protocol": "HTTP/1.1" if call.http else "HTTP/2",
         "response_code": 200,
-        "upstream_host": f"{_address(call.service)}:8080",
-        "upstream_cluster": f"{direction}|8080||{call.service}",
+        "upstream_host": f"{_address(batch.service(call.service))}:8080",
+        "upstream_cluster": f"{direction}|8080||{batch.service(call.service)}",
         "received_unix_nano": starts + 10**9,
     }
     batch.records.append(_table(columns, batch.n).filter(pa.array(batch.logged)))
+
+
+def _remaining(rng: np.random.Generator, n: int) -> Columns:
+    """The attributes without a column of their own: three in every span, two in some; one key is rare."""
+    numbers = np.arange(n)
+    tenant = pa.array([f"tenant-{i}" for i in range(TENANTS)]).take(pa.array(rng.zipf(1.3, n) % TENANTS))
+    ring = pa.array(["canary", "early", "general"]).take(pa.array(rng.integers(0, 3, n)))
+    user = pa.array(np.char.mod("user-%d", rng.integers(0, 1_000_000, n)))
+    flag = pa.repeat("flags/new-pricing", n)
+    thread = pa.array(rng.integers(1, 65, n)).cast(pa.string())
+    cached = pa.array(["false", "true"]).take(pa.array(rng.integers(0, 2, n)))
+    everywhere, half = np.ones(n, np.bool_), numbers % 2 == 0
+    rare = rng.random(n) < RARE_RATIO
+    return {
+        "attributes": _maps(
+            {
+                "app.tenant": (tenant, everywhere),
+                "deployment.ring": (ring, everywhere),
+                "app.user.id": (user, half),
+                "feature_flag.key": (flag, rare),
+            }
+        ),
+        "attributes_json": _maps({"thread.id": (thread, everywhere), "app.cached": (cached, ~half)}),
+        "dropped_attributes_count": 0,
+    }
+
+
+def _maps(columns: dict[str, tuple[pa.Array, npt.NDArray[np.bool_]]]) -> pa.Array:
+    """One map a row out of columns, each with where it is present."""
+    present = np.stack([there for _, there in columns.values()], axis=1)
+    n, width = present.shape
+    flat = np.flatnonzero(present.ravel())
+    values = pa.concat_arrays([column for column, _ in columns.values()])
+    keys = pa.array(list(columns)).take(pa.array(flat % width))
+    items = values.take(pa.array(flat % width * n + flat // width))
+    offsets = np.concatenate([[0], np.cumsum(present.sum(axis=1))]).astype(np.int32)
+    return pa.MapArray.from_arrays(pa.array(offsets), keys, items)
 
 
 def _resources() -> pa.Table:
@@ -315,10 +382,17 @@ def _table(columns: Columns, n: int) -> pa.Table:
     return pa.table({k: pa.repeat(v, n) if isinstance(v, str | int) else pa.array(v) for k, v in columns.items()})
 
 
-def _insert(cursor: Any, table: str, rows: pa.Table) -> None:
-    cursor.register("synthetic", rows)
-    cursor.execute(f"INSERT INTO {table} BY NAME SELECT * FROM synthetic")
-    cursor.unregister("synthetic")
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:
+    """In pieces of whole row groups, as the collector's writer hands them over; columns that are not given are NULL."""
+    columns = {
+        field.name: rows.column(field.name).cast(field.type)
+        if field.name in rows.schema.names
+        else pa.nulls(rows.num_rows, field.type)
+        for field in schema.arrow_schema(table)
+    }
+    connection.register("synthetic", pa.table(columns))
+    connection.execute(f"INSERT INTO {table} SELECT * FROM synthetic")
+    connection.unregister("synthetic")
 
 
 if __name__ == "__main__":
