@@ -346,9 +346,14 @@ def _unanswered(name: str, error: Exception) -> str:
         )
     if "wrong_version_number" in lowered or "record_layer_failure" in lowered:
         return f"{name} does not speak TLS ({said}); try http://"
-    if "certificate_required" in lowered or "certificate required" in lowered or "handshake_failure" in lowered:
-        return f"{name} asks for a client's certificate ({said}); give --client-cert-file and --client-key-file"
-    if name.startswith("http://") and ("disconnected" in lowered or "reset" in lowered):
+    hung_up = "disconnected" in lowered or "reset" in lowered or "eof" in lowered or "broken pipe" in lowered
+    # TLS 1.3 refuses a client's certificate after the handshake, and often has no time to say so.
+    if "certificate_required" in lowered or "certificate required" in lowered or (hung_up and name.startswith("https")):
+        return (
+            f"{name} ended the connection ({said}); if it asks for a client's certificate, give --client-cert-file and "
+            "--client-key-file (PROVENANCE_CLIENT_CERT_FILE, PROVENANCE_CLIENT_KEY_FILE)"
+        )
+    if hung_up:
         return f"{name} hung up without an answer ({said}); if that port speaks TLS, try https://"
     return (
         f"no collector answers at {name} ({said}); start one with `provenance collect --db evidence.duckdb`, "
