@@ -114,6 +114,8 @@ def _count(value: object) -> int | None:
             return None
         case int():
             number = value
+        case float() if value.is_integer():  # a JSON number that passed through a Collector
+            number = int(value)
         case str() if value.isascii() and value.isdigit() and len(value) < 20:
             number = int(value)
         case _:
