@@ -37,14 +37,14 @@ def python_exporter(protocol, compression, collector, **options):
     gzip = compression == "gzip"
     match protocol:
         case "grpc":
-            how = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
-            return GrpcExporter(endpoint=collector.grpc, insecure=True, compression=how, **options)
+            compress = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
+            return GrpcExporter(endpoint=collector.grpc, insecure=True, compression=compress, **options)
         case "http/protobuf":
-            how = Compression.Gzip if gzip else Compression.NoCompression
-            return HttpExporter(endpoint=f"{collector.url}/v1/traces", compression=how, **options)
+            http = Compression.Gzip if gzip else Compression.NoCompression
+            return HttpExporter(endpoint=f"{collector.url}/v1/traces", compression=http, **options)
         case _:
-            how = JsonCompression.GZIP if gzip else JsonCompression.NONE
-            return JsonExporter(endpoint=f"{collector.url}/v1/traces", compression=how, **options)
+            json_ = JsonCompression.GZIP if gzip else JsonCompression.NONE
+            return JsonExporter(endpoint=f"{collector.url}/v1/traces", compression=json_, **options)
 
 
 def javascript_command(modules, protocol, compression, collector, count, batch):
@@ -150,6 +150,7 @@ def test_what_a_stopping_collector_acknowledged_to_javascript_is_stored(tmp_path
     with running_collector(tmp_path) as collector:
         argv = javascript_command(modules, protocol, "none", collector, 50_000, 10)
         with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as client:
+            assert client.stdout is not None
             lines = [client.stdout.readline() for _ in range(TOLD)]
             assert collector.stop() == 0
             rest, _ = client.communicate(timeout=DEADLINE_S)
