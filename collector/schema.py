@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 SqlType = Literal["UUID", "UBIGINT", "BIGINT", "INTEGER", "BOOLEAN", "VARCHAR", "MAP(VARCHAR, VARCHAR)"]
 
@@ -245,24 +245,50 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "access_logs": ACCESS_LOGS,
 }
 
-CONTENT_KEYS: Final = {"resources": "resource_id", "scopes": "scope_id"}
+TRACE_ARRIVALS: Final = (
+    Column("trace_id_low", "UBIGINT", "the last 8 bytes of the trace id, big-endian", required=True),
+    Column("first_received_unix_nano", "BIGINT", "no span of it that came then was received earlier", required=True),
+    Column("last_received_unix_nano", "BIGINT", "nor later", required=True),
+)
+
+ATTRIBUTE_KEYS: Final = (
+    Column("attribute_key_id", "UBIGINT", "hash of the key and of where it is stored", required=True),
+    Column("key", "VARCHAR", "a key of a span's attributes; empty: there were more than are listed", required=True),
+    Column("stored_in", "VARCHAR", "the column of `spans`: 'attributes' or 'attributes_json'", required=True),
+    Column("first_received_unix_nano", "BIGINT", "when it was first received", required=True),
+)
+
+DERIVED_TABLES: Final[dict[str, tuple[Column, ...]]] = {
+    "trace_arrivals": TRACE_ARRIVALS,
+    "attribute_keys": ATTRIBUTE_KEYS,
+}
+"""What `spans` says already, kept so that a question need not read all of them: written with the spans, in one transaction, by
+`collector.store.derived`, and made anew by a migration. Nothing arrives for them, and nothing is lost without them.
+
+`trace_arrivals` has a row for every trace in every group of spans that was written together: the trace's spans were
+received in one of its ranges. Half an id suffices, since who shares it only widens the range.
+`attribute_keys` has the keys that live in the maps; hot attributes are columns, and known without it."""
+
+CONTENT_KEYS: Final = {"resources": "resource_id", "scopes": "scope_id", "attribute_keys": "attribute_key_id"}
 """Tables whose rows repeat with every request and are stored once, by their content hash."""
 
 REPLACED_KEYS: Final = {"access_logs": "source"}
 """Tables where an arriving row replaces the older row with the same key."""
 
+_EVERY: Final = TABLES | DERIVED_TABLES
+
 
 def ddl(table: str) -> str:
     """The CREATE TABLE statement of one table."""
-    columns = ",\n  ".join(f"{c.name} {c.type}{' NOT NULL' if c.required else ''}" for c in TABLES[table])
+    columns = ",\n  ".join(f"{c.name} {c.type}{' NOT NULL' if c.required else ''}" for c in _EVERY[table])
     return f"CREATE TABLE IF NOT EXISTS {table} (\n  {columns}\n)"
 
 
 def arrow_schema(table: str) -> pa.Schema:
     """The schema that record batches for this table have."""
-    return pa.schema([pa.field(c.name, _ARROW[c.type], nullable=not c.required) for c in TABLES[table]])
+    return pa.schema([pa.field(c.name, _ARROW[c.type], nullable=not c.required) for c in _EVERY[table]])
 
 
 def ibis_schema(table: str) -> dict[str, str]:
     """Column name to Ibis type, for `ibis.table(ibis_schema("spans"), name="spans")`."""
-    return {c.name: _IBIS[c.type] for c in TABLES[table]}
+    return {c.name: _IBIS[c.type] for c in _EVERY[table]}

@@ -189,16 +189,18 @@ def _check_path(path: Path, *, read_only: bool) -> None:
 
 
 def _create(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Create the tables of a new file, or check those of an existing one, in one transaction."""
+    """Create the tables of a new file, or bring those of an existing one up to date."""
+    from collector.store import migrations
+
     try:
         if _tables(connection):
-            _check_version(connection, path)
+            migrations.migrate(connection, path)
         connection.begin()
         if "meta" not in _tables(connection):
             connection.execute(CREATE_META)
             rows = [("schema_version", str(schema.SCHEMA_VERSION)), ("created_by", f"mesh-provenance {release()}")]
             connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
-        for table in schema.TABLES:
+        for table in (*schema.TABLES, *schema.DERIVED_TABLES):
             connection.execute(schema.ddl(table))
         connection.commit()
     except duckdb.Error as e:
@@ -213,21 +215,9 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
 
 
 def _check_version(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    try:
-        tables = _tables(connection)
-        if "meta" not in tables:
-            raise StoreError(
-                f"{path} is a DuckDB file, but not an evidence store: it has no table `meta`; name another file"
-            )
-        row = connection.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
-    except duckdb.Error as e:
-        raise StoreError(f"{path} is a DuckDB file, but not an evidence store: {message(e)}") from e
-    version = row[0] if row else "none"
-    if version != str(schema.SCHEMA_VERSION):
-        raise StoreError(
-            f"{path} has schema version {version}, this mesh-provenance reads {schema.SCHEMA_VERSION}; "
-            "use the release that wrote it, or a new file"
-        )
+    from collector.store import migrations
+
+    migrations.check_readable(migrations.stored_version(connection, path), path)
 
 
 def _translate(error: duckdb.Error, path: Path) -> StoreError:
