@@ -155,7 +155,9 @@ def _attributes(encoded: pa.BinaryArray, notes: Counter[str]) -> tuple[list[str]
     if len(encoded) == 0:
         return [], []
     columns = _KEY_AND_VALUE.rows(encoded)
-    keys = _texts(columns.column("key"), notes)
+    distinct = columns.column("key").dictionary_encode()  # the keys of all records of a log are the same few
+    names = _texts(distinct.dictionary, notes)
+    keys = [names[code] for code in distinct.indices.to_numpy().tolist()]
     plain = _texts(columns.column("value").field("string_value"), notes)
     for index in _not_only_text(columns.column("value")):
         plain[index] = _plain(_KEY_AND_VALUE.parse(encoded[index].as_py()).value, notes)
