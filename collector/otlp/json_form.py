@@ -64,7 +64,10 @@ def convert(text: str | bytes, message_class: type[ProtobufMessage]) -> Converte
 
 
 def request_to_json(message: ProtobufMessage) -> str:
-    """The OTLP/JSON form of a message on one line: ids in lowercase hex, 64-bit integers as strings, enums as integers."""
+    """The OTLP/JSON form of a message on one line: ids in lowercase hex, 64-bit integers as strings, enums as integers.
+
+    It says all that the message says, but which of the 2^53 NaNs a NaN is.
+    """
     return json.dumps(_writer(message.DESCRIPTOR)(message), ensure_ascii=False, separators=(",", ":"))
 
 

@@ -163,14 +163,16 @@ class Scanner:
             raise self._syntax("more text after the document's end")
 
     def _seen(self) -> str:
-        return shown(self.value()) if self.peek() else "nothing"
+        return shown(self.value())
 
     def _grow(self) -> bool:
         """Drop what was read and decode as much again as is unread, at least a window; false at the document's end."""
         if self._fed >= len(self._body):
             return False
         unread = len(self._text) - self._at
-        size = max(WINDOW_BYTES, unread)
+        if unread >= MAX_ELEMENT_BYTES:
+            raise JsonFormError(f"one value is longer than {MAX_ELEMENT_BYTES} characters")
+        size = max(WINDOW_BYTES, min(unread, MAX_ELEMENT_BYTES - unread))
         piece = self._body[self._fed : self._fed + size]
         final = self._fed + size >= len(self._body)
         try:
@@ -181,14 +183,9 @@ class Scanner:
         self._passed += self._at
         self._text = self._text[self._at :] + decoded
         self._at = 0
-        self._check_size(unread)
-        return True
-
-    def _check_size(self, unread: int) -> None:
-        if unread > MAX_ELEMENT_BYTES:
-            raise JsonFormError(f"one value is longer than {MAX_ELEMENT_BYTES} characters")
         if unread > COUNTED_FROM and sum(map(self._text.count, ",[{")) > MAX_VALUES:
             raise JsonFormError(f"one value holds more than {MAX_VALUES} values")
+        return True
 
     def _broken(self, error: ValueError) -> JsonFormError:
         if isinstance(error, json.JSONDecodeError):
