@@ -5,6 +5,7 @@ CollectorError
 ├── ConfigError            a flag, a file or a setting that cannot be used          exit 2
 ├── StoreError             the database file cannot be opened, written or read
 │   └── StoreBusyError     another process holds the file: ask its collector instead
+│       └── StoreInUseError this process holds it itself
 ├── SourceUnreachableError no file there, or no collector answering                 exit 3
 └── QueryError             the SQL was refused or failed                            exit 2
 """
@@ -28,6 +29,10 @@ class StoreError(CollectorError):
 
 class StoreBusyError(StoreError):
     """Another process holds the database file."""
+
+
+class StoreInUseError(StoreBusyError):
+    """This process has the database file open already."""
 
 
 class StoreFullError(StoreError):

@@ -8,6 +8,10 @@ DuckDB's lock is the ownership rule: while one process has the file open for wri
 
 import os
 import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +20,11 @@ from typing import Final, Self
 import duckdb
 
 from collector import schema
-from collector.errors import StoreBusyError, StoreError
+from collector.errors import StoreError, StoreInUseError
+from collector.store import failures
+from collector.store.failures import message
+
+__all__ = ["CREATE_META", "ROW_GROUP_ROWS", "Store", "message", "release"]
 
 CREATE_META: Final = "CREATE TABLE IF NOT EXISTS meta (key VARCHAR NOT NULL, value VARCHAR NOT NULL)"
 
@@ -51,51 +59,48 @@ _COLLECTOR_MEMORY_BYTES: Final = 1024**3
 million spans `scan --kind shadow` peaks at 1.3 GB of process memory with it and at 3.1 GB without any, in 47 s and 30 s."""
 
 
+_RELEASE_SECONDS: Final = 5.0
+"""How long a reopening waits for queries that it has interrupted; one that builds a large value looks late."""
+
+_INTERRUPT_AGAIN_SECONDS: Final = 0.02
+
+
 @dataclass(slots=True, eq=False)
 class Store:
     """One open evidence file. Cursors are independent connections; each belongs to the thread that asked for it.
 
+    Nothing else in this process may open the file, not even to copy it: closing any descriptor of it gives up the lock
+    that keeps a second collector away.
+
     Attributes:
         path: The file, absolute.
         read_only: Whether it was opened without the right to write.
+        generation: How often it was opened again: a cursor serves its own generation only.
     """
 
     path: Path
     read_only: bool
     _connection: duckdb.DuckDBPyConnection
+    generation: int = 0
+    _unusable: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _cursors: "weakref.WeakSet[duckdb.DuckDBPyConnection]" = field(default_factory=weakref.WeakSet)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
         """Create the file or open it for writing; raises StoreBusyError, StoreError."""
-        store = cls._open(Path(path), read_only=False)
-        try:
-            _create(store._connection, store.path)  # noqa: SLF001 its own class
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return cls._open(Path(path), read_only=False)
 
     @classmethod
     def open_read_only(cls, path: str | Path) -> Self:
         """Open an existing file that no collector holds; raises StoreBusyError, StoreError."""
-        store = cls._open(Path(path), read_only=True)
-        try:
-            _check_version(store._connection, store.path)  # noqa: SLF001 its own class
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return cls._open(Path(path), read_only=True)
 
     @classmethod
     def _open(cls, path: Path, *, read_only: bool) -> Self:
         path = path.absolute()
         _check_path(path, read_only=read_only)
-        try:
-            connection = _attach(path, read_only=read_only)
-        except duckdb.Error as e:
-            raise _translate(e, path) from e
-        return cls(path, read_only, connection)
+        return cls(path, read_only, _connect(path, read_only=read_only))
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own to the same file; raises StoreError once the store is closed.
@@ -103,13 +108,17 @@ class Store:
         Its default database is the file. A cursor made from a cursor starts without one: ask the store for each.
         """
         with self._lock:
+            if self._unusable is not None:
+                raise StoreError(self._unusable)
             try:
-                return self._connection.cursor().execute(f"USE {_CATALOG}")
+                cursor = self._connection.cursor().execute(f"USE {_CATALOG}")
             except duckdb.Error as e:
-                raise StoreError(f"{self.path}: the store is closed") from e
+                raise StoreError(f"{self.path}: the database cannot be used: {message(e)}") from e
+            self._cursors.add(cursor)
+            return cursor
 
     def checkpoint(self) -> None:
-        """Move the write-ahead log into the file."""
+        """Move the write-ahead log into the file; raises StoreError, after which the store may need to be reopened."""
         cursor = self.cursor()
         try:
             cursor.execute("CHECKPOINT")
@@ -118,10 +127,66 @@ class Store:
         finally:
             cursor.close()
 
+    def reopen(self, replacement: Path | None = None) -> None:
+        """Close the file and open it again in place: what DuckDB asks for after an error that `needs_reopen`.
+
+        Running queries are interrupted, and cursors handed out before answer nothing any more. With a replacement, that
+        file takes the evidence file's name in between. Raises StoreError where it cannot be opened (no room to replay the
+        WAL, another process was faster); then every `cursor()` says so, until a later reopen succeeds.
+        """
+        with self._lock:
+            if self._unusable == self._closed():
+                raise StoreError(self._closed())
+            self._unusable = f"{self.path} could not be opened again; see the collector's log"
+            self.generation += 1
+            try:
+                self._release(replacement)
+                self._connection = self._persist(lambda: _connect(self.path, read_only=self.read_only))
+            except StoreError as e:
+                self._unusable = str(e)
+                raise
+            self._unusable = None
+
     def close(self) -> None:
         """Release the file; the last close also checkpoints. A second call does nothing."""
         with self._lock:
+            self._unusable = self._closed()
             self._connection.close()
+
+    def _closed(self) -> str:
+        return f"{self.path}: the store is closed"
+
+    def _release(self, replacement: Path | None) -> None:
+        """Let go of the file, though cursors are still about: DuckDB closes it with the last transaction on it."""
+        try:
+            # An instance that is closed keeps its files open for its cursors; a catalog that is detached does not.
+            self._connection.execute("ATTACH IF NOT EXISTS ':memory:' AS released").execute("USE released")
+            self._connection.execute(f"DETACH DATABASE IF EXISTS {_CATALOG}")
+        except duckdb.Error:  # the whole instance is invalid, as DuckDB 1.5's is: nothing runs on it any more
+            for cursor in self._cursors:
+                cursor.close()
+        self._connection.close()
+        if replacement is not None:
+            # The last to close the file also clears its WAL away: it must be closed before another takes its name.
+            self._persist(lambda: _attach(self.path, read_only=True)).close()
+            _replace(replacement, self.path)
+
+    def _persist(self, attach: Callable[[], duckdb.DuckDBPyConnection]) -> duckdb.DuckDBPyConnection:
+        """Attach the file, as soon as no query of this process holds it any more."""
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        while True:
+            try:
+                connection = attach()
+            except StoreInUseError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                self._cursors.clear()
+                return connection
+            for cursor in self._cursors:
+                with suppress(duckdb.ConnectionException):  # closed by its owner meanwhile
+                    cursor.interrupt()
+            time.sleep(_INTERRUPT_AGAIN_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +195,21 @@ class Store:
         self.close()
 
 
+def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    """A hardened instance whose only database is this file, with its tables; raises StoreError."""
+    connection = _attach(path, read_only=read_only)
+    try:
+        if read_only:
+            _check_version(connection, path)
+        else:
+            _create(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def _attach(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    """A hardened instance whose only database is this file."""
     limits = {"memory_limit": f"{_memory_limit(read_only=read_only)}B", "temp_directory": f"{path}.tmp"}
     connection = duckdb.connect(":memory:", config=_CONFIG | limits)
     try:
@@ -142,10 +220,23 @@ def _attach(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
         connection.execute("DETACH memory")
         for statement in _HARDENING:
             connection.execute(statement)
-    except BaseException:
+    except duckdb.Error as e:
         connection.close()
-        raise
+        raise failures.opening(e, path) from e
     return connection
+
+
+def _replace(replacement: Path, path: Path) -> None:
+    """Put another file in the file's place, so that a crash leaves one of them whole; raises StoreError."""
+    try:
+        replacement.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as e:
+        raise StoreError(f"{path} could not be replaced by {replacement.name}: {e.strerror}") from e
 
 
 def _options(path: Path, *, read_only: bool) -> str:
@@ -163,13 +254,6 @@ def release() -> str:
         return metadata.version("mesh-provenance")
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def message(error: duckdb.Error) -> str:
-    """DuckDB's message without the names of its classes, its stack and its links."""
-    text = str(error).split("\n\nSee also", 1)[0].strip()
-    head, separator, rest = text.partition(" Error: ")
-    return rest if separator and "\n" not in head and len(head) < 40 else text
 
 
 def _memory_limit(*, read_only: bool) -> int:
@@ -218,27 +302,3 @@ def _check_version(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     from collector.store import migrations
 
     migrations.check_readable(migrations.stored_version(connection, path), path)
-
-
-def _translate(error: duckdb.Error, path: Path) -> StoreError:
-    text = message(error)
-    lowered = text.lower()
-    if "conflicting lock" in lowered or "could not set lock" in lowered:
-        return StoreBusyError(
-            f"{path} is held by another process ({_holder(text)}); "
-            "if that is a collector, ask it instead: use its URL, such as http://127.0.0.1:4318"
-        )
-    if "file handle conflict" in lowered:
-        return StoreBusyError(f"{path} is already open in this process; close it first, or use the collector's URL")
-    if "not a valid duckdb database" in lowered:
-        return StoreError(f"{path} exists, but it is not a DuckDB file; name another file")
-    if "permission denied" in lowered or "read-only file system" in lowered:
-        return StoreError(
-            f"{path}: no permission to open it for this; check the owner and mode of it and its directory"
-        )
-    return StoreError(f"{path} cannot be opened: {text}")
-
-
-def _holder(text: str) -> str:
-    start = text.find("(PID ")
-    return text[start + 1 :].split(")", 1)[0] if start >= 0 else "its lock says so"
