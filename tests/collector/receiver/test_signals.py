@@ -49,7 +49,7 @@ def over_grpc(writer, **options):
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             yield channel
     finally:
-        server.stop(None).wait(DEADLINE_S)
+        server.stop(None)
 
 
 @contextmanager
