@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from collector.client import Source, open_source
+from collector.client import Access, Source, add_access_arguments, open_source
 from collector.commands.terminal import complain
 from collector.commands.times import parse_moment
 from collector.errors import CollectorError, ConfigError, exit_code
@@ -48,7 +48,7 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
     try:
         out = _out(options)
         scope = _scope(options, now())
-        source = open_source(options.source)
+        source = open_source(options.source, Access.of(options))
         try:
             exported = _export(source, scope, options, out)
         finally:
@@ -121,4 +121,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--until", metavar="TIME", help="what began before this time (default: all)")
     add("--trace", metavar="ID", help="one trace, by its 32 hex digits")
     add("--force", action="store_true", help="replace what is there")
+    add_access_arguments(parser)
     return parser

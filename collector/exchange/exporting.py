@@ -77,7 +77,7 @@ def left_out(query: Query, scope: Scope) -> dict[str, int]:
 def export_parquet(query: Query, scope: Scope, directory: Path) -> Exported:
     """Write a file a table; raises QueryError, SourceUnreachableError, OSError."""
     exported = Exported()
-    seen: dict[str, set[int]] = {key: set() for key in schema.CONTENT_KEYS.values()}
+    seen: dict[str, set[int]] = {schema.CONTENT_KEYS[table]: set() for table in TABLES_FIRST}
     with ExitStack() as stack:
         files = {table: stack.enter_context(TableFile(directory, table)) for table in schema.TABLES}
         for answer in _span_pages(query, scope):
