@@ -17,7 +17,7 @@ from typing import Final
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message as ProtobufMessage
 
-from collector.otlp.json_scan import JsonFormError, Scanner
+from collector.otlp.json_scan import JsonFormError, Scanner, shown_key
 from collector.otlp.json_wire import ID_DIGITS, Field, Message, compiled, varint
 
 ENVELOPES: Final = 3
@@ -88,14 +88,14 @@ class _Reading:
         """The contents of a message whose lists may be as long as the request."""
         parts: dict[int, bytes | bytearray] = {}
         for key in self._scanner.members():
+            field = message.fields.get(key)
             try:
-                field = message.fields.get(key)
                 if field is None:
                     self._scanner.value()
                 else:
                     parts[field.number] = self._field(field, key, level, seen=field.number in parts)
             except JsonFormError as error:
-                raise error.inside(key) from None
+                raise error.inside(key if field else shown_key(key)) from None
         contents = bytearray()
         for number in sorted(parts):
             contents += parts.pop(number)

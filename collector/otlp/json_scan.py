@@ -69,6 +69,11 @@ def shown(value: object) -> str:
             return f"the number {value}"[:MAX_SHOWN]
 
 
+def shown_key(key: str) -> str:
+    """A key that nobody declared, as a step of a path: it may say anything, at any length."""
+    return key if key.isascii() and key.isidentifier() and len(key) <= MAX_SHOWN else ascii(key[:MAX_SHOWN])
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f'{name} is not JSON: write "{name}"')
 

@@ -65,11 +65,11 @@ def create_app(
 ) -> Starlette:
     """The application: /v1/traces, other `signals`, /healthz, and `extra_routes`.
 
-    `loopback_only` refuses Hosts that a foreign page may have; `counters` are told of refusals that `ingest` never sees.
+    `loopback_only` refuses Hosts that a foreign page may have; `counters` are told of every answer.
     """
     counted = counters or Counters()
     receiver = Receiver(Limits(max_request_bytes, room_bytes, read_timeout_s, commit_timeout_s), counted)
-    traces = Signal(TRACES_PATH, ExportTraceServiceRequest, ExportTraceServiceResponse, ingest.traces)
+    traces = Signal(TRACES_PATH, ExportTraceServiceRequest, ExportTraceServiceResponse, ingest.traces, is_quick=True)
     served = (traces, *signals)
     app = Starlette(
         routes=[

@@ -7,11 +7,13 @@ at a time is inflated and converted from JSON. Nobody waits for a slow sender: w
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
+from typing import Protocol as Structure
 
 from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
@@ -19,13 +21,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from collector.errors import DecodeError, StoreError
+from collector.errors import DecodeError, StoreError, StoreFullError
 from collector.otlp.json_form import Converted, convert, request_to_json
 from collector.otlp.json_scan import JsonFormError
-from collector.receiver.counters import Counters, Reason
+from collector.receiver.counters import Counters, Protocol, Reason
 from collector.receiver.inflate import ENCODINGS, TooLargeError, inflate, is_known, too_large
-from collector.receiver.ingest import MAX_REQUEST_BYTES, store_failure
+from collector.receiver.ingest import MAX_REQUEST_BYTES, Accepted, store_failure
 from collector.receiver.statuses import JSON, PROTOBUF, RETRY_AFTER_S, as_json, bad_request, status, unavailable
+
+LOG: Final = logging.getLogger(__name__)
 
 READ_TIMEOUT_S: Final = 30.0
 """For the whole body: who sends a byte a second must not hold a connection for ever."""
@@ -36,7 +40,7 @@ ROOM_BYTES: Final = 2 * MAX_REQUEST_BYTES
 """Two of the largest bodies, or some thousands of ordinary ones."""
 
 
-class Pending(Protocol):
+class Pending(Structure):
     """A request that was handed to the store."""
 
     @property
@@ -57,13 +61,15 @@ class Signal:
         path: Where its requests are sent, `/v1/traces`.
         request: Its Export…ServiceRequest.
         response: Its Export…ServiceResponse.
-        accept: Takes a serialised request, in a thread; raises DecodeError or StoreError.
+        accept: Takes a serialised request; raises DecodeError or StoreError.
+        is_quick: `accept` neither decodes nor waits, so it needs no thread.
     """
 
     path: str
     request: type[Message]
     response: type[Message]
     accept: Callable[[bytes], Pending]
+    is_quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class Limits:
 
 
 class Receiver:
-    """Makes the signals' endpoints, which share its limits; `counters` are told of refusals that no signal sees."""
+    """Makes the signals' endpoints, which share its limits and count what they answer."""
 
     def __init__(self, limits: Limits, counters: Counters) -> None:
         self._limits = limits
@@ -90,20 +96,40 @@ class Receiver:
 
         async def endpoint(request: Request) -> Response:
             try:
-                with self._room.hold() as hold:
-                    converted = await self._payload(request, signal, hold)
-                    pending = await run_in_threadpool(signal.accept, converted.payload)
-                await _committed(pending, self._limits.commit_timeout_s)
+                return await self._export(request, signal)
             except _RefusedError as error:
                 self._counters.refused(error.reason, 1)
+                LOG.warning("OTLP/HTTP: a request to %s was refused: %s", signal.path, error)
                 return failed(request, error.http_status, error.body, error.headers)
-            except DecodeError as error:
-                return failed(request, 400, bad_request(str(error)))
-            except (StoreError, CancelledError, TimeoutError) as error:
-                return failed(request, 503, unavailable(store_failure(error)), _RETRY_AFTER)
-            return _succeeded(request, signal, pending.response(), converted.bad_ids)
 
         return endpoint
+
+    async def _export(self, request: Request, signal: Signal) -> Response:
+        """Acknowledged, or a _RefusedError."""
+        try:
+            with self._room.hold() as hold:
+                converted = await self._payload(request, signal, hold)
+                if signal.is_quick:
+                    pending = signal.accept(converted.payload)
+                else:
+                    pending = await run_in_threadpool(signal.accept, converted.payload)
+            await _committed(pending, self._limits.commit_timeout_s)
+        except DecodeError as error:
+            raise _malformed(error) from error
+        except (StoreError, CancelledError, TimeoutError) as error:
+            reason: Reason = "queue_full" if isinstance(error, StoreFullError) else "store_failed"
+            raise _later(store_failure(error), reason) from error
+        self._count(request, pending)
+        return _succeeded(request, signal, pending.response(), converted.bad_ids)
+
+    def _count(self, request: Request, pending: Pending) -> None:
+        protocol: Protocol = "http/json" if media_type(request) == JSON else "http/protobuf"
+        if not isinstance(pending, Accepted):
+            self._counters.accepted(protocol, 1, 0)
+            return
+        self._counters.accepted(protocol, 1, pending.span_count)
+        if pending.rejected:
+            self._counters.refused("invalid_span", 0, sum(pending.rejected.values()))
 
     async def _payload(self, request: Request, signal: Signal, hold: "_Hold") -> Converted:
         """The request as protobuf. Raises _RefusedError."""
@@ -119,10 +145,6 @@ class Receiver:
                 )
             except TooLargeError as error:
                 raise _too_large(error) from error
-            except JsonFormError as error:
-                raise _RefusedError(400, bad_request(str(error), error.path, error.reason), "malformed") from error
-            except DecodeError as error:
-                raise _RefusedError(400, bad_request(str(error)), "malformed") from error
             hold.exactly(len(converted.payload))
         return converted
 
@@ -180,8 +202,6 @@ async def _committed(pending: Pending, timeout_s: float) -> None:
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
-_RETRY_AFTER: Final = {"retry-after": str(RETRY_AFTER_S)}
-
 
 class _RefusedError(Exception):
     """A request that ends with this status before its signal has seen it."""
@@ -197,6 +217,17 @@ class _RefusedError(Exception):
 def _too_large(error: TooLargeError) -> _RefusedError:
     """RESOURCE_EXHAUSTED without RetryInfo: it will be as large the next time."""
     return _RefusedError(413, status(code_pb2.RESOURCE_EXHAUSTED, str(error)), "too_large")
+
+
+def _malformed(error: DecodeError) -> _RefusedError:
+    """400: with the field, where it is known."""
+    where = (error.path, error.reason) if isinstance(error, JsonFormError) else ()
+    return _RefusedError(400, bad_request(str(error), *where), "malformed")
+
+
+def _later(message: str, reason: Reason) -> _RefusedError:
+    """503: the same request is welcome in a moment."""
+    return _RefusedError(503, unavailable(message), reason, retry_after=str(RETRY_AFTER_S))
 
 
 class _Room:
@@ -217,8 +248,7 @@ class _Room:
     def take(self, count: int) -> None:
         """So many bytes more, or fewer. Raises _RefusedError."""
         if count > self._free:
-            message = "too many large bodies are here at once: send this request again"
-            raise _RefusedError(503, unavailable(message), "queue_full", retry_after=str(RETRY_AFTER_S))
+            raise _later("too many large bodies are here at once: send this request again", "queue_full")
         self._free -= count
 
 

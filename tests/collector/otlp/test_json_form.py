@@ -333,6 +333,9 @@ def test_values_in_messages_are_short_and_plain():
     error = refusal(request({"kind": "\x1b[2J" + "x" * 10_000}))
     assert len(str(error)) < 200
     assert str(error).isprintable()
+    error = refusal({"\x1b[2J" + "k" * 10_000: float("nan")})
+    assert len(str(error)) < 200
+    assert str(error).isprintable()
 
 
 @pytest.mark.parametrize(

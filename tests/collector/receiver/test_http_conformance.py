@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from collector.errors import StoreError
+from collector.errors import StoreError, StoreFullError
 from collector.otlp.json_form import request_to_json
 from collector.otlp.synthetic import trace_request
 from collector.receiver.counters import Counters
@@ -299,6 +299,31 @@ def test_the_same_status_travels_in_a_trailer_of_grpc():
     assert detail(status, error_details_pb2.RetryInfo).retry_delay.seconds == 7
 
 
+async def test_every_answer_is_counted_by_protocol_and_reason():
+    counters = Counters()
+    request = trace_request(3)
+    request.resource_spans[0].scope_spans[0].spans[0].span_id = b"short"
+    app = create_app(ingest=Ingest(FakeWriter()), counters=counters)
+    for language, body in [(PROTOBUF, written(request, PROTOBUF)), (JSON, written(request, JSON)), (PROTOBUF, b"\xff")]:
+        transport = httpx.ASGITransport(app)
+        await send(httpx.AsyncClient(transport=transport, base_url="http://x"), body, language=language)
+    counts = counters.read()
+    for protocol in ("http/protobuf", "http/json"):
+        assert (counts.accepted[protocol].requests, counts.accepted[protocol].spans) == (1, 2)
+    assert (counts.refused["malformed"].requests, counts.refused["invalid_span"].spans) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("writer", "reason"),
+    [({"refusal": StoreFullError("full")}, "queue_full"), ({"failure": StoreError("no space")}, "store_failed"), ({"held": True}, "store_failed")],
+)  # fmt: skip
+async def test_every_503_is_counted(writer, reason):
+    counters = Counters()
+    app_client = client(FakeWriter(**writer), counters=counters, commit_timeout_s=0.05)
+    assert (await send(app_client, written(trace_request(1), PROTOBUF))).status_code == 503
+    assert counters.read().refused[reason].requests == 1
+
+
 async def test_what_other_routes_raise_is_answered_in_their_words():
     async def refuse(_):
         raise HTTPException(403, "not for you")
@@ -313,6 +338,8 @@ async def test_what_other_routes_raise_is_answered_in_their_words():
 
 class Taken:
     """A signal's handler that takes everything and refuses a record."""
+
+    rejected = {"not an access log": 1}
 
     def __init__(self):
         self.payloads = []
