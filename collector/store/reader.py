@@ -3,7 +3,8 @@
 Five walls, each enough against most of it:
 1. DuckDB's own parser must see exactly one statement, a SELECT or an EXPLAIN of one.
 2. Every table function in its syntax tree must be on a list; a few scalar functions are refused, and those that build
-   large values from small arguments must have small ones: DuckDB looks at no interrupt and no limit inside one value.
+   large values from small arguments must have small ones, also inside each other (see growth.py): DuckDB looks at no
+   interrupt and no limit inside one value.
 3. It runs in a transaction that was begun READ ONLY.
 4. The database was opened without files, network and extensions, and its configuration is locked (see database.py).
 5. Rows, bytes and seconds are limited; what takes longer is interrupted.
@@ -14,11 +15,11 @@ Five walls, each enough against most of it:
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import duckdb
 import pyarrow as pa
@@ -26,6 +27,7 @@ import pyarrow as pa
 from collector.errors import QueryError
 from collector.store.arrow import plain_types
 from collector.store.database import Store, message
+from collector.store.growth import arguments, check_growth, literal
 
 TABLE_FUNCTIONS: Final = frozenset({
     "duckdb_columns", "duckdb_constraints", "duckdb_databases", "duckdb_functions", "duckdb_indexes", "duckdb_keywords",
@@ -38,9 +40,10 @@ TABLE_FUNCTIONS: Final = frozenset({
 
 REFUSED_FUNCTIONS: Final = frozenset({
     "getenv", "nextval", "write_log", "json_execute_serialized_sql", "setseed", "sleep_ms", "pg_sleep",
-    "list_reduce", "array_reduce", "reduce",
+    "list_reduce", "array_reduce", "reduce", "setval", "json_serialize_plan",
 })  # fmt: skip
-"""Scalar functions that have an effect, look outside the evidence, or double a value at each step."""
+"""Scalar functions that have an effect, look outside the evidence, double a value at each step, or plan SQL (which computes
+its constants) that nobody has checked."""
 
 GROWING_FUNCTIONS: Final = frozenset({
     "repeat", "range", "generate_series", "lpad", "rpad", "list_resize", "array_resize", "bitstring", "format", "printf",
@@ -197,6 +200,7 @@ def _check_functions(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
                 f"{name} is answered with literal arguments that build at most {MAX_GROWN:,} characters or elements; "
                 "for rows, write FROM range(...)"
             )
+    check_growth(tree)
 
 
 def _is_bounded(name: str, tree: str, at: int) -> bool:
@@ -208,8 +212,7 @@ def _is_bounded(name: str, tree: str, at: int) -> bool:
         call, _ = json.JSONDecoder().raw_decode(tree, start)
     except (ValueError, RecursionError):
         return False
-    given = call.get("arguments", call.get("children", ()))
-    literals = [_literal(argument.get("expression", argument)) for argument in given]
+    literals = [literal(argument) for argument in arguments(call)]
     match name, literals:
         case "repeat", [str(text), int(times)]:
             return len(text) * times <= MAX_GROWN
@@ -222,20 +225,6 @@ def _is_bounded(name: str, tree: str, at: int) -> bool:
             return not re.search(r"[0-9]{4}|\*|\{[^{}]*\{", text)
         case _:
             return False
-
-
-def _literal(expression: Mapping[str, Any]) -> str | int | None:
-    """The value of a literal text or integer, None for everything else."""
-    literal = expression.get("literal")
-    match literal:
-        case {"kind": "STRING", "text": str(text)}:
-            return text
-        case {"kind": "INTEGER", "text": str(text)} if text.isdecimal() and len(text) < 20:
-            return int(text)
-    match expression.get("value"):  # how DuckDB 1.5 has it
-        case {"is_null": False, "value": str() | int() as value}:
-            return value
-    return None
 
 
 @cache
