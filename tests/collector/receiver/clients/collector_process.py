@@ -56,6 +56,15 @@ def running_collector(directory):
             process.wait(DEADLINE_S)
 
 
+def wait_for(what):
+    """The first true answer."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not come in time"
+        time.sleep(0.05)
+    return found
+
+
 def javascript_modules():
     """A directory with the packages of `package-lock.json`, installed once a lock file in the user's cache."""
     node, npm = shutil.which("node"), shutil.which("npm")

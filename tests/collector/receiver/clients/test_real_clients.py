@@ -23,6 +23,7 @@ from tests.collector.receiver.clients.collector_process import (
     HERE,
     javascript_modules,
     running_collector,
+    wait_for,
 )
 from tests.collector.receiver.clients.sent_spans import expected_span, hex16, make_spans, stored_spans
 
@@ -69,7 +70,9 @@ def ids_of(spans):
 
 
 def check_every_span(source, service_name, ids):
+    count = f"SELECT count(*) FROM spans WHERE service_name = '{service_name}'"
     try:
+        wait_for(lambda: source.query(count).item() >= SPANS)  # acknowledged is durable, and visible a moment later
         stored = stored_spans(source, service_name)
     finally:
         source.close()

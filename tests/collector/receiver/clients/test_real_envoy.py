@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import threading
-import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,7 +16,7 @@ import pytest
 
 from collector.client import open_source
 from collector.demo.envoy_config import ACCESS_LOG_FORMAT
-from tests.collector.receiver.clients.collector_process import DEADLINE_S, running_collector
+from tests.collector.receiver.clients.collector_process import DEADLINE_S, running_collector, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("otlp-clients")]
 
@@ -132,15 +131,6 @@ def configuration(upstream_port, grpc_port, http_port):
             ],
         },
     }
-
-
-def wait_for(what):
-    """The first true answer."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 @contextmanager
