@@ -255,7 +255,7 @@ def _edge(row: Mapping[str, Any]) -> Edge:
 
 
 def decode_hits(query: TraceQuery, frame: pl.DataFrame) -> Hits:
-    """Trace summaries out of the frame that `forensics.traces.search` returns."""
+    """Trace summaries out of the frame that `forensics.search.search` returns."""
     names = TraceSummary.__slots__
     rows = (
         TraceSummary(**{n: row[n] for n in names} | {n: row[n] or "?" for n in ("root_service", "root_operation")})

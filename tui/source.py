@@ -34,8 +34,9 @@ from tui.snapshots import (
 )
 
 if TYPE_CHECKING:
+    from collector.forensics.search import TraceFilter
+    from collector.forensics.short_cuts import ShortCuts
     from collector.forensics.tables import Window
-    from collector.forensics.traces import TraceFilter
 
 Lane = Literal["live", "search", "trace"]
 
@@ -157,7 +158,7 @@ class SourceEvidence:
 
     def search(self, query: TraceQuery) -> Hits:
         """The traces that match, in the window."""
-        from collector.forensics.traces import search
+        from collector.forensics.search import search
 
         return decode_hits(query, search(self._lane("search").query, self._filter(query)))
 
@@ -176,7 +177,8 @@ class SourceEvidence:
 
     def sql_of(self, view: View) -> str:
         """Exactly the SQL that the view's method runs."""
-        from collector.forensics import edges, traces
+        from collector.forensics import edges, search
+        from collector.forensics.short_cuts import short_cuts
 
         match view:
             case FindingsView():
@@ -184,9 +186,10 @@ class SourceEvidence:
             case EdgesView():
                 return _join(edges.edges_sql(self._window()))
             case SearchView(query):
-                return _join(traces.search_sql(self._filter(query)))
+                wanted, ask = self._filter(query), self._lane("search").query
+                return _join(search.search_sql(wanted, search.known_to(ask, wanted)))
             case TraceView():
-                return _trace_sql(view)
+                return _trace_sql(view, short_cuts(self._lane("trace").query))
 
     def interrupt(self, lane: Lane) -> None:
         """End the lane's running query with a QueryError; nothing happens when none runs."""
@@ -228,7 +231,7 @@ class SourceEvidence:
         return self._scope.window(self._clock())
 
     def _filter(self, query: TraceQuery) -> "TraceFilter":
-        from collector.forensics.traces import TraceFilter
+        from collector.forensics.search import TraceFilter
 
         return TraceFilter(
             service=query.service,
@@ -256,12 +259,15 @@ class SourceEvidence:
         return "\n\n".join(_join(statements, of) for of, statements in parts.items())
 
 
-def _trace_sql(view: TraceView) -> str:
+def _trace_sql(view: TraceView, known: "ShortCuts") -> str:
     from collector.forensics import traces
     from collector.forensics.tables import Window
     from tui.hops import verdicts_sql
 
-    parts = {"spans": traces.trace_sql(view.trace_id), "access log": traces.trace_records_sql(view.trace_id)}
+    parts = {
+        "spans": traces.trace_sql(view.trace_id, known),
+        "access log": traces.trace_records_sql(view.trace_id, known),
+    }
     if view.first_start_unix_nano is not None and view.last_start_unix_nano is not None:
         window = Window(view.first_start_unix_nano, view.last_start_unix_nano + 1)
         parts["verdicts"] = verdicts_sql(view.trace_id, window)

@@ -1,13 +1,11 @@
-"""Traces: search for them, and lay one out as a waterfall with its critical path and the proxies' records beside it.
+"""One trace, laid out as a waterfall with its critical path, and the proxies' records beside it. `search` finds traces.
 
 What people type reaches SQL through Ibis literals only, never as text of the statement.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, reduce
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import UUID
 
 import ibis
@@ -25,43 +23,12 @@ from collector.forensics.critical_path import (
     self_times,
     spans_of,
 )
-from collector.forensics.edges import deduplicated, destination_of
-from collector.forensics.ids import hex_ids, span_id_hex
-from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, proxy_records, spans
+from collector.forensics.edges import destination_of
+from collector.forensics.ids import span_id_hex
+from collector.forensics.short_cuts import NONE, ShortCuts, arrived, short_cuts
+from collector.forensics.statements import TRACE_ID, compiled_once, fill, number
+from collector.forensics.tables import Query, proxy_records, spans
 from collector.schema import HOT_ATTRIBUTES
-
-TRACE_MARGIN_NS: Final = 3600 * NS_PER_S
-"""How far outside the window the rest of a found trace may lie."""
-
-_LATER: Final = 3 * 10**18
-"""Added to the start of spans that have a parent, so that roots sort first; added twice it still fits into 64 bits."""
-
-_SEARCHED: Final = (
-    "name",
-    "service_name",
-    "status_message",
-    "url_full",
-    "url_path",
-    "http_route",
-    "rpc_service",
-    "rpc_method",
-    "server_address",
-    "error_type",
-    "user_agent_original",
-    "provenance_request_hash",
-    "provenance_request_id",
-)
-
-SEARCH_SCHEMA: Final[dict[str, pl.DataType]] = {
-    "trace_id": pl.String(),
-    "start_time_unix_nano": pl.Int64(),
-    "duration_ns": pl.Int64(),
-    "root_service": pl.String(),
-    "root_operation": pl.String(),
-    "service_count": pl.Int64(),
-    "span_count": pl.Int64(),
-    "error_count": pl.Int64(),
-}
 
 TRACE_SCHEMA: Final[dict[str, pl.DataType]] = {
     "span_id": pl.String(),
@@ -85,54 +52,17 @@ TRACE_SCHEMA: Final[dict[str, pl.DataType]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TraceFilter:
-    """Which traces to list; every condition must hold, None asks nothing.
-
-    Attributes:
-        service: service.name of a span in the trace.
-        operation: Name of that same span.
-        text: A trace id (32 hex digits), a span id (16), `key=value` for an attribute, or else text that occurs, whatever the case, in that
-            span's name, service, status message, URL, route, method, address, error type, request hash or id.
-        min_duration_ns: The trace took at least so long.
-        max_duration_ns: And at most so long.
-        errors_only: Some span of the trace failed.
-        window: That span starts here.
-        limit: Traces to list.
-        order: Newest or slowest first.
-    """
-
-    service: str | None = None
-    operation: str | None = None
-    text: str | None = None
-    min_duration_ns: int | None = None
-    max_duration_ns: int | None = None
-    errors_only: bool = False
-    window: Window = field(default_factory=Window)
-    limit: int = 200
-    order: Literal["newest", "slowest"] = "newest"
-
-
-@lru_cache(maxsize=16)
-def search_sql(wanted: TraceFilter) -> str:
-    """The statement behind `search`."""
-    return compile_sql(_search(wanted))
-
-
-def search(query: Query, wanted: TraceFilter) -> pl.DataFrame:
-    """The traces that the filter describes; columns `SEARCH_SCHEMA`.
-
-    duration_ns is the root's, or from the first start to the last end where the root is missing.
-    """
-    frame = hex_ids(query(search_sql(wanted)))
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in SEARCH_SCHEMA.items())
-
-
-@lru_cache(maxsize=16)
-def trace_sql(trace_id: str) -> str:
+def trace_sql(trace_id: str, known: ShortCuts = NONE) -> str:
     """The statement that fetches the spans of a trace; raises ConfigError if it is not an id."""
-    table = spans()
-    return compile_sql(_spans_of(table.filter(table.trace_id == _uuid(trace_id))))
+    wanted = _uuid(trace_id)
+    sql = compiled_once(_trace_of_blank, known.has_arrivals)
+    # The blank of a span id stands for the low half of the trace id.
+    return fill(sql, trace_id=str(wanted), span_id=wanted.int & (2**64 - 1))
+
+
+def _trace_of_blank(has_arrivals: bool) -> ir.Table:  # noqa: FBT001 what is compiled once is told apart by values
+    table = arrived(spans(), number("span_id")) if has_arrivals else spans()
+    return _spans_of(table.filter(table.trace_id == ibis.literal(UUID(TRACE_ID), "uuid")))
 
 
 def trace(query: Query, trace_id: str) -> pl.DataFrame:
@@ -141,7 +71,7 @@ def trace(query: Query, trace_id: str) -> pl.DataFrame:
     Orphans are roots, circles of parents are cut; proxies' spans are rows like others. Empty if there is no such trace. Raises
     ConfigError if it is not an id.
     """
-    frame = query(trace_sql(trace_id))
+    frame = query(trace_sql(trace_id, short_cuts(query)))
     if frame.is_empty():
         return pl.DataFrame(schema=TRACE_SCHEMA)
     tree = build_tree(spans_of(frame))
@@ -155,11 +85,17 @@ def trace(query: Query, trace_id: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=TRACE_SCHEMA)
 
 
-@lru_cache(maxsize=16)
-def trace_records_sql(trace_id: str) -> str:
+def trace_records_sql(trace_id: str, known: ShortCuts = NONE) -> str:
     """The statement behind `trace_records`; raises ConfigError if it is not an id."""
     wanted = _uuid(trace_id)
-    members = spans().filter(ibis._.trace_id == wanted)
+    sql = compiled_once(_records_of_blank, known.has_arrivals)
+    return fill(sql, trace_id=str(wanted), span_id=wanted.int & (2**64 - 1))
+
+
+def _records_of_blank(has_arrivals: bool) -> ir.Table:  # noqa: FBT001 what is compiled once is told apart by values
+    wanted = ibis.literal(UUID(TRACE_ID), "uuid")
+    table = arrived(spans(), number("span_id")) if has_arrivals else spans()
+    members = table.filter(table.trace_id == wanted)
     keys = members.select(key=request_key_of(ibis.coalesce(members.provenance_request_id, members.guid_x_request_id)))
     keys = keys.filter(keys.key.notnull()).distinct()
     records = proxy_records()
@@ -167,7 +103,7 @@ def trace_records_sql(trace_id: str) -> str:
     by_id = named.semi_join(keys, "key").drop("key")
     # A mesh that logs the trace id says it outright; such records may lack a request id.
     by_trace = records.filter((records.trace_id == wanted) & records.request_id.isnull())
-    return compile_sql(by_id.union(by_trace).order_by("start_time_unix_nano", "record_id"))
+    return by_id.union(by_trace).order_by("start_time_unix_nano", "record_id")
 
 
 def trace_records(query: Query, trace_id: str) -> pl.DataFrame:
@@ -176,79 +112,14 @@ def trace_records(query: Query, trace_id: str) -> pl.DataFrame:
     Envoy overwrites the character at index 14 of a UUID-shaped x-request-id, so ids are compared without it. Raises ConfigError
     if `trace_id` is not an id.
     """
-    return query(trace_records_sql(trace_id))
-
-
-def _search(wanted: TraceFilter) -> ir.Table:
-    table = wanted.window.of(spans())
-    conditions = _conditions(table, wanted)
-    hits = table.filter(conditions) if conditions else table
-    scope = wanted.window.of(spans(), margin_ns=TRACE_MARGIN_NS)
-    members = scope.semi_join(hits.select("trace_id").distinct(), "trace_id")
-    rank = members.parent_span_id.isnull().ifelse(members.start_time_unix_nano, members.start_time_unix_nano + _LATER)
-    # Behind an ingress proxy the root is the proxy's span, and `ingress` tells nobody what was asked: the application's
-    # root names the trace, else its first span, else the proxy's.
-    named = (members.witness == "proxy").ifelse(members.start_time_unix_nano + 2 * _LATER, rank)
-    start, end = members.start_time_unix_nano, members.end_time_unix_nano
-    found = members.group_by("trace_id").aggregate(
-        start_time_unix_nano=start.min(),
-        hull_ns=end.max() - start.min(),
-        root_ns=members.duration_ns.argmin(rank),
-        rank=rank.min(),
-        root_service=members.service_name.argmin(named),
-        root_operation=members.name.argmin(named),
-        service_count=members.service_name.nunique(),
-        span_count=members.span_id.nunique(),
-        error_count=members.span_id.nunique(where=is_error(members)),
-    )
-    has_root = found["rank"] < _LATER
-    found = found.mutate(duration_ns=has_root.ifelse(found.root_ns, found.hull_ns)).drop("rank", "root_ns", "hull_ns")
-    if wanted.errors_only:
-        found = found.filter(found.error_count > 0)
-    if wanted.min_duration_ns is not None:
-        found = found.filter(found.duration_ns >= wanted.min_duration_ns)
-    if wanted.max_duration_ns is not None:
-        found = found.filter(found.duration_ns <= wanted.max_duration_ns)
-    by = "start_time_unix_nano" if wanted.order == "newest" else "duration_ns"
-    return found.order_by([ibis.desc(by), "trace_id"]).limit(max(wanted.limit, 0))
-
-
-def _conditions(table: ir.Table, wanted: TraceFilter) -> list[ir.BooleanValue]:
-    conditions: list[ir.BooleanValue] = []
-    if wanted.service is not None:
-        conditions.append(table.service_name == wanted.service)
-    if wanted.operation is not None:
-        conditions.append(table.name == wanted.operation)
-    if wanted.text:
-        conditions.append(_matches(table, wanted.text.strip()))
-    return conditions
-
-
-def _matches(table: ir.Table, text: str) -> ir.BooleanValue:
-    if re.fullmatch(r"[0-9a-fA-F]{32}", text):
-        return table.trace_id == ibis.literal(UUID(text), "uuid")
-    if re.fullmatch(r"[0-9a-fA-F]{16}", text):
-        return table.span_id == ibis.literal(int(text, 16), "uint64")
-    anywhere = reduce(
-        lambda a, b: a | b,
-        [table[c].fill_null("").lower().contains(text.lower()) for c in _SEARCHED],
-    )
-    key, separator, value = text.partition("=")
-    return anywhere | _attribute_is(table, key.strip(), value.strip()) if separator and key.strip() else anywhere
-
-
-def _attribute_is(table: ir.Table, key: str, value: str) -> ir.BooleanValue:
-    """Whether an attribute has this value, as text, wherever the schema keeps it."""
-    column = next((a.column for a in HOT_ATTRIBUTES if a.key == key), None)
-    # The explicit test for NULL keeps DuckDB 2.0.0 from failing where a whole column of maps is NULL.
-    parts = [m.notnull() & (m.get(key) == value) for m in (table.attributes, table.attributes_json)]
-    if column is not None:
-        parts.append(table[column].cast("string") == value)
-    return reduce(lambda a, b: a | b, [part.fill_null(False) for part in parts])
+    return query(trace_records_sql(trace_id, short_cuts(query)))
 
 
 def _spans_of(table: ir.Table) -> ir.Table:
-    found = deduplicated(table)
+    # One trace is small: numbering its rows costs nothing, and reading them twice would.
+    copy_number = ibis.row_number().over(group_by=table.span_id, order_by=table.start_time_unix_nano)
+    numbered = table.mutate(copy_number=copy_number)
+    found = numbered.filter(numbered.copy_number == 0).drop("copy_number")
     return found.mutate(
         error=is_error(found),
         request_id=ibis.coalesce(found.provenance_request_id, found.guid_x_request_id),
@@ -256,11 +127,11 @@ def _spans_of(table: ir.Table) -> ir.Table:
     ).order_by("start_time_unix_nano", "span_id")
 
 
-def _uuid(trace_id: str) -> ir.UUIDScalar:
+def _uuid(trace_id: str) -> UUID:
     plain = trace_id.strip().replace("-", "")
     if not re.fullmatch(r"[0-9a-fA-F]{32}", plain):
         raise ConfigError(f"{trace_id!r} is not a trace id: expected 32 hex digits")
-    return ibis.literal(UUID(plain), "uuid")
+    return UUID(plain)
 
 
 def _main_path(tree: Tree) -> Mapping[int, int]:

@@ -119,7 +119,9 @@ def migrate(connection: duckdb.DuckDBPyConnection, path: Path, *, steps: Sequenc
     if not missing:
         return
     if [step.before for step in missing] != list(range(version, newest)):
-        raise StoreError(f"{path} has schema version {version}, and this mesh-provenance has no way from it to {newest}")
+        raise StoreError(
+            f"{path} has schema version {version}, and this mesh-provenance has no way from it to {newest}"
+        )
     began = time.monotonic()
     for step in missing:
         _log.info("%s: schema version %d to %d: %s", path, step.before, step.before + 1, step.what)

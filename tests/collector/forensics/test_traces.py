@@ -3,9 +3,10 @@
 import pytest
 
 from collector.errors import ConfigError
+from collector.forensics.search import SEARCH_SCHEMA, TraceFilter, search
 from collector.forensics.status import status
 from collector.forensics.tables import Window
-from collector.forensics.traces import SEARCH_SCHEMA, TRACE_SCHEMA, TraceFilter, search, trace, trace_records
+from collector.forensics.traces import TRACE_SCHEMA, trace, trace_records
 from tests.collector.forensics.factories import MS, T0, S, make_proxy_record, make_span, store
 
 A, B, C = 0xA1, 0xB2, 0xC3

@@ -1,0 +1,325 @@
+"""Search for traces: a filter in, one row a trace out, the newest first without reading all the older ones.
+
+What people type reaches SQL as literals only, never as text of the statement.
+
+Whole files are read only where the answer needs it. For the newest traces, the last moments are searched first, then
+ever more, until there are enough that began in what was searched: older spans can add nothing to those. The answer is
+that of `search_sql` to the row.
+"""
+
+import re
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Final, Literal
+from uuid import UUID
+
+import ibis
+import ibis.expr.types as ir
+import polars as pl
+
+from collector.forensics.columns import is_error
+from collector.forensics.ids import hex_ids
+from collector.forensics.short_cuts import NONE, ShortCuts, arrived, short_cuts
+from collector.forensics.statements import TRACE_ID, compiled_once, fill, number, text
+from collector.forensics.tables import NS_PER_S, Query, Window, spans
+from collector.schema import HOT_ATTRIBUTES
+
+TRACE_MARGIN_NS: Final = 3600 * NS_PER_S
+"""How far outside the window the rest of a found trace may lie."""
+
+_LATER: Final = 3 * 10**18
+"""Added to the start of spans that have a parent, so that roots sort first; added twice it still fits into 64 bits."""
+
+_SEARCHED: Final = (
+    "name",
+    "service_name",
+    "status_message",
+    "url_full",
+    "url_path",
+    "http_route",
+    "rpc_service",
+    "rpc_method",
+    "server_address",
+    "error_type",
+    "user_agent_original",
+    "provenance_request_hash",
+    "provenance_request_id",
+)
+
+SEARCH_SCHEMA: Final[dict[str, pl.DataType]] = {
+    "trace_id": pl.String(),
+    "start_time_unix_nano": pl.Int64(),
+    "duration_ns": pl.Int64(),
+    "root_service": pl.String(),
+    "root_operation": pl.String(),
+    "service_count": pl.Int64(),
+    "span_count": pl.Int64(),
+    "error_count": pl.Int64(),
+}
+
+_SPANS_PER_TRACE: Final = 20
+"""For a first guess of how far back the newest traces lie; a wrong one costs a second look."""
+
+_LOOKS: Final = 4
+_WIDER: Final = (4.0, 64.0)
+"""How many times further back the next look goes, at least and at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceFilter:
+    """Which traces to list; every condition must hold, None asks nothing.
+
+    Attributes:
+        service: service.name of a span in the trace.
+        operation: Name of that same span.
+        text: A trace id (32 hex digits); a span id (16); `key=value` for an attribute, where the key has a dot in it or a column of
+            its own; or else text that occurs, whatever the case, in that span's name, service, status message, URL, route,
+            method, address, error type, request hash or id, and for another `key=value` the attribute too.
+        min_duration_ns: The trace took at least so long.
+        max_duration_ns: And at most so long.
+        errors_only: Some span of the trace failed.
+        window: That span starts here.
+        limit: Traces to list.
+        order: Newest or slowest first.
+    """
+
+    service: str | None = None
+    operation: str | None = None
+    text: str | None = None
+    min_duration_ns: int | None = None
+    max_duration_ns: int | None = None
+    errors_only: bool = False
+    window: Window = field(default_factory=Window)
+    limit: int = 200
+    order: Literal["newest", "slowest"] = "newest"
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What the text of a filter means, without its values: the shape of a statement.
+
+    Attributes:
+        kind: Nothing, an id, an attribute, or text that may be an attribute too.
+        column: The attribute's own column.
+        is_number: Whether that column and the value both are integers.
+        maps: The maps that may have the attribute.
+    """
+
+    kind: Literal["nothing", "trace_id", "span_id", "attribute", "anywhere"] = "nothing"
+    column: str | None = None
+    is_number: bool = False
+    maps: tuple[str, ...] = ()
+
+    @property
+    def is_impossible(self) -> bool:
+        """Whether no span can have it."""
+        return self.kind == "attribute" and self.column is None and not self.maps
+
+
+def search(query: Query, wanted: TraceFilter) -> pl.DataFrame:
+    """The traces that the filter describes; columns `SEARCH_SCHEMA`.
+
+    duration_ns is the root's, or from the first start to the last end where the root is missing.
+    """
+    known = known_to(query, wanted)
+    if _meaning(wanted.text, known).is_impossible or wanted.limit <= 0:
+        return pl.DataFrame(schema=SEARCH_SCHEMA)
+    # An id is found at once; the slowest may be anywhere.
+    is_id = _meaning(wanted.text, known).kind == "trace_id"
+    frame = None if is_id or wanted.order == "slowest" else _newest(query, wanted, known)
+    frame = query(search_sql(wanted, known)) if frame is None else frame
+    return hex_ids(frame).select(pl.col(name).cast(dtype) for name, dtype in SEARCH_SCHEMA.items())
+
+
+def known_to(query: Query, wanted: TraceFilter) -> ShortCuts:
+    """The short cuts of this source that the filter can use."""
+    return short_cuts(query, with_keys="=" in (wanted.text or ""))
+
+
+def search_sql(wanted: TraceFilter, known: ShortCuts = NONE) -> str:
+    """One statement with the answer of `search`."""
+    meaning = _meaning(wanted.text, known)
+    sql = compiled_once(_search, _shape(wanted), meaning, known.has_arrivals)
+    key, _, value = _words(wanted.text).partition("=")
+    trace_id = UUID(_words(wanted.text)) if meaning.kind == "trace_id" else None
+    span_id = int(_words(wanted.text), 16) if meaning.kind == "span_id" else None
+    return fill(
+        sql,
+        since=wanted.window.since_unix_nano,
+        until=wanted.window.until_unix_nano,
+        service=wanted.service,
+        operation=wanted.operation,
+        words=_words(wanted.text).lower(),
+        key=key.strip(),
+        is_=value.strip(),
+        value=int(value) if meaning.is_number else None,
+        min=wanted.min_duration_ns,
+        max=wanted.max_duration_ns,
+        trace_id=None if trace_id is None else str(trace_id),
+        span_id=trace_id.int & (2**64 - 1) if trace_id else span_id,
+    )
+
+
+# --- the newest -----------------------------------------------------------------------------------------------------------
+
+
+def _newest(query: Query, wanted: TraceFilter, known: ShortCuts) -> pl.DataFrame | None:
+    """The newest traces out of the last part of the window, if that has enough of them; else None.
+
+    A trace that began in a part has all of its spans there, so that its row is the same as in the whole, and there are
+    no newer ones elsewhere.
+    """
+    first, last, count = _extent(query)
+    if last is None or first is None:
+        return None
+    end = min(last, wanted.window.until_unix_nano or last) + 1
+    begin = max(first, wanted.window.since_unix_nano or first)
+    width = max(1, (last - first) * wanted.limit * _SPANS_PER_TRACE // max(count, 1))
+    for _ in range(_LOOKS):
+        since = end - width
+        if since - TRACE_MARGIN_NS <= begin:
+            return None
+        part = replace(wanted, window=Window(since, wanted.window.until_unix_nano))
+        found = query(search_sql(part, known)).filter(pl.col("start_time_unix_nano") >= since)
+        if found.height >= wanted.limit:
+            return found
+        low, high = _WIDER
+        width = int(width * min(max(1.5 * wanted.limit / max(found.height, 1), low), high))
+    return None
+
+
+def _extent(query: Query) -> tuple[int | None, int | None, int]:
+    """From when to when spans were received, by the collector's own clock, and how many."""
+    [row] = query(compiled_once(_extent_of)).rows()
+    return row[0], row[1], row[2]
+
+
+def _extent_of() -> ir.Table:
+    table = spans()
+    received = table.received_unix_nano
+    return table.aggregate(first=received.min(), last=received.max(), count=table.count())
+
+
+# --- the statement --------------------------------------------------------------------------------------------------------
+
+
+def _words(given: str | None) -> str:
+    return (given or "").strip()
+
+
+def _meaning(given: str | None, known: ShortCuts) -> _Meaning:
+    """What a text means, and where to look for it."""
+    words = _words(given)
+    if not words:
+        return _Meaning()
+    if re.fullmatch(r"[0-9a-fA-F]{32}", words):
+        return _Meaning("trace_id")
+    if re.fullmatch(r"[0-9a-fA-F]{16}", words):
+        return _Meaning("span_id")
+    key, separator, value = (part.strip() for part in words.partition("="))
+    if not separator or not key:
+        return _Meaning("anywhere")
+    hot = next((a for a in HOT_ATTRIBUTES if a.key == key), None)
+    is_attribute = hot is not None or re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)+", key)
+    maps = ("attributes", "attributes_json") if known.keys is None else tuple(sorted(known.keys.get(key, ())))
+    return _Meaning(
+        "attribute" if is_attribute else "anywhere",
+        None if hot is None else hot.column,
+        hot is not None and hot.type == "BIGINT" and re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value) is not None,
+        maps,
+    )
+
+
+def _shape(wanted: TraceFilter) -> TraceFilter:
+    """The filter with a blank for each value that it has, and no text: that is in the meaning."""
+
+    def blank(name: str, value: int | None) -> int | None:
+        return None if value is None else number(name)
+
+    return replace(
+        wanted,
+        service=None if wanted.service is None else text("service"),
+        operation=None if wanted.operation is None else text("operation"),
+        text=None,
+        min_duration_ns=blank("min", wanted.min_duration_ns),
+        max_duration_ns=blank("max", wanted.max_duration_ns),
+        window=Window(blank("since", wanted.window.since_unix_nano), blank("until", wanted.window.until_unix_nano)),
+    )
+
+
+def _search(wanted: TraceFilter, meaning: _Meaning, has_arrivals: bool) -> ir.Table:  # noqa: FBT001 part of the shape
+    every = arrived(spans(), number("span_id")) if has_arrivals and meaning.kind == "trace_id" else spans()
+    table = wanted.window.of(every)
+    conditions = [*_conditions(table, wanted), *_matches(table, meaning)]
+    hits = table.filter(conditions) if conditions else table
+    scope = wanted.window.of(every, margin_ns=TRACE_MARGIN_NS)
+    members = scope.semi_join(hits.select("trace_id").distinct(), "trace_id")
+    rank = members.parent_span_id.isnull().ifelse(members.start_time_unix_nano, members.start_time_unix_nano + _LATER)
+    # Behind an ingress proxy the root is the proxy's span, and `ingress` tells nobody what was asked: the application's
+    # root names the trace, else its first span, else the proxy's.
+    named = (members.witness == "proxy").ifelse(members.start_time_unix_nano + 2 * _LATER, rank)
+    start, end = members.start_time_unix_nano, members.end_time_unix_nano
+    found = members.group_by("trace_id").aggregate(
+        start_time_unix_nano=start.min(),
+        hull_ns=end.max() - start.min(),
+        root_ns=members.duration_ns.argmin(rank),
+        rank=rank.min(),
+        root_service=members.service_name.argmin(named),
+        root_operation=members.name.argmin(named),
+        service_count=members.service_name.nunique(),
+        span_count=members.span_id.nunique(),
+        error_count=members.span_id.nunique(where=is_error(members)),
+    )
+    has_root = found["rank"] < _LATER
+    found = found.mutate(duration_ns=has_root.ifelse(found.root_ns, found.hull_ns)).drop("rank", "root_ns", "hull_ns")
+    if wanted.errors_only:
+        found = found.filter(found.error_count > 0)
+    if wanted.min_duration_ns is not None:
+        found = found.filter(found.duration_ns >= wanted.min_duration_ns)
+    if wanted.max_duration_ns is not None:
+        found = found.filter(found.duration_ns <= wanted.max_duration_ns)
+    by = "start_time_unix_nano" if wanted.order == "newest" else "duration_ns"
+    return found.order_by([ibis.desc(by), "trace_id"]).limit(max(wanted.limit, 0))
+
+
+def _conditions(table: ir.Table, wanted: TraceFilter) -> list[ir.BooleanValue]:
+    conditions: list[ir.BooleanValue] = []
+    if wanted.service is not None:
+        conditions.append(table.service_name == wanted.service)
+    if wanted.operation is not None:
+        conditions.append(table.name == wanted.operation)
+    return conditions
+
+
+def _matches(table: ir.Table, meaning: _Meaning) -> list[ir.BooleanValue]:
+    match meaning.kind:
+        case "nothing":
+            return []
+        case "trace_id":
+            return [table.trace_id == ibis.literal(UUID(TRACE_ID), "uuid")]
+        case "span_id":
+            return [table.span_id == ibis.literal(number("span_id"), "uint64")]
+        case "attribute":
+            return [_any([*_own_column(table, meaning), *_in_maps(table, meaning)])]
+        case "anywhere":
+            words = [table[c].fill_null("").lower().contains(text("words")) for c in _SEARCHED]
+            return [_any([*words, *_own_column(table, meaning), *_in_maps(table, meaning)])]
+
+
+def _any(parts: list[ir.BooleanValue]) -> ir.BooleanValue:
+    return reduce(lambda a, b: a | b, parts)
+
+
+def _own_column(table: ir.Table, meaning: _Meaning) -> list[ir.BooleanValue]:
+    if meaning.column is None:
+        return []
+    column = table[meaning.column]
+    if meaning.is_number:
+        return [(column == ibis.literal(number("value"), "int64")).fill_null(False)]
+    return [(column.cast("string") == text("is_")).fill_null(False)]
+
+
+def _in_maps(table: ir.Table, meaning: _Meaning) -> list[ir.BooleanValue]:
+    # The explicit test for NULL keeps DuckDB 2.0.0 from failing where a whole column of maps is NULL.
+    parts = ((table[m].notnull() & (table[m].get(text("key")) == text("is_"))) for m in meaning.maps)
+    return [part.fill_null(False) for part in parts]
