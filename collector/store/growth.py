@@ -22,6 +22,11 @@ FACTORS: Final[dict[str, int]] = {
 REPLACING: Final = frozenset({"replace", "regexp_replace"})
 """What they put in may be longer than what they take out, so it must be a literal."""
 
+BUILDING: Final = frozenset({
+    "range", "generate_series", "repeat", "lpad", "rpad", "list_resize", "array_resize", "bitstring",
+})  # fmt: skip
+"""What they build, as long as a literal says, is built at each pass of a comprehension."""
+
 MAX_FACTOR: Final = 64
 MAX_PASSES: Final = 10_000
 """How often the innermost of nested list comprehensions may run for one row."""
@@ -30,6 +35,7 @@ _UNKNOWN_LENGTH: Final = 100
 """A list in a column is taken to have this many elements: two comprehensions inside each other are answered, three are not."""
 
 _CALL: Final = re.compile(rf'"function_name":"(?:{"|".join((*FACTORS, *REPLACING))})"', re.IGNORECASE)
+_BUILDING_CALL: Final = re.compile(rf'"function_name":"(?:{"|".join(BUILDING)})"', re.IGNORECASE)
 _LAMBDA: Final = '"class":"LAMBDA"'
 
 
@@ -59,24 +65,39 @@ def check_growth(tree: str) -> None:
         document = json.loads(tree)
     except RecursionError as e:
         raise QueryError("the expression is nested too deeply to be judged; write it in steps, with WITH") from e
-    waiting: list[tuple[Any, int, int]] = [(document, 1, 1)]
+    # Of each node: how many times longer what is around it makes a text, how often it runs for a row, and how often a
+    # comprehension's body below it runs for each of these.
+    waiting: list[tuple[Any, int, int, int]] = [(document, 1, 1, 1)]
     while waiting:
-        node, factor, passes = waiting.pop()
+        node, factor, passes, body = waiting.pop()
         if isinstance(node, dict):
             if "select_list" in node:  # a query's own operators: there the limits hold
-                factor = passes = 1
-            factor, passes = factor * _factor(node), passes * _passes(node)
-            if factor > MAX_FACTOR:
-                raise QueryError(
-                    f"an expression may make a text at most {MAX_FACTOR} times longer, and these functions inside each other "
-                    f"({node.get('function_name')} the innermost) make it {factor}; write it in steps, with WITH"
-                )
-            if passes > MAX_PASSES:
-                raise QueryError(
-                    f"list comprehensions inside each other may run {MAX_PASSES:,} times a row, these run {passes:,}; "
-                    "use unnest() and GROUP BY"
-                )
-        waiting.extend((child, factor, passes) for child in _children(node))
+                factor = passes = body = 1
+            if node.get("class") == "LAMBDA":
+                passes, body = passes * body, 1
+                _check_passes(passes)
+            if "function_name" in node:
+                factor, body = factor * _factor(node), _length(node)
+                _check_factor(node, factor)
+                if passes > 1:
+                    _check_passes(passes * _built(node))
+        waiting.extend((child, factor, passes, body) for child in _children(node))
+
+
+def _check_factor(call: Mapping[str, Any], factor: int) -> None:
+    if factor > MAX_FACTOR:
+        raise QueryError(
+            f"an expression may make a text at most {MAX_FACTOR} times longer, and these functions inside each other "
+            f"({call['function_name']} the innermost) make it {factor}; write it in steps, with WITH"
+        )
+
+
+def _check_passes(passes: int) -> None:
+    if passes > MAX_PASSES:
+        raise QueryError(
+            f"list comprehensions inside each other may run {MAX_PASSES:,} times a row, these run {passes:,}; "
+            "use unnest() and GROUP BY"
+        )
 
 
 def _is_harmless(tree: str) -> bool:
@@ -84,7 +105,8 @@ def _is_harmless(tree: str) -> bool:
 
     A detector's tree has two million characters, and no call in it makes a text longer: it need not be walked.
     """
-    if tree.count(_LAMBDA) > 1:
+    lambdas = tree.count(_LAMBDA)
+    if lambdas > 1 or (lambdas and _BUILDING_CALL.search(tree)):
         return False
     product = 1
     for call in _CALL.finditer(tree):
@@ -123,12 +145,19 @@ def _factor(node: Mapping[str, Any]) -> int:
             raise QueryError(f"{name} is answered with a literal for what it puts in; write the cases with CASE")
 
 
-def _passes(node: Mapping[str, Any]) -> int:
-    """How often the body of a comprehension runs: the length of its list, where that is known."""
-    if "function_name" not in node:
-        return 1
-    given = arguments(node)
+def _length(call: Mapping[str, Any]) -> int:
+    """Of the list that a comprehension goes through; 1 where the call is none."""
+    given = arguments(call)
     if not any(argument.get("class") == "LAMBDA" for argument in given):
         return 1
-    sizes = [abs(n) for argument in arguments(given[0]) if isinstance(n := literal(argument), int)]
-    return max(_UNKNOWN_LENGTH, *sizes, len(arguments(given[0])))
+    return max(_UNKNOWN_LENGTH, *_sizes(given[0]), len(arguments(given[0])))
+
+
+def _built(call: Mapping[str, Any]) -> int:
+    """How many elements or characters a call builds out of nothing."""
+    return max(1, *_sizes(call)) if str(call["function_name"]).lower() in BUILDING else 1
+
+
+def _sizes(call: Mapping[str, Any]) -> list[int]:
+    """The literal integers that a function is given, 1 where there are none."""
+    return [abs(n) for argument in arguments(call) if isinstance(n := literal(argument), int)] or [1]

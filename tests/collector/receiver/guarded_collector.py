@@ -1,5 +1,6 @@
 """A collector in this process with the shells of `provenance collect`, and clients that come with and without credentials."""
 
+import itertools
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,19 +11,33 @@ import grpc
 import httpx
 import trustme
 
-from collector.commands.collect import _app, _follow, _health, _serve_grpc, _serve_http, _Trust, _trust
+from collector.api import api_routes
+from collector.commands.collect import _serve_http, _Trust, _trust
 from collector.otlp.synthetic import trace_request
 from collector.receiver.counters import Counters
-from collector.receiver.health import Health
+from collector.receiver.doors import GrpcDoor, HttpDoor
+from collector.receiver.grpc_server import create_server
+from collector.receiver.health import Health, Phase, Stale
+from collector.receiver.http_app import create_app
+from collector.receiver.ingest import Ingest
 from collector.settings import Settings
 from collector.store.database import Store
-from collector.store.reader import Reader
-from collector.store.writer import Writer
+from collector.store.reader import Limits, Reader
+from collector.store.writer import MAX_QUEUED_BYTES, Writer
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 DEADLINE = 20
 
 WRITE, READ = "write-" + "w" * 20, "read-" + "r" * 20
+
+
+_seeds = itertools.count()
+
+
+def one_span() -> bytes:
+    """A request with a span that was never sent before: the store keeps each span once."""
+    payload: bytes = trace_request(1, seed=next(_seeds)).SerializeToString()
+    return payload
 
 
 @dataclass(frozen=True)
@@ -53,14 +68,26 @@ def running(directory: Path, **settings: object) -> Iterator[Guarded]:
     """For as long as the block runs; `settings` are those of collector/settings.py."""
     told = Settings(db=directory / "evidence.duckdb", grpc_port=0, http_port=0, **settings)  # type: ignore[arg-type]
     trust = _trust(told)
+    counters = Counters()
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(told.db))
         writer = stack.enter_context(Writer(store))
-        follower = _follow(store, writer, ())
-        health = _health(store, writer, follower, Counters(), trust)
-        app = _app(told, store, writer, follower, health=health, trust=trust)
+        query = Reader(store, Limits(rows=1000, size_bytes=1_000_000, seconds=10.0)).query
+        watched: list[Stale] = [*trust.credentials.watched, *([trust.tls.watched] if trust.tls else [])]
+        health = Health(
+            store.path, query, writer.status, MAX_QUEUED_BYTES, counters, watched=watched, phase=Phase.SERVING
+        )
+        routes = [*api_routes(Reader(store, Limits(1000, 1_000_000, 10.0)), database=str(store.path)), *health.routes()]
+        app = HttpDoor(create_app(ingest=Ingest(writer), extra_routes=routes), trust.credentials, counters)
         http_port = stack.enter_context(_serve_http(app, told, trust.tls))
-        grpc_port = stack.enter_context(_serve_grpc(writer, told, health.counters, trust))
+        server, grpc_port = create_server(
+            Ingest(writer),
+            address="localhost:0",
+            interceptors=[GrpcDoor(trust.credentials, counters)],
+            credentials=trust.tls.grpc_credentials() if trust.tls else None,
+        )
+        server.start()
+        stack.callback(server.stop, None)
         yield Guarded(grpc_port, http_port, trust.scheme, trust, health, store)
 
 
@@ -128,7 +155,7 @@ class Client:
         with channel:
             call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(EXPORT)
             try:
-                call(trace_request(1).SerializeToString(), timeout=DEADLINE, metadata=tuple(self.headers.items()))
+                call(one_span(), timeout=DEADLINE, metadata=tuple(self.headers.items()))
             except grpc.RpcError as e:
                 code: str = e.code().name
                 return code
@@ -137,7 +164,7 @@ class Client:
     def send_http(self, collector: Guarded, **headers: str) -> httpx.Response:
         named = {"content-type": "application/x-protobuf", **self.headers, **headers}
         with self.http() as http:
-            return http.post(f"{collector.url}/v1/traces", content=trace_request(1).SerializeToString(), headers=named)
+            return http.post(f"{collector.url}/v1/traces", content=one_span(), headers=named)
 
     def ask(self, collector: Guarded, sql: str = "SELECT 1") -> httpx.Response:
         with self.http() as http:
