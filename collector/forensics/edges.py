@@ -55,7 +55,7 @@ _READ: Final = (
 )
 
 _LOCAL: Final = (*_READ, "host", "port", "address", "destination")
-"""What is known of a span here; the last four say where a client span dialled, as `columns.host_of` and `destination_of` tell it."""
+"""What is known of a span here; the last four say where a client span dialled, as `with_destination` tells it."""
 
 SCHEMA: Final[dict[str, pl.DataType]] = {
     "caller": pl.String(),
@@ -126,8 +126,20 @@ def deduplicated(table: ir.Table) -> ir.Table:
     return table.anti_join(repeated, key).union(firsts)
 
 
+def with_destination(table: ir.Table) -> ir.Table:
+    """The rows with `host`, `port`, `address` and `destination`, each a column that the next is made of.
+
+    The destination is what a client span says it reached: its address, else the best name that it carries, else its own
+    span name. As one expression, which repeats what it is made of, it takes longer to plan than a trace takes to read.
+    """
+    dialled = table.mutate(host=host_of(table), port=port_of(table))
+    dialled = dialled.mutate(address=address_of(dialled.host, dialled.port))
+    names = [dialled[n] for n in ("peer_service", "db_system_name", "messaging_system", "rpc_service", "name")]
+    return dialled.mutate(destination=ibis.coalesce(dialled.address, *names))
+
+
 def destination_of(table: ir.Table) -> ir.StringValue:
-    """What a client span says it reached: its address, else the best name that it carries, else its own span name."""
+    """The destination of `with_destination`, where nothing else is wanted of it."""
     names = (table.peer_service, table.db_system_name, table.messaging_system, table.rpc_service, table.name)
     return ibis.coalesce(address_of(host_of(table), port_of(table)), *names)
 
@@ -256,9 +268,7 @@ def _spread(row: dict[str, list[int]], column: str, buckets: int, empty: int | N
 
 def _with_app_parent(table: ir.Table) -> ir.Table:
     """The application's spans (`_LOCAL`) with `app_parent`: the nearest ancestor that no proxy wrote, NULL where there is none."""
-    host, port = host_of(table), port_of(table)
-    dialled = {"host": host, "port": port, "address": address_of(host, port), "destination": destination_of(table)}
-    everything = deduplicated(table.select(*_READ, **dialled))
+    everything = deduplicated(with_destination(table).select(*_LOCAL))
     up = everything.filter(everything.witness == "proxy").select(
         up_trace="trace_id", up_id="span_id", above="parent_span_id"
     )

@@ -177,7 +177,7 @@ def _newest(query: Query, wanted: TraceFilter, known: ShortCuts) -> pl.DataFrame
     width = max(1, (last - first) * wanted.limit * _SPANS_PER_TRACE // max(count, 1))
     for _ in range(_LOOKS):
         since = end - width
-        if since - TRACE_MARGIN_NS <= begin:
+        if since <= begin:
             return None
         part = replace(wanted, window=Window(since, wanted.window.until_unix_nano))
         found = query(search_sql(part, known)).filter(pl.col("start_time_unix_nano") >= since)

@@ -4,13 +4,15 @@ A file of an older release that was opened to be read only has no derived tables
 asks, and the statements that were made for what it says give the same answers without.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import ibis
 import ibis.expr.types as ir
+import polars as pl
 
+from collector.errors import QueryError
 from collector.forensics.tables import Query
 from collector.schema import ibis_schema
 
@@ -36,6 +38,28 @@ class ShortCuts:
 
 
 NONE: Final = ShortCuts()
+
+
+ARRIVED_JOIN: Final = (
+    f" JOIN (SELECT coalesce(min(first_received_unix_nano), {_EARLIEST}) AS arrived_from, "
+    f"coalesce(max(last_received_unix_nano), {_LATEST}) AS arrived_until "
+    "FROM trace_arrivals WHERE trace_id_low = {low}) "
+    "ON received_unix_nano >= arrived_from AND received_unix_nano <= arrived_until"
+)
+"""`arrived` as text; `low` is the last 16 hex digits of the trace id, as a number."""
+
+
+def with_arrivals(ask: Callable[[ShortCuts], pl.DataFrame]) -> pl.DataFrame:
+    """What a source answers that has `trace_arrivals`; one that has not says so, and is asked without.
+
+    To look for the table first would take every trace as long again as its spans.
+    """
+    try:
+        return ask(ShortCuts(has_arrivals=True))
+    except QueryError as e:
+        if "trace_arrivals" not in str(e):
+            raise
+    return ask(NONE)
 
 
 def short_cuts(query: Query, *, with_keys: bool = False) -> ShortCuts:

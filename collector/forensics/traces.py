@@ -13,7 +13,7 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.errors import ConfigError
-from collector.forensics.columns import is_error, request_key_of
+from collector.forensics.columns import destination_of_row, is_error_row, request_key_of
 from collector.forensics.critical_path import (
     Tree,
     build_tree,
@@ -23,9 +23,8 @@ from collector.forensics.critical_path import (
     self_times,
     spans_of,
 )
-from collector.forensics.edges import destination_of
 from collector.forensics.ids import span_id_hex
-from collector.forensics.short_cuts import NONE, ShortCuts, arrived, short_cuts
+from collector.forensics.short_cuts import ARRIVED_JOIN, NONE, ShortCuts, arrived, with_arrivals
 from collector.forensics.statements import TRACE_ID, compiled_once, fill, number
 from collector.forensics.tables import Query, proxy_records, spans
 from collector.schema import HOT_ATTRIBUTES
@@ -52,17 +51,16 @@ TRACE_SCHEMA: Final[dict[str, pl.DataType]] = {
 }
 
 
+_TRACE: Final = "SELECT spans.* FROM spans{arrived} WHERE spans.trace_id = '{trace_id}'"
+"""Written by hand, and everything else is decided row by row: out of ten million spans a trace is read in a few
+milliseconds, and each expression over each of its columns would take as long to plan."""
+
+
 def trace_sql(trace_id: str, known: ShortCuts = NONE) -> str:
     """The statement that fetches the spans of a trace; raises ConfigError if it is not an id."""
     wanted = _uuid(trace_id)
-    sql = compiled_once(_trace_of_blank, known.has_arrivals)
-    # The blank of a span id stands for the low half of the trace id.
-    return fill(sql, trace_id=str(wanted), span_id=wanted.int & (2**64 - 1))
-
-
-def _trace_of_blank(has_arrivals: bool) -> ir.Table:  # noqa: FBT001 what is compiled once is told apart by values
-    table = arrived(spans(), number("span_id")) if has_arrivals else spans()
-    return _spans_of(table.filter(table.trace_id == ibis.literal(UUID(TRACE_ID), "uuid")))
+    join = ARRIVED_JOIN.format(low=_low(wanted)) if known.has_arrivals else ""
+    return _TRACE.format(arrived=join, trace_id=wanted)
 
 
 def trace(query: Query, trace_id: str) -> pl.DataFrame:
@@ -71,9 +69,11 @@ def trace(query: Query, trace_id: str) -> pl.DataFrame:
     Orphans are roots, circles of parents are cut; proxies' spans are rows like others. Empty if there is no such trace. Raises
     ConfigError if it is not an id.
     """
-    frame = query(trace_sql(trace_id, short_cuts(query)))
+    frame = with_arrivals(lambda known: query(trace_sql(trace_id, known)))
     if frame.is_empty():
         return pl.DataFrame(schema=TRACE_SCHEMA)
+    # Delivered twice: the one that starts first.
+    frame = frame.sort("start_time_unix_nano", "span_id").unique("span_id", keep="first", maintain_order=True)
     tree = build_tree(spans_of(frame))
     by_id = {row["span_id"]: row for row in frame.iter_rows(named=True)}
     own, path = self_times(tree), _main_path(tree)
@@ -89,7 +89,7 @@ def trace_records_sql(trace_id: str, known: ShortCuts = NONE) -> str:
     """The statement behind `trace_records`; raises ConfigError if it is not an id."""
     wanted = _uuid(trace_id)
     sql = compiled_once(_records_of_blank, known.has_arrivals)
-    return fill(sql, trace_id=str(wanted), span_id=wanted.int & (2**64 - 1))
+    return fill(sql, trace_id=str(wanted), span_id=_low(wanted))
 
 
 def _records_of_blank(has_arrivals: bool) -> ir.Table:  # noqa: FBT001 what is compiled once is told apart by values
@@ -112,19 +112,12 @@ def trace_records(query: Query, trace_id: str) -> pl.DataFrame:
     Envoy overwrites the character at index 14 of a UUID-shaped x-request-id, so ids are compared without it. Raises ConfigError
     if `trace_id` is not an id.
     """
-    return query(trace_records_sql(trace_id, short_cuts(query)))
+    return with_arrivals(lambda known: query(trace_records_sql(trace_id, known)))
 
 
-def _spans_of(table: ir.Table) -> ir.Table:
-    # One trace is small: numbering its rows costs nothing, and reading them twice would.
-    copy_number = ibis.row_number().over(group_by=table.span_id, order_by=table.start_time_unix_nano)
-    numbered = table.mutate(copy_number=copy_number)
-    found = numbered.filter(numbered.copy_number == 0).drop("copy_number")
-    return found.mutate(
-        error=is_error(found),
-        request_id=ibis.coalesce(found.provenance_request_id, found.guid_x_request_id),
-        destination=found.kind.isin(["CLIENT", "PRODUCER"]).ifelse(destination_of(found), ibis.null("string")),
-    ).order_by("start_time_unix_nano", "span_id")
+def _low(trace_id: UUID) -> int:
+    """The half of the id that `trace_arrivals` has."""
+    return trace_id.int & (2**64 - 1)
 
 
 def _uuid(trace_id: str) -> UUID:
@@ -140,17 +133,18 @@ def _main_path(tree: Tree) -> Mapping[int, int]:
 
 
 def _row(row: Mapping[str, Any], depth: int, own_ns: int, *, on_path: bool) -> dict[str, Any]:
+    own_id = row["provenance_request_id"]
     return {
         "span_id": span_id_hex(row["span_id"]),
         "parent_span_id": span_id_hex(row["parent_span_id"]),
         "depth": depth,
         "self_time_ns": own_ns,
         "on_critical_path": on_path,
-        "error": row["error"],
+        "error": is_error_row(row),
         "stamp_status": row["provenance_stamp_status"],
         "request_hash": row["provenance_request_hash"],
-        "request_id": row["request_id"],
-        "destination": row["destination"],
+        "request_id": row["guid_x_request_id"] if own_id is None else own_id,
+        "destination": destination_of_row(row) if row["kind"] in {"CLIENT", "PRODUCER"} else None,
         "attributes": _attributes(row),
         **{
             name: row[name]

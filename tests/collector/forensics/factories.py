@@ -12,7 +12,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
-from collector.schema import TABLES, arrow_schema, ddl
+from collector.schema import DERIVED_TABLES, TABLES, arrow_schema, ddl
 
 T0 = 1_790_000_000_000_000_000
 MS = 1_000_000
@@ -94,7 +94,7 @@ def store(
 ) -> Query:
     """An in-memory store with the real schema that holds these rows; returns its query function."""
     connection = duckdb.connect()
-    for table in TABLES:
+    for table in (*TABLES, *DERIVED_TABLES):
         connection.execute(ddl(table))
     for table, rows in (("spans", spans), ("proxy_records", proxy_records), ("egress_allow", egress_allow)):
         batch = to_arrow(table, rows)
