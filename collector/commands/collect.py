@@ -24,6 +24,7 @@ from collector.receiver.hosts import is_loopback
 from collector.settings import Settings, access_log_parts, load
 
 if TYPE_CHECKING:
+    from collector.receiver.ingest import Ingest
     from starlette.types import ASGIApp
 
     from collector.receiver.counters import Counters
@@ -130,7 +131,9 @@ class _Trust:
 def _collect(settings: Settings) -> None:
     from collector.receiver.counters import Counters
     from collector.receiver.health import Phase, newest_received
+    from collector.receiver.ingest import Ingest, replay
     from collector.store.database import Store
+    from collector.store.journal import open_journal
     from collector.store.reader import Reader
     from collector.store.writer import Writer
 
@@ -140,13 +143,19 @@ def _collect(settings: Settings) -> None:
         store = stack.enter_context(Store.open(settings.db))
         _replace_policy(store, settings.policy)
         counters = Counters(newest_received_unix_nano=newest_received(Reader(store).query))
-        writer = stack.enter_context(Writer(store))
+        journal = open_journal(store)
+        stack.callback(journal.close)
+        writer = stack.enter_context(Writer(store, metrics=counters, on_commit=journal.release))
+        if count := replay(journal.replay(), writer):
+            _log.warning("%d requests were acknowledged and not stored when the last collector ended: stored now", count)
         follower = _follow(store, writer, logs)
         stack.callback(follower.close)
+        ingest = Ingest(writer, (journal, writer))
+        stack.callback(ingest.close)
         health = _health(store, writer, follower, counters, trust)
-        app = _app(settings, store, writer, follower, health=health, trust=trust)
+        app = _app(settings, store, writer, ingest, follower, health=health, trust=trust)
         http_port = stack.enter_context(_serve_http(app, settings, trust.tls))
-        grpc_port = stack.enter_context(_serve_grpc(writer, settings, counters, trust))
+        grpc_port = stack.enter_context(_serve_grpc(writer, ingest, settings, counters, trust))
         follower.start()
         health.phase = Phase.SERVING
         ready = {"pid": os.getpid(), "grpc_port": grpc_port, "http_port": http_port, "database": str(store.path)}
@@ -229,18 +238,24 @@ def _health(store: "Store", writer: "Writer", follower: "Follower", counters: "C
 
 
 def _app(
-    settings: Settings, store: "Store", writer: "Writer", follower: "Follower", *, health: "Health", trust: _Trust
+    settings: Settings,
+    store: "Store",
+    writer: "Writer",
+    ingest: "Ingest",
+    follower: "Follower",
+    *,
+    health: "Health",
+    trust: _Trust,
 ) -> "ASGIApp":
     from collector.api import API_LIMITS, api_routes
     from collector.receiver.doors import HttpDoor
     from collector.receiver.http_app import create_app
-    from collector.receiver.ingest import Ingest
     from collector.receiver.signals import AccessLogs, logs_signal
     from collector.store.reader import Reader
 
     routes = api_routes(Reader(store, API_LIMITS), database=str(store.path), access_logs=follower.status)
     app = create_app(
-        ingest=Ingest(writer),
+        ingest=ingest,
         signals=[logs_signal(AccessLogs(writer))],
         extra_routes=[*routes, *health.routes()],
         loopback_only=is_loopback(settings.host),
@@ -250,24 +265,26 @@ def _app(
 
 
 @contextmanager
-def _serve_grpc(writer: "Writer", settings: Settings, counters: "Counters", trust: _Trust) -> Iterator[int]:
+def _serve_grpc(
+    writer: "Writer", ingest: "Ingest", settings: Settings, counters: "Counters", trust: _Trust
+) -> Iterator[int]:
     from collector.receiver.doors import GrpcDoor
     from collector.receiver.grpc_server import create_server
-    from collector.receiver.ingest import Ingest
     from collector.receiver.signals import AccessLogs, logs_service
 
     server, bound = create_server(
-        Ingest(writer),
+        ingest,
         address=f"{_bracketed(settings.host)}:{settings.grpc_port}",
         handlers=[logs_service(AccessLogs(writer))],
         interceptors=[GrpcDoor(trust.credentials, counters)] if trust.credentials.requires("write") else [],
         credentials=trust.tls.grpc_credentials() if trust.tls else None,
+        counters=counters,
     )
     server.start()
     try:
         yield bound
     finally:
-        server.stop(_GRACE_SECONDS).wait()
+        server.stop(_GRACE_SECONDS)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ Notes = Counter[str]
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Members = np.ndarray[Any, np.dtype[np.int8]]
 
 _EMPTY, _STRING, _BOOL, _INT, _DOUBLE, _ARRAY, _KVLIST, _BYTES = range(8)
 _MEMBERS: Final = tuple(f"{m}_value" for m in VALUE_MEMBERS)
@@ -46,7 +47,7 @@ class Attributes:
     owner: Indices
     keys: list[str]
     code: Indices
-    member: Indices
+    member: Members
     columns: list[pa.Array]
 
 
@@ -76,41 +77,44 @@ def read(lists: pa.ListArray, notes: Notes) -> Attributes:
     return _last_of_each_key(Attributes(len(lists), owner, keys, code, member, columns), notes)
 
 
-def _one_member_each(encoded: pa.BinaryArray) -> tuple[Indices, list[pa.Array], pa.Array]:
+def _one_member_each(encoded: pa.BinaryArray) -> tuple[Members, list[pa.Array], pa.Array]:
     """Member, value columns and key of each attribute.
 
     On the wire an AnyValue may carry several members, of which the last counts; ptars reports them all, in no order. So
     those few are parsed by upb, which knows the order, and written again.
     """
     batch = KEY_VALUE.rows(encoded)
-    columns, present = _value_columns(batch)
-    if bool((present.sum(axis=0) > 1).any()):
+    columns, member, several = _value_columns(batch)
+    if several:
         plain = encoded.to_pylist()
-        for index in np.flatnonzero(present.sum(axis=0) > 1).tolist():
+        valid = np.array([_present(c) for c in columns]).sum(axis=0)
+        for index in np.flatnonzero(valid > 1).tolist():
             plain[index] = KEY_VALUE.parse(plain[index]).SerializeToString()
         batch = KEY_VALUE.rows(pa.array(plain, pa.binary()))
-        columns, present = _value_columns(batch)
-    numbers = np.arange(1, len(_MEMBERS) + 1, dtype=np.int64)
-    return numbers @ present, columns, batch.column("key")
+        columns, member, _ = _value_columns(batch)
+    return member, columns, batch.column("key")
 
 
-def _value_columns(batch: pa.RecordBatch) -> tuple[list[pa.Array], Any]:
+def _value_columns(batch: pa.RecordBatch) -> tuple[list[pa.Array], Members, bool]:
+    """The value columns, which of them each attribute has, and whether any attribute has several."""
     value = batch.column("value")
-    columns = [value.field(member) for member in _MEMBERS]
-    return columns, np.array([_present(c) for c in columns], dtype=np.int64).reshape(len(columns), len(batch))
+    columns = [value.field(name) for name in _MEMBERS]
+    member = np.zeros(len(batch), dtype=np.int8)
+    for number, column in enumerate(columns, 1):
+        if column.null_count < len(column):
+            member[_present(column)] = number
+    values_there = sum(len(column) - column.null_count for column in columns)
+    return columns, member, values_there > np.count_nonzero(member)
 
 
 def _present(column: pa.Array) -> Mask:
-    if column.null_count == len(column):
-        return np.zeros(len(column), dtype=np.bool_)
     return np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
 def _last_of_each_key(attributes: Attributes, notes: Notes) -> Attributes:
     """Without the earlier ones of two attributes with the same key and owner: a map has each key once."""
     pair = attributes.owner * max(1, len(attributes.keys)) + attributes.code
-    ordered = np.sort(pair)
-    if not bool((ordered[1:] == ordered[:-1]).any()):
+    if not _any_twice(pair, attributes.owners * len(attributes.keys)):
         return attributes
     _, from_the_end = np.unique(pair[::-1], return_index=True)
     kept = np.sort(len(pair) - 1 - from_the_end)
@@ -125,6 +129,14 @@ def _last_of_each_key(attributes: Attributes, notes: Notes) -> Attributes:
     )
 
 
+def _any_twice(numbers: Indices, bound: int) -> bool:
+    """Whether a number below `bound` occurs twice. Counting is several times faster than sorting where few are missing."""
+    if bound <= 8 * len(numbers):
+        return bool((np.bincount(numbers, minlength=1) > 1).any())
+    ordered = np.sort(numbers)
+    return bool((ordered[1:] == ordered[:-1]).any())
+
+
 # --- typed columns ----------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +149,7 @@ def pivot(attributes: Attributes) -> tuple[dict[str, pa.Array], Mask]:
     remaining = np.ones(len(attributes.owner), dtype=np.bool_)
     codes = {key: code for code, key in enumerate(attributes.keys)}
     # Key and type in one number: one comparison finds the attributes of a column.
-    kind = (attributes.code * 8 + attributes.member).astype(np.int32)
+    kind = attributes.code * 8 + attributes.member
     columns = {hot.column: _pivot_one(hot, attributes, kind, codes, remaining) for hot in HOT_ATTRIBUTES}
     return columns, remaining
 

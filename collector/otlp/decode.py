@@ -1,10 +1,12 @@
-"""OTLP trace requests → Arrow record batches. Sans-I/O: bytes and a time in, tables out.
+"""OTLP trace requests → Arrow record batches. Sans-I/O: bytes and times in, tables out.
 
-Possible outcomes of `decode_traces`:
+Requests are decoded in groups: most of what decoding costs is paid once a call, not once a span (of 512 spans it is two
+thirds). Of each request the outcome is one of two:
 
-- `Decoded`: every span is either a row of `spans` or counted in `rejected`, with the reason. What was amended in a row
-  that was kept (an enum value that nobody knows, a string that is not UTF-8) is counted in `notes`.
-- `DecodeError`: the bytes are not a trace request, or exceed what `projection` accepts. Nothing else is raised.
+- an `Outcome` without an error: every span is either a row of `spans` or counted in `rejected`, with the reason. What was
+  amended in a row that was kept (an enum value that nobody knows, a string that is not UTF-8) is counted in `notes`.
+- a `DecodeError`: the bytes are not a trace request, or exceed what `projection` accepts. It costs its neighbours nothing:
+  a group with such a request in it is halved until the request stands alone. Nothing else is raised.
 
 A span is rejected when it cannot be stored truthfully: its ids are not 16 and 8 bytes with at least one that is not
 zero ("The ID ... with all zeroes is considered invalid", trace.proto), its parent's id is neither absent nor 8 bytes, or
@@ -13,6 +15,7 @@ proto3 enums are open, and what else the span says may matter.
 """
 
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -20,6 +23,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from collector.errors import DecodeError
 from collector.otlp import attributes as attrs
 from collector.otlp import projection
 from collector.otlp.attributes import Indices, Mask, Notes
@@ -50,7 +54,7 @@ request of two-byte spans costs what it weighs."""
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a trace request said.
+    """What one trace request said.
 
     Attributes:
         batches: `spans`, `span_events`, `span_links`, `resources` and `scopes`, each with its `arrow_schema`, possibly
@@ -67,63 +71,117 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one request of a group.
+
+    Attributes:
+        span_count: Its spans that were accepted.
+        rejected: Its spans that were not, by reason.
+        error: Why nothing of it was.
+    """
+
+    span_count: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    error: DecodeError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What several requests said.
+
+    Attributes:
+        parts: Tables as in `Decoded`, one part where no request was refused.
+        outcomes: One a request, in their order.
+        notes: What was amended in the accepted spans, by reason.
+    """
+
+    parts: tuple[dict[str, pa.RecordBatch], ...]
+    outcomes: tuple[Outcome, ...]
+    notes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class _Envelope:
-    """The spans of a request, still serialised, and whose each is (an index into `resources` and `scopes`)."""
+    """The spans of some requests, still serialised, and whose each is: indices into `resources`, `scopes`, the requests."""
 
     resources: list[Origin]
     scopes: list[Origin]
-    spans: list[bytes]
+    spans: pa.BinaryArray
     resource: Indices
     scope: Indices
+    request: Indices
 
 
 def decode_traces(payload: bytes, *, received_unix_nano: int) -> Decoded:
     """A serialised ExportTraceServiceRequest as tables. Raises DecodeError, and nothing else, whatever the bytes."""
+    group = _decode([payload], [received_unix_nano])
+    [outcome], [batches] = group.outcomes, group.parts
+    return Decoded(batches, outcome.span_count, dict(outcome.rejected), dict(group.notes))
+
+
+def decode_group(payloads: Sequence[bytes], received_unix_nano: Sequence[int]) -> Group:
+    """Serialised ExportTraceServiceRequests, and when each arrived, as tables. Raises nothing, whatever the bytes."""
+    try:
+        return _decode(payloads, received_unix_nano)
+    except DecodeError as error:
+        if len(payloads) == 1:
+            return Group((), (Outcome(error=error),), {})
+    half = len(payloads) // 2
+    groups = [decode_group(payloads[part], received_unix_nano[part]) for part in (slice(half), slice(half, None))]
+    return Group(
+        tuple(part for group in groups for part in group.parts),
+        tuple(outcome for group in groups for outcome in group.outcomes),
+        Counter(groups[0].notes) + Counter(groups[1].notes),
+    )
+
+
+def _decode(payloads: Sequence[bytes], received_unix_nano: Sequence[int]) -> Group:
     notes: Notes = Counter()
-    rejected: Counter[str] = Counter()
-    envelope = _open(payload, notes)
+    rejected: list[Counter[str]] = [Counter() for _ in payloads]
+    envelope = _open(payloads, notes)
     spans = _Spans.decode(envelope, rejected)
     batches = {
-        "spans": _span_rows(spans, received_unix_nano, notes),
+        "spans": _span_rows(spans, np.array(received_unix_nano, dtype=np.int64), notes),
         "span_events": _event_rows(spans, notes),
         "span_links": _link_rows(spans, notes),
         "resources": resource_rows(envelope.resources),
         "scopes": scope_rows(envelope.scopes),
     }
-    return Decoded(batches, len(spans), dict(rejected), dict(notes))
+    accepted = np.bincount(spans.request_index, minlength=len(payloads)).tolist()
+    outcomes = tuple(Outcome(count, dict(refused)) for count, refused in zip(accepted, rejected, strict=True))
+    return Group((batches,), outcomes, dict(notes))
 
 
 # --- whose spans ------------------------------------------------------------------------------------------------------
 
 
-def _open(payload: bytes, notes: Notes) -> _Envelope:
-    resources: list[Origin] = []
-    scopes: list[Origin] = []
-    spans: list[bytes] = []
-    resource: list[int] = []
-    counts: list[int] = []
-    request = REQUEST.parse(payload)
-    RESOURCE_SPANS.limit(len(request.resource_spans), projection.MAX_ORIGINS)
-    for encoded_resource in request.resource_spans:
-        resource_spans = RESOURCE_SPANS.parse(encoded_resource)
-        resources.append(read_resource(resource_spans.resource, resource_spans.schema_url))
-        SCOPE_SPANS.limit(len(scopes) + len(resource_spans.scope_spans), projection.MAX_ORIGINS)
-        for encoded_scope in resource_spans.scope_spans:
-            scope_spans = SCOPE_SPANS.parse(encoded_scope)
-            SPAN.limit(len(spans) + len(scope_spans.spans), projection.MAX_ROWS)
-            scopes.append(read_scope(scope_spans.scope, scope_spans.schema_url))
-            spans.extend(scope_spans.spans)
-            counts.append(len(scope_spans.spans))
-            resource.append(len(resources) - 1)
+def _open(payloads: Sequence[bytes], notes: Notes) -> _Envelope:
+    """Three levels of messages, each decoded as one array; the spans themselves stay serialised."""
+    encoded_resources, request = _unnested(REQUEST.rows(pa.array(payloads, pa.binary())), "resource_spans")
+    RESOURCE_SPANS.limit(len(encoded_resources), projection.MAX_ORIGINS)
+    resource_spans = RESOURCE_SPANS.rows(encoded_resources)
+    encoded_scopes, resource = _unnested(resource_spans, "scope_spans")
+    SCOPE_SPANS.limit(len(encoded_scopes), projection.MAX_ORIGINS)
+    scope_spans = SCOPE_SPANS.rows(encoded_scopes)
+    spans, scope = _unnested(scope_spans, "spans")
+    SPAN.limit(len(spans), projection.MAX_ROWS)
+    resources = [read_resource(*origin) for origin in _pairs(resource_spans, "resource")]
+    scopes = [read_scope(*origin) for origin in _pairs(scope_spans, "scope")]
     for origin in (*resources, *scopes):
         notes.update(dict(origin.notes))
-    return _Envelope(
-        resources,
-        scopes,
-        spans,
-        np.repeat(np.array(resource, dtype=np.int64), counts),
-        np.repeat(np.arange(len(scopes), dtype=np.int64), counts),
-    )
+    return _Envelope(resources, scopes, spans, resource[scope], scope, request[resource[scope]])
+
+
+def _unnested(messages: pa.RecordBatch, column: str) -> tuple[pa.BinaryArray, Indices]:
+    """The items of every message's list, and whose each is."""
+    lists = messages.column(column)
+    return lists.flatten(), np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
+
+
+def _pairs(messages: pa.RecordBatch, column: str) -> Iterator[tuple[bytes, bytes]]:
+    """Each message's origin and schema URL; a message that is not there is an empty one."""
+    origins, urls = messages.column(column).to_pylist(), messages.column("schema_url").to_pylist()
+    return ((origin or b"", url or b"") for origin, url in zip(origins, urls, strict=True))
 
 
 # --- which spans ------------------------------------------------------------------------------------------------------
@@ -140,21 +198,26 @@ class _Spans:
     scope: list[Origin]
     resource_index: Indices
     scope_index: Indices
+    request_index: Indices
 
     def __len__(self) -> int:
         return len(self.resource_index)
 
     @staticmethod
-    def decode(envelope: _Envelope, rejected: Counter[str]) -> "_Spans":
-        """Decode the envelope's spans, and count those that cannot be kept."""
-        encoded = pa.array(envelope.spans, pa.binary())
-        every = np.arange(len(encoded), dtype=np.int64)
-        accepted = _without(every, lengths(encoded) < _MIN_SPAN_BYTES, SHORT_SPAN, rejected)
-        columns = SPAN.rows(_chosen(encoded, accepted))
+    def decode(envelope: _Envelope, rejected: Sequence[Counter[str]]) -> "_Spans":
+        """Decode the envelope's spans, and count those that cannot be kept, by request."""
+
+        def kept_of(bad: Mask, reason: str, whose: Indices) -> Indices:
+            for request, count in zip(*np.unique(whose[bad], return_counts=True), strict=True):
+                rejected[request][reason] += int(count)
+            return np.flatnonzero(~bad)
+
+        accepted = kept_of(lengths(envelope.spans) < _MIN_SPAN_BYTES, SHORT_SPAN, envelope.request)
+        columns = SPAN.rows(_chosen(envelope.spans, accepted))
         for column, check, reason in _CHECKS:
-            kept = _without(np.arange(len(columns), dtype=np.int64), check(columns.column(column)), reason, rejected)
-            columns = _chosen(columns, kept)
-            accepted = accepted[kept]
+            if (bad := check(columns.column(column))).any():
+                kept = kept_of(bad, reason, envelope.request[accepted])
+                columns, accepted = _chosen(columns, kept), accepted[kept]
         return _Spans(
             columns,
             _uuids(columns.column("trace_id")),
@@ -163,13 +226,14 @@ class _Spans:
             envelope.scopes,
             envelope.resource[accepted],
             envelope.scope[accepted],
+            envelope.request[accepted],
         )
 
 
-def _without(rows: Indices, bad: Mask, reason: str, rejected: Counter[str]) -> Indices:
+def _without(rows: Indices, bad: Mask, reason: str, notes: Notes) -> Indices:
     if not bad.any():
         return rows
-    rejected[reason] += int(bad.sum())
+    notes[reason] += int(bad.sum())
     return rows[~bad]
 
 
@@ -272,7 +336,7 @@ def _batch(table: str, columns: dict[str, pa.Array]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _span_rows(spans: _Spans, received_unix_nano: int, notes: Notes) -> pa.RecordBatch:
+def _span_rows(spans: _Spans, received_unix_nano: Indices, notes: Notes) -> pa.RecordBatch:
     columns = spans.columns
     start, end = _nanos(columns.column("start_time_unix_nano")), _nanos(columns.column("end_time_unix_nano"))
     status = columns.column("status")
@@ -301,7 +365,7 @@ def _span_rows(spans: _Spans, received_unix_nano: int, notes: Notes) -> pa.Recor
             "witness": _witness(spans, hot["component"]),
             "resource_id": pa.array([r.id for r in spans.resource], pa.uint64()).take(pa.array(spans.resource_index)),
             "scope_id": pa.array([s.id for s in spans.scope], pa.uint64()).take(pa.array(spans.scope_index)),
-            "received_unix_nano": pa.array(np.full(len(spans), received_unix_nano, dtype=np.int64)),
+            "received_unix_nano": pa.array(received_unix_nano[spans.request_index]),
             **hot,
             "attributes": texts,
             "attributes_json": others,

@@ -1,30 +1,80 @@
-"""OTLP over gRPC: the TraceService, and nothing else, so metrics and logs are answered UNIMPLEMENTED by gRPC itself.
+"""OTLP over gRPC: the TraceService and whatever else is handed in; other services are answered UNIMPLEMENTED by gRPC itself.
 
 | outcome | status | the sender |
 |---|---|---|
-| committed | OK, with `partial_success` when spans were refused | goes on |
+| durable | OK, with `partial_success` when spans were refused | goes on |
 | not a trace request | INVALID_ARGUMENT | drops it |
 | larger than the limit, also after decompression | RESOURCE_EXHAUSTED, by gRPC itself | drops it |
-| the store failed, is full, or took too long | UNAVAILABLE | sends it again |
+| the message did not arrive in time | DEADLINE_EXCEEDED | sends it again |
+| the store failed, is full, or took too long | UNAVAILABLE with RetryInfo | sends it again |
+
+An event loop on a thread of its own, not gRPC's thread pool: a request costs a third of the CPU, and how many messages are read at
+once is ours to say. Export is declared as a stream of one message, which looks the same on the wire, so that a message is read when
+there is room for it and not before.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
+from google.rpc import status_pb2
 
-from collector.errors import ConfigError, DecodeError, StoreError
+from collector.errors import ConfigError, DecodeError, StoreError, StoreFullError
+from collector.receiver.counters import Counters, Reason
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest, store_failure
+from collector.receiver.statuses import bad_request, grpc_trailer, unavailable
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 
-THREADS: Final = 64
-"""A thread waits while its request is committed; so as many requests as there are threads can share one commit. gRPC
-reads a request only when a thread is free for it: the rest waits in the senders' flow control windows."""
+READING: Final = 16
+"""Messages that are read at once; the rest waits in the senders' flow control windows."""
+
+READ_TIMEOUT_S: Final = 10.0
+"""For one message: who sends a byte a second must not hold one of the places for ever."""
 
 COMMIT_TIMEOUT_S: Final = 30.0
 """Longer than any healthy commit; OTLP exporters give up after 10 s by default."""
+
+THREADS: Final = 8
+"""For services whose handlers are no coroutines: access logs, and refusals at the door."""
+
+
+class GrpcServer:
+    """A gRPC server on an event loop of its own thread; `start` and `stop` come from other threads."""
+
+    def __init__(self, make: Callable[[], tuple[grpc.aio.Server, int]]) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="otlp-grpc", daemon=True)
+        self._thread.start()
+
+        async def made() -> tuple[grpc.aio.Server, int]:  # an aio server belongs to the loop that it is made on
+            return make()
+
+        try:
+            self._server, self.port = self._run(made()).result()
+        except BaseException:
+            self._end()
+            raise
+
+    def start(self) -> None:
+        """Take requests."""
+        self._run(self._server.start()).result()
+
+    def stop(self, grace_seconds: float | None) -> None:
+        """Take no more requests, and return when those that are under way are answered, or the grace is over."""
+        self._run(self._server.stop(grace_seconds)).result()
+        self._end()
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> "Future[Any]":
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 def create_server(
@@ -32,50 +82,104 @@ def create_server(
     *,
     address: str,
     max_request_bytes: int = MAX_REQUEST_BYTES,
-    threads: int = THREADS,
+    read_timeout_s: float = READ_TIMEOUT_S,
     commit_timeout_s: float = COMMIT_TIMEOUT_S,
     handlers: Sequence[grpc.GenericRpcHandler] = (),
     interceptors: Sequence[grpc.ServerInterceptor] = (),
     credentials: grpc.ServerCredentials | None = None,
-) -> tuple[grpc.Server, int]:
+    counters: Counters | None = None,
+) -> tuple[GrpcServer, int]:
     """A server bound to `address` (`host:port`; port 0: any), not started yet, and its port. Raises ConfigError."""
-    server = grpc.server(
-        ThreadPoolExecutor(threads, thread_name_prefix="otlp-grpc"),
-        handlers=[_trace_service(ingest, commit_timeout_s), *handlers],
-        interceptors=list(interceptors),
-        options=[
-            ("grpc.max_receive_message_length", max_request_bytes),
-            # Off, or two collectors could listen on one port and each would get half of the spans.
-            ("grpc.so_reuseport", 0),
-        ],
-    )
+
+    def make() -> tuple[grpc.aio.Server, int]:
+        export = _Export(ingest, read_timeout_s, commit_timeout_s, counters or Counters())
+        server = grpc.aio.server(
+            ThreadPoolExecutor(THREADS, thread_name_prefix="otlp-grpc"),
+            handlers=[export.handler(), *handlers],
+            interceptors=[_Intercepts(interceptor) for interceptor in interceptors],
+            options=[
+                ("grpc.max_receive_message_length", max_request_bytes),
+                # Off, or two collectors could listen on one port and each would get half of the spans.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        return server, bound
+
     try:
-        port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        server = GrpcServer(make)
     except RuntimeError as error:
         raise ConfigError(
             f"cannot listen for OTLP/gRPC on {address}: {error}; is another collector running?"
         ) from error
-    return server, port
+    return server, server.port
 
 
-def _trace_service(ingest: Ingest, commit_timeout_s: float) -> grpc.GenericRpcHandler:
-    """The service without (de)serialisers: a request's bytes go to the decoder as they came."""
+class _Intercepts(grpc.aio.ServerInterceptor):
+    """An interceptor that needs no event loop, on one."""
 
-    def export(payload: bytes, context: grpc.ServicerContext) -> bytes:
+    def __init__(self, interceptor: grpc.ServerInterceptor) -> None:
+        self._interceptor = interceptor
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        return self._interceptor.intercept_service(lambda _: handler, handler_call_details)
+
+
+class _Export:
+    """TraceService/Export without (de)serialisers: a request's bytes go to the decoder as they came."""
+
+    def __init__(self, ingest: Ingest, read_timeout_s: float, commit_timeout_s: float, counters: Counters) -> None:
+        self._ingest = ingest
+        self._read_timeout_s = read_timeout_s
+        self._commit_timeout_s = commit_timeout_s
+        self._counters = counters
+        self._reading = asyncio.Semaphore(READING)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The service."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE, {"Export": grpc.stream_unary_rpc_method_handler(self._export)}
+        )
+
+    async def _export(self, _: Any, context: Any) -> bytes:
         try:
-            accepted = ingest.traces(payload)
-            accepted.committed.result(commit_timeout_s)
+            async with self._reading:
+                payload = await asyncio.wait_for(context.read(), self._read_timeout_s)
+        except TimeoutError:
+            message = f"the message did not arrive within {self._read_timeout_s:g} s"
+            return await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, message, "too_slow")
+        if payload is grpc.aio.EOF:
+            return await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message", "malformed")
+        try:
+            accepted = self._ingest.traces(payload)
+            del payload
+            async with asyncio.timeout(self._commit_timeout_s):
+                await asyncio.shield(asyncio.wrap_future(accepted.committed))
         except DecodeError as error:
-            return _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            return await self._refuse(
+                context, grpc.StatusCode.INVALID_ARGUMENT, str(error), "malformed", bad_request(str(error))
+            )
         except (StoreError, CancelledError, TimeoutError) as error:
-            return _refuse(context, grpc.StatusCode.UNAVAILABLE, store_failure(error))
+            reason: Reason = "queue_full" if isinstance(error, StoreFullError) else "store_failed"
+            message = store_failure(error)
+            return await self._refuse(context, grpc.StatusCode.UNAVAILABLE, message, reason, unavailable(message))
+        self._counters.accepted("grpc", 1, accepted.span_count)
+        if accepted.rejected:
+            self._counters.refused("invalid_span", 0, sum(accepted.rejected.values()))
         return accepted.response()
 
-    return grpc.method_handlers_generic_handler(SERVICE, {"Export": grpc.unary_unary_rpc_method_handler(export)})
-
-
-def _refuse(context: grpc.ServicerContext, code: Any, details: str) -> bytes:
-    """End the call with a status; what a handler returns beside one is not sent."""
-    context.set_code(code)
-    context.set_details(details)
-    return b""
+    async def _refuse(
+        self, context: Any, code: grpc.StatusCode, message: str, reason: Reason, body: status_pb2.Status | None = None
+    ) -> bytes:
+        """End the call with a status; what a handler returns beside one is not sent."""
+        self._counters.refused(reason, 1)
+        context.set_code(code)
+        context.set_details(message)
+        if body is not None:
+            context.set_trailing_metadata(grpc_trailer(body))
+        return b""

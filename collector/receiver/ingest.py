@@ -1,52 +1,83 @@
-"""One trace request, from its bytes to the store: what both shells, gRPC and HTTP, do.
+"""Trace requests, from their bytes to the store: what both shells, gRPC and HTTP, do with them.
 
-Decode, count what was refused, hand everything to the writer, and give back a future that is done when it is committed.
-A shell answers the sender after that and not before: **acknowledged means committed**. A sender that got no answer in
-time sends again, so a span may arrive twice, and never not at all.
+    traces(payload) ─▶ waiting ─▶ decode, a group at a time ─▶ journal, one fdatasync a group ─▶ writer
+                          │             │                          │
+                     StoreFullError  DecodeError              acknowledged
+
+Decoding costs mostly per call, a journal's fdatasync does too: so whatever arrived meanwhile goes together. A shell answers the
+sender when the request's future is done and not before: **acknowledged means durable**. A sender that got no answer in time
+sends again; what was stored already is recognised then (see `collector.store.recent`).
 """
 
 import logging
+import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import pyarrow as pa
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from collector.errors import DecodeError, StoreError
-from collector.otlp import decode_traces
+from collector.errors import StoreError, StoreFullError
+from collector.otlp import decode_group
+from collector.otlp.decode import Group
 from collector.schema import arrow_schema
+from collector.store.journal import Entry, Journal, Position
 
 LOG: Final = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
 """opentelemetry-proto: "it is RECOMMENDED to limit ... to 64 MiB", after decompression too."""
 
+MAX_WAITING_BYTES: Final = 48 * 1024 * 1024
+"""Of requests that are not acknowledged yet. A single one may be larger."""
+
+GROUP_BYTES: Final = 4 * 1024 * 1024
+"""What is decoded together: some 8,000 spans. More gains little, and every one of them waits for the last."""
+
 SOURCE: Final = "otlp"
+
+Batches = Mapping[str, pa.RecordBatch]
 
 
 class Writer(Protocol):
     """The store, as far as a receiver knows it."""
 
-    def append(self, batches: Mapping[str, pa.RecordBatch]) -> "Future[None]":
+    def append(self, batches: Batches) -> "Future[None]":
         """Queue the batches; the future is done when they are committed. Raises StoreError when it takes no more."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
+class JournaledWriter(Writer, Protocol):
+    """A store whose journal holds what is appended."""
+
+    def append_journaled(self, parts: Sequence[Batches], position: Position) -> None:
+        """Queue what the journal holds up to there, after waiting for room. Raises StoreError when it takes no more."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
 class Accepted:
-    """A request that was decoded and handed to the store.
+    """A request that is under way.
 
     Attributes:
-        rejected: Spans that were refused, by reason.
-        committed: Done when everything else is committed; fails with a StoreError.
+        payload: As it arrived.
+        received_unix_nano: When it did.
+        committed: Done when it is durable; fails with a StoreError, or with a DecodeError when it is no trace request.
+        span_count: Spans that are kept, and
+        rejected: spans that were refused, by reason; both are known when `committed` is done.
     """
 
-    rejected: Mapping[str, int]
-    committed: "Future[None]"
+    payload: bytes
+    received_unix_nano: int
+    committed: "Future[None]" = field(default_factory=Future)
+    span_count: int = 0
+    rejected: Mapping[str, int] = field(default_factory=dict)
 
     def response(self) -> bytes:
         """The ExportTraceServiceResponse: `partial_success` is set when spans were refused, and only then."""
@@ -58,44 +89,234 @@ class Accepted:
 
 
 class Ingest:
-    """Accepts trace requests for a writer, from any thread."""
+    """Accepts trace requests for a writer, from any thread.
 
-    def __init__(self, writer: Writer, *, clock: Callable[[], int] = time.time_ns) -> None:
-        self._writer = writer
+    Args:
+        writer: Takes the rows.
+        journal: Makes requests durable before their rows are in the tables; without one, `writer.append` does.
+        clock: ns since the Unix epoch.
+        max_waiting_bytes: Of requests that are not acknowledged yet.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        journal: "tuple[Journal, JournaledWriter] | None" = None,
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+    ) -> None:
+        self._keep = _Directly(writer) if journal is None else _Journaled(*journal)
         self._clock = clock
-        # Decoding holds the GIL: several at once would gain no time and cost each one's memory.
-        self._decoding = threading.Lock()
+        self._max_waiting_bytes = max_waiting_bytes
+        self._changed = threading.Condition()
+        self._waiting: deque[Accepted] = deque()
+        self._waiting_bytes = 0
+        self._closing = False
         # Arrow and NumPy load their parts on first use (pandas too, where it is installed: a second or more). That
         # belongs to the start, not to the first sender's wait.
-        decode_traces(b"", received_unix_nano=0)
+        decode_group([b""], [0])
+        self._decoder = threading.Thread(target=self._decode, name="otlp-decode", daemon=True)
+        self._decoder.start()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of requests that are not acknowledged yet."""
+        return self._waiting_bytes
 
     def traces(self, payload: bytes) -> Accepted:
-        """Decode a serialised ExportTraceServiceRequest and queue its rows.
+        """Take a serialised ExportTraceServiceRequest; what becomes of it, `committed` says.
 
         Raises:
-            DecodeError: It is not one; the refusal itself is recorded in `ingest_errors`.
-            StoreError: The store takes no more; the same request may be sent again.
+            StoreFullError: Too much waits already; the same request may be sent again.
+            StoreError: The collector is shutting down.
         """
-        now = self._clock()
-        try:
-            with self._decoding:
-                decoded = decode_traces(payload, received_unix_nano=now)
-        except DecodeError as error:
-            self._record_refusal(now, f"request refused: {error}")
-            raise
-        batches = {table: batch for table, batch in decoded.batches.items() if batch.num_rows}
-        if amended := {**decoded.rejected, **decoded.notes}:
-            batches["ingest_errors"] = refusals(now, amended)
-        return Accepted(decoded.rejected, self._writer.append(batches) if batches else _done())
+        request = Accepted(payload, self._clock())
+        with self._changed:
+            if self._closing:
+                raise StoreError("the collector is shutting down: send this request again")
+            if self._waiting_bytes and self._waiting_bytes + len(payload) > self._max_waiting_bytes:
+                raise StoreFullError(
+                    f"{self._waiting_bytes} bytes of requests wait to be written, the limit is {self._max_waiting_bytes}: "
+                    "send this request again in a moment"
+                )
+            self._waiting.append(request)
+            self._waiting_bytes += len(payload)
+            self._changed.notify()
+        request.committed.add_done_callback(lambda _: self._answered(request))
+        return request
 
-    def _record_refusal(self, now: int, reason: str) -> None:
-        """Nobody waits for this one: the sender learns what was wrong with its request either way."""
+    def close(self, timeout_s: float = 30.0) -> None:
+        """Take no more requests, and wait until those that are under way are answered."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._decoder.join(timeout_s)
+        self._keep.close(timeout_s)
+
+    def _answered(self, request: Accepted) -> None:
+        with self._changed:
+            self._waiting_bytes -= len(request.payload)
+
+    def _decode(self) -> None:
+        while requests := self._next_group():
+            try:
+                self._keep.keep(_Decoded.of(requests))
+            except BaseException as error:
+                LOG.exception("a group of %d requests could not be decoded", len(requests))
+                fail(requests, StoreError(f"the collector failed: {error!r}"))
+
+    def _next_group(self) -> list[Accepted]:
+        """Everything that waits, up to a group's size; empty only when closing and drained."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            group: list[Accepted] = []
+            size = 0
+            while self._waiting and (not group or size + len(self._waiting[0].payload) <= GROUP_BYTES):
+                group.append(self._waiting.popleft())
+                size += len(group[-1].payload)
+            return group
+
+
+def replay(entries: Iterable[Entry], writer: JournaledWriter) -> int:
+    """Hand over what a journal still holds, before anything else arrives; returns how many requests. Raises StoreError."""
+    count = 0
+    for group in _grouped(entries):
+        decoded = decode_group([e.payload for e in group], [e.received_unix_nano for e in group])
+        writer.append_journaled(_parts(decoded, group[-1].received_unix_nano), group[-1].end)
+        count += len(group)
+    return count
+
+
+def _grouped(entries: Iterable[Entry]) -> "Iterable[list[Entry]]":
+    group: list[Entry] = []
+    for entry in entries:
+        group.append(entry)
+        if sum(len(e.payload) for e in group) >= GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+# --- how requests become durable --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoded:
+    """A group of requests after decoding: those that are kept, and their rows with the record of what was refused."""
+
+    requests: list[Accepted]
+    parts: list[dict[str, pa.RecordBatch]]
+
+    @staticmethod
+    def of(requests: Sequence[Accepted]) -> "_Decoded":
+        """Decode; answer those that are no trace requests."""
+        group = decode_group([r.payload for r in requests], [r.received_unix_nano for r in requests])
+        parts = _parts(group, requests[-1].received_unix_nano)
+        kept = []
+        for request, outcome in zip(requests, group.outcomes, strict=True):
+            if outcome.error is not None:
+                request.committed.set_exception(outcome.error)
+                continue
+            request.span_count, request.rejected = outcome.span_count, outcome.rejected
+            kept.append(request)
+        return _Decoded(kept, parts)
+
+
+def _parts(group: Group, now: int) -> list[dict[str, pa.RecordBatch]]:
+    """The group's rows, and one of `ingest_errors` for each reason why something was not stored as it came."""
+    parts = [{table: batch for table, batch in part.items() if batch.num_rows} for part in group.parts]
+    counts = dict(group.notes)
+    for outcome in group.outcomes:
+        reasons = {f"request refused: {outcome.error}": 1} if outcome.error else outcome.rejected
+        for reason, count in reasons.items():
+            counts[reason] = counts.get(reason, 0) + count
+    return [part for part in (*parts, {"ingest_errors": refusals(now, counts)} if counts else {}) if part]
+
+
+class _Directly:
+    """A request is durable when its rows are committed."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def keep(self, decoded: _Decoded) -> None:
+        """Answer the requests when all of their rows are committed."""
+        left = len(decoded.parts)
+
+        def part_is_done(future: "Future[None]") -> None:
+            nonlocal left
+            left -= 1
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is not None:
+                fail(decoded.requests, error)
+            elif left == 0:
+                _succeed(decoded.requests)
+
+        if not decoded.parts:
+            _succeed(decoded.requests)
         try:
-            recorded = self._writer.append({"ingest_errors": refusals(now, {reason: 1})})
+            for part in decoded.parts:
+                self._writer.append(part).add_done_callback(part_is_done)
         except StoreError as error:
-            LOG.error("%s; not recorded: %s", reason, error)  # noqa: TRY400 - the sender's mistake, no trace of ours
-        else:
-            recorded.add_done_callback(_log_failure)
+            fail(decoded.requests, error)
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing to do: the writer answers."""
+
+
+class _Journaled:
+    """A request is durable when it is in the journal; its rows follow."""
+
+    def __init__(self, journal: Journal, writer: JournaledWriter) -> None:
+        self._journal = journal
+        self._writer = writer
+        # One group is written while the next is decoded; a third would only take memory.
+        self._decoded: queue.Queue[_Decoded | None] = queue.Queue(maxsize=1)
+        self._end = Position(0, 0)
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def keep(self, decoded: _Decoded) -> None:
+        """Hand the group to the journal's thread."""
+        self._decoded.put(decoded)
+
+    def close(self, timeout_s: float) -> None:
+        """Wait until everything is written."""
+        with suppress(queue.Full):
+            self._decoded.put(None, timeout=timeout_s)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (decoded := self._decoded.get()) is not None:
+            try:
+                if decoded.requests:
+                    self._end = self._journal.write([(r.received_unix_nano, r.payload) for r in decoded.requests])
+            except StoreError as error:
+                fail(decoded.requests, error)
+                continue
+            _succeed(decoded.requests)
+            try:
+                self._writer.append_journaled(decoded.parts, self._end)
+            except StoreError as error:
+                LOG.error("%d requests wait in the journal for the next start: %s", len(decoded.requests), error)  # noqa: TRY400
+            self._journal.retire()
+
+
+def _succeed(requests: Iterable[Accepted]) -> None:
+    for request in requests:
+        with suppress(InvalidStateError):
+            request.committed.set_result(None)
+
+
+def fail(requests: Sequence[Accepted], error: BaseException) -> None:
+    """Answer whoever is not answered yet with this error; what has no sender, a record of refusals, is logged."""
+    if not requests:
+        LOG.error("refused requests were not recorded: %s", error)
+    for request in requests:
+        with suppress(InvalidStateError):
+            request.committed.set_exception(error)
 
 
 def refusals(received_unix_nano: int, counts: Mapping[str, int]) -> pa.RecordBatch:
@@ -124,16 +345,3 @@ def store_failure(error: BaseException) -> str:
             return "not committed in time: send this request again"
         case _:
             raise error
-
-
-def _done() -> "Future[None]":
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
-
-
-def _log_failure(future: "Future[None]") -> None:
-    if future.cancelled():
-        LOG.warning("the store closed before a refused request was recorded")
-    elif (error := future.exception()) is not None:
-        LOG.error("a refused request was not recorded: %s", error)

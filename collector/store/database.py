@@ -31,7 +31,7 @@ CREATE_META: Final = "CREATE TABLE IF NOT EXISTS meta (key VARCHAR NOT NULL, val
 _STORAGE_VERSION: Final = "v1.5.0"
 """A default file of DuckDB 2 cannot be opened by 1.5; a file in 1.5's format can be opened by both."""
 
-ROW_GROUP_ROWS: Final = 40_960
+ROW_GROUP_ROWS: Final = 20_480
 """Rows in a row group: what the writer fills in one piece, and the grain at which zone maps prune. DuckDB forgets it when
 the file is closed, so that it is said at every opening; `duckdb.connect(file)` has no way to say it, ATTACH has."""
 
@@ -44,7 +44,7 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     # Into `FILE.tmp` beside the file, so what a question spills must leave the disk to the evidence.
     "max_temp_directory_size": "8GiB",
     # At 16 MB, DuckDB's default, ingest costs two and a half times the CPU: each checkpoint rewrites what is half full.
-    "checkpoint_threshold": "256MB",
+    "checkpoint_threshold": "64MB",
 }
 
 _HARDENING: Final = (
@@ -81,6 +81,7 @@ class Store:
     path: Path
     read_only: bool
     _connection: duckdb.DuckDBPyConnection
+    _identity: tuple[int, int]
     generation: int = 0
     _unusable: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -100,7 +101,8 @@ class Store:
     def _open(cls, path: Path, *, read_only: bool) -> Self:
         path = path.absolute()
         _check_path(path, read_only=read_only)
-        return cls(path, read_only, _connect(path, read_only=read_only))
+        connection = _connect(path, read_only=read_only)
+        return cls(path, read_only, connection, _identity(path))
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own to the same file; raises StoreError once the store is closed.
@@ -142,30 +144,35 @@ class Store:
             try:
                 self._release(replacement)
                 self._connection = self._persist(lambda: _connect(self.path, read_only=self.read_only))
+                self._identity = _identity(self.path)
             except StoreError as e:
                 self._unusable = str(e)
                 raise
             self._unusable = None
 
+    def is_in_place(self) -> bool:
+        """Whether the file that is open is the one that has its name: not removed, not replaced by somebody else."""
+        try:
+            return _identity(self.path) == self._identity
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """Release the file; the last close also checkpoints. A second call does nothing."""
         with self._lock:
             self._unusable = self._closed()
-            self._connection.close()
+            self._close_connection()
 
     def _closed(self) -> str:
         return f"{self.path}: the store is closed"
 
     def _release(self, replacement: Path | None) -> None:
         """Let go of the file, though cursors are still about: DuckDB closes it with the last transaction on it."""
-        try:
-            # An instance that is closed keeps its files open for its cursors; a catalog that is detached does not.
+        # A cursor that is being made or closed elsewhere keeps its instance open; a catalog that is detached, it does not.
+        with suppress(duckdb.Error):  # the whole instance may be invalid: then nothing runs on it any more
             self._connection.execute("ATTACH IF NOT EXISTS ':memory:' AS released").execute("USE released")
             self._connection.execute(f"DETACH DATABASE IF EXISTS {_CATALOG}")
-        except duckdb.Error:  # the whole instance is invalid, as DuckDB 1.5's is: nothing runs on it any more
-            for cursor in self._cursors:
-                cursor.close()
-        self._connection.close()
+        self._close_connection()
         if replacement is not None:
             # The last to close the file also clears its WAL away: it must be closed before another takes its name.
             self._persist(lambda: _attach(self.path, read_only=True)).close()
@@ -183,10 +190,27 @@ class Store:
             else:
                 self._cursors.clear()
                 return connection
-            for cursor in self._cursors:
-                with suppress(duckdb.ConnectionException):  # closed by its owner meanwhile
-                    cursor.interrupt()
-            time.sleep(_INTERRUPT_AGAIN_SECONDS)
+            self._interrupt()
+
+    def _close_connection(self) -> None:
+        """Close the instance and every cursor on it; raises StoreError where a query does not end."""
+        deadline = time.monotonic() + _RELEASE_SECONDS
+        while True:
+            try:
+                self._connection.close()
+            except duckdb.Error as e:  # a cursor runs a query: DuckDB 2 refuses to close it, and to wait
+                if time.monotonic() > deadline:
+                    raise StoreError(f"{self.path}: a query does not end: {message(e)}") from e
+            else:
+                return
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """End what runs on the cursors, and leave it a moment."""
+        for cursor in list(self._cursors):
+            with suppress(duckdb.Error):  # closed by its owner meanwhile
+                cursor.interrupt()
+        time.sleep(_INTERRUPT_AGAIN_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -224,6 +248,11 @@ def _attach(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
         connection.close()
         raise failures.opening(e, path) from e
     return connection
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _replace(replacement: Path, path: Path) -> None:

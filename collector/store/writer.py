@@ -1,47 +1,72 @@
-"""The one writer: whatever arrived while the last transaction ran goes into the next one (group commit).
+"""The one writer: whatever arrived goes into one transaction, and what a transaction waits for depends on who waits for it.
 
-A commit costs one fdatasync, however many requests are in it; so under load the requests share it, and alone each is
-committed at once. A future is done only after COMMIT: acknowledged means durable.
-
-    Writer.append(batches) -> Future[None]
+    Writer.append(batches) -> Future[None]          done once they are committed: acknowledged means durable
         raises StoreFullError at once when the queue holds `max_queued_bytes`
         raises StoreError at once when a batch does not fit its table, or the writer is closed or broken
         the future raises StoreError when this request could not be written; its neighbours are not affected
+    Writer.append_journaled(parts, position)        durable already, in the journal, so nobody waits for the commit
+        waits for room in the queue; raises StoreError as above
+
+Somebody waits for a future, so a transaction with one in it is committed as soon as nothing more has arrived (group commit). One
+with journaled rows only may linger: until it holds a row group, which DuckDB then compresses and writes in one piece, at
+less than half the cost of several small ones, or for `linger_seconds`, so that readers see a span within a second.
+
+When the disk is full or the file cannot be written, futures fail (their senders try again) and journaled rows are kept and
+tried again every second, until they are in or the writer is closed; then the journal keeps them for the next start.
 """
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import duckdb
 import pyarrow as pa
 
 from collector import schema
 from collector.errors import StoreError, StoreFullError
-from collector.store.database import Store, message
+from collector.store.database import ROW_GROUP_ROWS, Store
+from collector.store.failures import is_committed, is_out_of_space, is_read_only, message, needs_reopen
+from collector.store.insert import ARRIVED, SCHEMAS, Batches, Inserter
+from collector.store.journal import Position
 
-Batches = Mapping[str, pa.RecordBatch]
+MAX_QUEUED_BYTES: Final = 48 * 1024 * 1024
+MAX_INSERT_BYTES: Final = 16 * 1024 * 1024
+"""One INSERT takes at most this much of the queue, so that the queue drains, and is freed, in steps."""
 
-MAX_QUEUED_BYTES: Final = 128 * 1024 * 1024
-MAX_TRANSACTION_BYTES: Final = 64 * 1024 * 1024
-"""One transaction takes at most this much of the queue, so that its first request does not wait for a flood behind it."""
+LINGER_SECONDS: Final = 0.5
+RETRY_SECONDS: Final = 1.0
 
-_ARRIVED: Final = "arrived"
-"""The name under which DuckDB sees an Arrow table, for as long as it is being inserted."""
+_SET_POSITION: Final = "UPDATE meta SET value = ? WHERE key = 'journal_position'"
+
+_REQUESTS_FAULT: Final = (duckdb.DataError, duckdb.IntegrityError, duckdb.ProgrammingError)
+"""Errors that this request would meet again tomorrow, on an empty disk."""
 
 _log = logging.getLogger(__name__)
-_SCHEMAS: Final = {table: schema.arrow_schema(table) for table in schema.TABLES}
 
 
-@dataclass(frozen=True, slots=True)
+class Metrics(Protocol):
+    """Who counts what the writer does."""
+
+    def committed(self, seconds: float, rows: Mapping[str, int]) -> None:
+        """One transaction: how long its work took, and its rows by table."""
+        ...
+
+    def failed(self, reason: str) -> None:
+        """A transaction was rolled back, for a reason that is the store's."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Request:
-    batches: Batches
+    parts: tuple[Batches, ...]
     size_bytes: int
+    position: Position | None
     done: Future[None] = field(default_factory=Future)
 
 
@@ -53,58 +78,105 @@ class WriterStatus:
         queued_bytes: Arrow bytes that wait for a transaction or are in one.
         commits: Transactions committed since the writer started.
         requests: Requests committed since the writer started.
+        failing: Why the last transaction could not be committed; None while all is well. It is tried again.
         broken: Why nothing can be written any more; None while all is well.
     """
 
     queued_bytes: int
     commits: int
     requests: int
+    failing: str | None
     broken: str | None
 
 
-class Writer:
-    """Appends record batches to the tables of one store, from any thread, on a thread of its own."""
+@dataclass(slots=True)
+class _Transaction:
+    """What has been inserted and not yet committed."""
 
-    def __init__(self, store: Store, *, max_queued_bytes: int = MAX_QUEUED_BYTES) -> None:
+    begun: float
+    requests: list[_Request] = field(default_factory=list)
+    rows: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    @property
+    def position(self) -> Position | None:
+        """How far the journal is in the tables once this is committed."""
+        return max((r.position for r in self.requests if r.position is not None), default=None)
+
+    @property
+    def somebody_waits(self) -> bool:
+        return any(request.position is None for request in self.requests)
+
+
+class Writer:
+    """Appends record batches to the tables of one store, from any thread, on a thread of its own.
+
+    Args:
+        store: Open for writing.
+        max_queued_bytes: Of Arrow batches that wait or are in the transaction.
+        linger_seconds: How long journaled rows may wait for others.
+        metrics: Who is told of commits and failures.
+        ask_always: See `Inserter`.
+        on_commit: Called on the writer's thread with the position up to which the journal is in the tables.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        max_queued_bytes: int = MAX_QUEUED_BYTES,
+        linger_seconds: float = LINGER_SECONDS,
+        metrics: Metrics | None = None,
+        ask_always: bool = False,
+        on_commit: Callable[[Position], None] | None = None,
+    ) -> None:
         self._store = store
         self._cursor = store.cursor()
-        self._known = {table: _known_ids(self._cursor, table, key) for table, key in schema.CONTENT_KEYS.items()}
+        self._inserter = Inserter(self._cursor, ask_always=ask_always)
         self._max_queued_bytes = max_queued_bytes
+        self._linger_seconds = linger_seconds
+        self._metrics = metrics
+        self._on_commit = on_commit
         self._changed = threading.Condition()
         self._queue: deque[_Request] = deque()
         self._queued_bytes = 0
+        self._transaction: _Transaction | None = None
         self._closing = False
+        self._failing: str | None = None
         self._broken: str | None = None
         self._commits = 0
         self._requests = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
+    # --- from any thread ----------------------------------------------------------------------------------------------
+
     def append(self, batches: Batches) -> Future[None]:
         """Queue the batches; the future is done once they are committed."""
-        for table, batch in batches.items():
-            _check(table, batch)
-        request = _Request(dict(batches), sum(b.nbytes for b in batches.values()))
+        request = _request([batches], None)
         with self._changed:
-            if self._broken is not None:
-                raise StoreError(self._broken)
-            if self._closing:
-                raise StoreError(f"{self._store.path}: the collector is shutting down")
+            self._refuse_if_over()
             # A request larger than the whole queue may pass through an empty one: it could never pass otherwise.
-            if self._queued_bytes and self._queued_bytes + request.size_bytes > self._max_queued_bytes:
+            if not self._has_room(request.size_bytes):
                 raise StoreFullError(
                     f"{self._store.path}: {self._queued_bytes} bytes wait to be written, "
                     f"the limit is {self._max_queued_bytes}; retry in a moment"
                 )
-            self._queue.append(request)
-            self._queued_bytes += request.size_bytes
-            self._changed.notify()
+            self._enqueue(request)
         return request.done
+
+    def append_journaled(self, parts: Sequence[Batches], position: Position) -> None:
+        """Queue what the journal holds up to `position`, after waiting for room."""
+        request = _request(parts, position)
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over() or self._has_room(request.size_bytes))
+            self._refuse_if_over()
+            self._enqueue(request)
 
     def status(self) -> WriterStatus:
         """The writer's counters, consistent with each other."""
         with self._changed:
-            return WriterStatus(self._queued_bytes, self._commits, self._requests, self._broken)
+            return WriterStatus(self._queued_bytes, self._commits, self._requests, self._failing, self._broken)
 
     def close(self) -> None:
         """Refuse what comes now, commit what came before, checkpoint; raises StoreError when the checkpoint fails."""
@@ -112,10 +184,10 @@ class Writer:
             if self._closing and not self._thread.is_alive():
                 return
             self._closing = True
-            self._changed.notify()
+            self._changed.notify_all()
         self._thread.join()
         self._cursor.close()
-        if self._broken is None:
+        if self._broken is None and self._failing is None:
             self._store.checkpoint()
 
     def __enter__(self) -> Self:
@@ -124,99 +196,212 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self) -> None:
-        while group := self._next_group():
-            try:
-                self._write_group(group)
-            except BaseException as e:  # noqa: BLE001 the thread is the only writer: without it every request would wait for ever
-                self._break(f"{self._store.path}: the writer failed: {e!r}; restart the collector")
-                for request in group:
-                    if not request.done.done():
-                        request.done.set_exception(StoreError(str(self._broken)))
-                _log.exception("the writer failed")
-            finally:
-                with self._changed:
-                    self._queued_bytes -= sum(r.size_bytes for r in group)
+    def _has_room(self, size_bytes: int) -> bool:
+        return not self._queued_bytes or self._queued_bytes + size_bytes <= self._max_queued_bytes
 
-    def _next_group(self) -> list[_Request]:
-        """Everything that waits, up to a transaction's size; empty only when the writer is closed and drained."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing)
-            group: list[_Request] = []
-            size = 0
-            while self._queue and (not group or size + self._queue[0].size_bytes <= MAX_TRANSACTION_BYTES):
-                group.append(self._queue.popleft())
-                size += group[-1].size_bytes
-            return group
+    def _is_over(self) -> bool:
+        return self._closing or self._broken is not None
 
-    def _write_group(self, group: Sequence[_Request]) -> None:
-        """Commit the group together; where that fails, each request alone, so that only the bad ones fail."""
-        live = [r for r in group if r.done.set_running_or_notify_cancel()]
-        error = self._commit(live)
-        if error is None:
-            for request in live:
-                request.done.set_result(None)
-        elif len(live) == 1:
-            live[0].done.set_exception(error)
-        else:
-            for request in live:
-                alone = self._commit([request])
-                if alone is None:
-                    request.done.set_result(None)
-                else:
-                    request.done.set_exception(alone)
-
-    def _commit(self, requests: Sequence[_Request]) -> StoreError | None:
-        """One transaction; returns what went wrong, after rolling it back."""
-        if not requests:
-            return None
+    def _refuse_if_over(self) -> None:
         if self._broken is not None:
-            return StoreError(self._broken)
-        fresh: dict[str, set[int]] = {table: set() for table in self._known}
+            raise StoreError(self._broken)
+        if self._closing:
+            raise StoreError(f"{self._store.path}: the collector is shutting down")
+
+    def _enqueue(self, request: _Request) -> None:
+        self._queue.append(request)
+        self._queued_bytes += request.size_bytes
+        self._changed.notify_all()
+
+    # --- the writer's thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
         try:
+            while self._step():
+                pass
+        except BaseException as e:  # noqa: BLE001 the thread is the only writer: without it every request would wait for ever
+            _log.exception("the writer failed")
+            self._break(f"{self._store.path}: the writer failed: {e!r}; restart the collector")
+
+    def _step(self) -> bool:
+        """Insert what arrived, commit if it is time; False when there is nothing left to do."""
+        arrived = self._next()
+        try:
+            if arrived:
+                self._insert(arrived)
+            if self._transaction is not None and self._is_due():
+                self._commit()
+        except duckdb.Error as error:
+            self._recover(error)
+        with self._changed:
+            return not self._closing or self._transaction is not None or bool(self._queue)
+
+    def _next(self) -> list[_Request]:
+        """Everything that waits, up to an INSERT's size; nothing when the transaction is due, or the writer drained."""
+        with self._changed:
+            due_in = None if self._transaction is None else self._due_at() - time.monotonic()
+            self._changed.wait_for(lambda: self._queue or self._closing, timeout=due_in)
+            arrived: list[_Request] = []
+            size = 0
+            while self._queue and (not arrived or size + self._queue[0].size_bytes <= MAX_INSERT_BYTES):
+                arrived.append(self._queue.popleft())
+                size += arrived[-1].size_bytes
+        given_up = [r for r in arrived if r.position is None and not r.done.set_running_or_notify_cancel()]
+        self._forget(given_up)
+        return [request for request in arrived if request not in given_up]
+
+    def _due_at(self) -> float:
+        transaction = self._transaction
+        if transaction is None or transaction.somebody_waits:
+            return 0.0
+        return transaction.begun + self._linger_seconds
+
+    def _is_due(self) -> bool:
+        transaction = self._transaction
+        if transaction is None:
+            return False
+        if transaction.rows["spans"] >= ROW_GROUP_ROWS or time.monotonic() >= transaction.begun + self._linger_seconds:
+            return True
+        with self._changed:
+            return not self._queue and (transaction.somebody_waits or self._closing)
+
+    def _insert(self, requests: Sequence[_Request]) -> None:
+        begun = time.monotonic()
+        if self._transaction is None:
+            self._transaction = _Transaction(begun, list(requests))
             self._cursor.begin()
-            for table in schema.TABLES:
-                arrived = [r.batches[table] for r in requests if table in r.batches]
-                self._insert(table, pa.Table.from_batches(arrived, _SCHEMAS[table]), fresh)
-            self._cursor.commit()
-        except duckdb.Error as e:
-            self._roll_back()
-            if isinstance(e, duckdb.FatalException | duckdb.InternalException):
-                self._break(f"{self._store.path}: DuckDB gave up: {message(e)}; restart the collector")
-            return StoreError(f"{self._store.path}: not written: {message(e)}")
-        for table, ids in fresh.items():
-            self._known[table] |= ids
+        else:
+            self._transaction.requests += requests
+        self._transaction.rows += self._inserter.insert([part for request in requests for part in request.parts])
+        self._transaction.seconds += time.monotonic() - begun
+
+    def _commit(self) -> None:
+        transaction = self._transaction
+        if transaction is None:
+            return
+        begun = time.monotonic()
+        position = transaction.position
+        if position is not None:
+            self._cursor.execute(_SET_POSITION, [str(position)])
+        self._cursor.commit()
+        transaction.seconds += time.monotonic() - begun
+        self._is_committed(transaction)
+
+    def _is_committed(self, transaction: _Transaction) -> None:
+        self._transaction = None
+        self._inserter.committed()
         with self._changed:
             self._commits += 1
-            self._requests += len(requests)
-        return None
+            self._requests += len(transaction.requests)
+            self._failing = None
+        if self._metrics:
+            self._metrics.committed(transaction.seconds, transaction.rows)
+        if self._on_commit and transaction.position is not None:
+            self._on_commit(transaction.position)
+        self._finish(transaction.requests, None)
 
-    def _insert(self, table: str, rows: pa.Table, fresh: dict[str, set[int]]) -> None:
-        if table in schema.CONTENT_KEYS:
-            rows = _only_new(rows, schema.CONTENT_KEYS[table], self._known[table], fresh[table])
-        elif table in schema.REPLACED_KEYS:
-            rows = _last_of_each(rows, schema.REPLACED_KEYS[table])
-        if not rows.num_rows:
+    def _finish(self, requests: Sequence[_Request], error: StoreError | None) -> None:
+        for request in requests:
+            if request.position is None:
+                if error is None:
+                    request.done.set_result(None)
+                else:
+                    request.done.set_exception(error)
+        self._forget(requests)
+
+    def _forget(self, requests: Iterable[_Request]) -> None:
+        with self._changed:
+            self._queued_bytes -= sum(request.size_bytes for request in requests)
+            self._changed.notify_all()
+
+    # --- when it cannot be written ------------------------------------------------------------------------------------
+
+    def _recover(self, error: duckdb.Error) -> None:
+        """Undo the transaction; write its requests one by one, so that only the bad ones fail, or all of them later."""
+        if self._transaction is not None and is_committed(error):  # what failed is the checkpoint behind the COMMIT
+            self._is_committed(self._transaction)
+            self._later([], error)
             return
-        self._cursor.register(_ARRIVED, rows)
-        if key := schema.REPLACED_KEYS.get(table):
-            self._cursor.execute(f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {_ARRIVED})")
-        self._cursor.execute(f"INSERT INTO {table} SELECT * FROM {_ARRIVED}")
-        self._cursor.unregister(_ARRIVED)
+        requests = self._undo()
+        if is_out_of_space(error) or is_read_only(error) or needs_reopen(error):
+            self._later(requests, error)
+            return
+        for number, request in enumerate(requests):
+            try:
+                self._insert([request])
+                self._commit()
+            except duckdb.Error as again:
+                self._undo()
+                if not isinstance(again, _REQUESTS_FAULT):
+                    self._later(requests[number:], again)
+                    return
+                self._refuse(request, again)
 
-    def _roll_back(self) -> None:
-        try:
-            with suppress(duckdb.TransactionException):  # a failed COMMIT has rolled back already
-                self._cursor.rollback()
-            self._cursor.unregister(_ARRIVED)  # not before: an aborted transaction refuses it, and hides its own reason
-        except duckdb.Error as e:
-            self._break(
-                f"{self._store.path}: the transaction could not be rolled back: {message(e)}; restart the collector"
+    def _undo(self) -> list[_Request]:
+        """Roll back; returns the requests that were in the transaction."""
+        transaction, self._transaction = self._transaction, None
+        self._inserter.rolled_back()
+        with suppress(duckdb.Error):  # a failed COMMIT has rolled back already; a file that is gone is opened again
+            self._cursor.rollback()
+        with suppress(duckdb.Error):  # not before: an aborted transaction refuses it, and hides its own reason
+            self._cursor.unregister(ARRIVED)
+        return transaction.requests if transaction else []
+
+    def _refuse(self, request: _Request, error: duckdb.Error) -> None:
+        """The request's own fault, such as a number that its column cannot hold."""
+        if request.position is not None:
+            _log.error(
+                "%s: an acknowledged request of %d bytes cannot be stored: %s",
+                self._store.path,
+                request.size_bytes,
+                message(error),
             )
+        self._finish([request], StoreError(f"{self._store.path}: not written: {message(error)}"))
+
+    def _later(self, requests: Sequence[_Request], error: duckdb.Error) -> None:
+        """Nobody's fault but the store's: journaled rows wait, the others' senders are told to."""
+        reason = f"{self._store.path}: not written: {message(error)}"
+        if self._failing != reason:
+            _log.error("%s; trying again every %g s", reason, RETRY_SECONDS)
+        if self._metrics:
+            self._metrics.failed(reason)
+        self._finish([r for r in requests if r.position is None], StoreError(reason))
+        with self._changed:
+            self._failing = reason
+            self._queue.extendleft(r for r in reversed(requests) if r.position is not None)
+            if self._changed.wait_for(lambda: self._closing, timeout=RETRY_SECONDS):
+                self._give_up(reason)
+                return
+        if needs_reopen(error):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        try:
+            self._store.reopen()
+            self._cursor = self._store.cursor()
+        except StoreError as error:
+            with self._changed:
+                self._failing = str(error)
+            return
+        self._inserter.use(self._cursor)
+
+    def _give_up(self, reason: str) -> None:
+        """Closing, and nothing can be written: what is in the journal stays there, who waits is told."""
+        given_up = list(self._queue)
+        self._queue.clear()
+        self._finish(given_up, StoreError(reason))
 
     def _break(self, reason: str) -> None:
         with self._changed:
             self._broken = self._broken or reason
+            waiting = [*(self._transaction.requests if self._transaction else ()), *self._queue]
+            self._queue.clear()
+            self._transaction = None
+            self._changed.notify_all()
+        for request in waiting:
+            if request.position is None and not request.done.done():
+                request.done.set_exception(StoreError(reason))
+        self._forget(waiting)
 
 
 def replace_rows(store: Store, table: str, rows: pa.RecordBatch) -> None:
@@ -229,8 +414,8 @@ def replace_rows(store: Store, table: str, rows: pa.RecordBatch) -> None:
     try:
         cursor.begin()
         cursor.execute(f"DELETE FROM {table}")
-        cursor.register(_ARRIVED, rows)
-        cursor.execute(f"INSERT INTO {table} SELECT * FROM {_ARRIVED}")
+        cursor.register(ARRIVED, rows)
+        cursor.execute(f"INSERT INTO {table} SELECT * FROM {ARRIVED}")
         cursor.commit()
     except duckdb.Error as e:
         raise StoreError(f"{store.path}: {table} could not be replaced: {message(e)}") from e
@@ -238,8 +423,16 @@ def replace_rows(store: Store, table: str, rows: pa.RecordBatch) -> None:
         cursor.close()  # a transaction that is still open rolls back
 
 
+def _request(parts: Sequence[Batches], position: Position | None) -> _Request:
+    for part in parts:
+        for table, batch in part.items():
+            _check(table, batch)
+    size = sum(batch.nbytes for part in parts for batch in part.values())
+    return _Request(tuple(dict(part) for part in parts), size, position)
+
+
 def _check(table: str, batch: pa.RecordBatch) -> None:
-    expected = _SCHEMAS.get(table)
+    expected = SCHEMAS.get(table)
     if expected is None:
         raise StoreError(f"no table {table!r}; there are {', '.join(schema.TABLES)}")
     if not batch.schema.equals(expected):
@@ -247,23 +440,3 @@ def _check(table: str, batch: pa.RecordBatch) -> None:
         wanted = {f.name: str(f.type) for f in expected}
         differing = sorted(n for n in got.keys() | wanted.keys() if got.get(n) != wanted.get(n))
         raise StoreError(f"the batch for {table!r} does not have its schema; see {', '.join(differing) or 'the order'}")
-
-
-def _known_ids(cursor: duckdb.DuckDBPyConnection, table: str, key: str) -> set[int]:
-    return {row[0] for row in cursor.execute(f"SELECT {key} FROM {table}").fetchall()}
-
-
-def _only_new(rows: pa.Table, key: str, known: Iterable[int], fresh: set[int]) -> pa.Table:
-    """The first row of each id that is not known yet; adds those ids to `fresh`."""
-    keep = []
-    for i, identifier in enumerate(rows.column(key).to_pylist()):
-        if identifier not in known and identifier not in fresh:
-            fresh.add(identifier)
-            keep.append(i)
-    return rows.take(pa.array(keep, pa.int64()))
-
-
-def _last_of_each(rows: pa.Table, key: str) -> pa.Table:
-    """The last row of each key: the newest, since requests are in the order of their arrival."""
-    positions = {value: i for i, value in enumerate(rows.column(key).to_pylist())}
-    return rows.take(pa.array(sorted(positions.values()), pa.int64()))

@@ -359,7 +359,10 @@ def test_more_rows_than_the_limit_are_refused(monkeypatch):
 def test_more_resources_or_spans_than_the_limit_are_refused(monkeypatch, limit, message):
     monkeypatch.setattr(projection, limit, 2)
     request = make_request(make_span())
-    request.resource_spans.extend([request.resource_spans[0]] * 2)
+    if limit == "MAX_ROWS":
+        request.resource_spans[0].scope_spans[0].spans.extend([make_span()] * 2)
+    else:
+        request.resource_spans.extend([request.resource_spans[0]] * 2)
     with pytest.raises(DecodeError, match=message):
         decode_request(request)
 

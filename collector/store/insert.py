@@ -1,0 +1,217 @@
+"""Rows into tables, within a transaction that somebody else begins and ends: what is new of them, each once.
+
+    Inserter.insert(arrived)    the rows of some requests, in the order of their arrival
+    Inserter.committed()        what was inserted since is there to stay
+    Inserter.rolled_back()      it never happened
+
+Resources and scopes come with every request and are stored once. An access log's reading position replaces the older one. A
+span that is there already is left out, with its events and links (see `recent`).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from collector import schema
+from collector.store.derived import derived_rows
+from collector.store.recent import CAPACITY, IDENTITY, Hashes, Mask, RecentSpans, span_hashes
+
+Batches = Mapping[str, pa.RecordBatch]
+
+SCHEMAS: Final = {table: schema.arrow_schema(table) for table in schema.TABLES}
+
+ARRIVED: Final = "arrived"
+"""The name under which DuckDB sees an Arrow table, for as long as it is being inserted."""
+
+_OF_SPANS: Final = ("span_events", "span_links")
+
+_SEEDED: Final = CAPACITY // 4
+"""How many of a file's last spans are remembered when it is opened: those whose senders may not know that they are safe."""
+
+_STORED: Final = f"""\
+SELECT DISTINCT suspect.row_number FROM {ARRIVED} AS suspect JOIN spans USING ({", ".join(IDENTITY)})
+WHERE spans.received_unix_nano >= ?"""
+
+
+_TRACE_ID_BYTES: Final = "unhex(replace(trace_id::VARCHAR, '-', '')) AS trace_id"
+"""DuckDB gives a UUID to Arrow as text; in big-endian order it came, and is hashed."""
+
+
+class Inserter:
+    """Inserts through one cursor.
+
+    Args:
+        cursor: In no transaction now.
+        ask_always: Look for every span in the whole table, not only for those that were stored lately: for imports, where
+            the second copy may come a year after the first.
+    """
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, *, ask_always: bool = False) -> None:
+        self._cursor = cursor
+        self._ask_always = ask_always
+        self._known = {table: _known_ids(cursor, table, key) for table, key in schema.CONTENT_KEYS.items()}
+        self._fresh: dict[str, set[int]] = {table: set() for table in self._known}
+        self._recent = RecentSpans()
+        self._seed()
+
+    def use(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Go on with another cursor: the file was opened again."""
+        self._cursor = cursor
+        self.rolled_back()
+
+    def insert(self, arrived: Sequence[Batches]) -> Counter[str]:
+        """Insert the rows that are new; returns how many, by table. Raises duckdb.Error."""
+        tables = {
+            table: pa.Table.from_batches([b[table] for b in arrived if table in b], SCHEMAS[table])
+            for table in schema.TABLES
+            if any(table in b for b in arrived)
+        }
+        if "spans" in tables:
+            self._leave_out_known_spans(tables)
+            for batch in tables["spans"].to_batches():
+                tables |= {
+                    table: pa.Table.from_batches([rows]) for table, rows in derived_rows({"spans": batch}).items()
+                }
+        inserted: Counter[str] = Counter()
+        for table, rows in tables.items():
+            new = self._new(table, rows)
+            if new.num_rows:
+                self._insert(table, new)
+                inserted[table] += new.num_rows
+        return inserted
+
+    def committed(self) -> None:
+        """The transaction is committed."""
+        for table, ids in self._fresh.items():
+            self._known[table] |= ids
+            ids.clear()
+
+    def rolled_back(self) -> None:
+        """The transaction is undone. What the filter remembers of it does no harm: the table is asked before a span is left out."""
+        for ids in self._fresh.values():
+            ids.clear()
+
+    def _insert(self, table: str, rows: pa.Table) -> None:
+        self._cursor.register(ARRIVED, rows)
+        if key := schema.REPLACED_KEYS.get(table):
+            self._cursor.execute(f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {ARRIVED})")
+        self._cursor.execute(f"INSERT INTO {table} SELECT * FROM {ARRIVED}")
+        self._cursor.unregister(ARRIVED)
+
+    def _new(self, table: str, rows: pa.Table) -> pa.Table:
+        if key := schema.CONTENT_KEYS.get(table):
+            return _only_new(rows, key, self._known[table], self._fresh[table])
+        if key := schema.REPLACED_KEYS.get(table):
+            return _last_of_each(rows, key)
+        return rows
+
+    # --- spans that are there already ---------------------------------------------------------------------------------
+
+    def _seed(self) -> None:
+        """Remember the last spans of the file."""
+        columns = ", ".join((*IDENTITY, "received_unix_nano")).replace("trace_id", _TRACE_ID_BYTES)
+        newest = f"SELECT {columns} FROM spans WHERE rowid > (SELECT max(rowid) - {_SEEDED} FROM spans)"
+        for batch in self._cursor.sql(newest).to_arrow_reader(8192):
+            ids = batch.column("trace_id").cast(pa.binary(16))
+            self._remember(batch, span_hashes(batch.set_column(0, "trace_id", ids)))
+
+    def _remember(self, spans: pa.RecordBatch | pa.Table, hashes: Hashes) -> None:
+        if spans.num_rows:
+            self._recent.add(hashes, pc.min(spans.column("received_unix_nano")).as_py())
+
+    def _leave_out_known_spans(self, tables: dict[str, pa.Table]) -> None:
+        spans = tables["spans"].combine_chunks()  # one chunk, or none: 2 GiB of text in one column never wait together
+        hashes = span_hashes(spans)
+        suspects = self._suspects(hashes)
+        if suspects.any():
+            known = self._known_rows(spans, np.flatnonzero(suspects))
+            if len(known):
+                left_out = np.zeros(spans.num_rows, dtype=np.bool_)
+                left_out[known] = True
+                for table in _OF_SPANS:
+                    if table in tables:
+                        tables[table] = _without_those_of(tables[table], spans, left_out)
+                spans, hashes = spans.filter(pa.array(~left_out)), hashes[~left_out]
+                tables["spans"] = spans
+        self._remember(spans, hashes)
+
+    def _suspects(self, hashes: Hashes) -> Mask:
+        """Of each span whether it may be stored already, or twice among these."""
+        if self._ask_always:
+            return np.ones(len(hashes), dtype=np.bool_)
+        suspects = self._recent.maybe_known(hashes)
+        ordered = np.sort(hashes)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        return suspects | np.isin(hashes, twice) if len(twice) else suspects
+
+    def _known_rows(self, spans: pa.Table, suspects: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[int]:
+        """Which of these rows are stored already, or repeat an earlier one of them."""
+        asked = spans.select(IDENTITY).take(pa.array(suspects)).append_column("row_number", pa.array(suspects))
+        self._cursor.register(ARRIVED, asked)
+        since = 0 if self._ask_always else (self._recent.since or 0)
+        stored = {row for (row,) in self._cursor.execute(_STORED, [since]).fetchall()}
+        self._cursor.unregister(ARRIVED)
+        seen: set[tuple[object, ...]] = set()
+        known = []
+        for row, *identity in zip(
+            suspects.tolist(), *(_hashable(asked.column(name)) for name in IDENTITY), strict=True
+        ):
+            if row in stored or tuple(identity) in seen:
+                known.append(row)
+            seen.add(tuple(identity))
+        return known
+
+
+def _hashable(column: pa.ChunkedArray) -> list[object]:
+    """UUIDs as their 16 bytes: making objects of them takes longer than all the rest."""
+    if isinstance(column.type, pa.ExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    plain: list[object] = column.to_pylist()
+    return plain
+
+
+def _without_those_of(rows: pa.Table, spans: pa.Table, left_out: Mask) -> pa.Table:
+    """The events or links without those of spans that are left out; where a span is both left out and kept, each row once."""
+    gone = set(_ids(spans.filter(pa.array(left_out))))
+    kept = set(_ids(spans.filter(pa.array(~left_out))))
+    seen: set[str] = set()
+    keep = []
+    for number, owner in enumerate(_ids(rows)):
+        if owner not in gone:
+            keep.append(number)
+        elif owner in kept and (content := repr(rows.slice(number, 1).to_pylist())) not in seen:
+            seen.add(content)
+            keep.append(number)
+    return rows.take(pa.array(keep, pa.int64()))
+
+
+def _ids(rows: pa.Table) -> Iterable[tuple[object, ...]]:
+    return zip(_hashable(rows.column("trace_id")), _hashable(rows.column("span_id")), strict=True)
+
+
+# --- rows that repeat -----------------------------------------------------------------------------------------------------
+
+
+def _known_ids(cursor: duckdb.DuckDBPyConnection, table: str, key: str) -> set[int]:
+    return {row[0] for row in cursor.execute(f"SELECT {key} FROM {table}").fetchall()}
+
+
+def _only_new(rows: pa.Table, key: str, known: Iterable[int], fresh: set[int]) -> pa.Table:
+    """The first row of each id that is not known yet; adds those ids to `fresh`."""
+    keep = []
+    for i, identifier in enumerate(rows.column(key).to_pylist()):
+        if identifier not in known and identifier not in fresh:
+            fresh.add(identifier)
+            keep.append(i)
+    return rows.take(pa.array(keep, pa.int64()))
+
+
+def _last_of_each(rows: pa.Table, key: str) -> pa.Table:
+    """The last row of each key: the newest, since requests are in the order of their arrival."""
+    positions = {value: i for i, value in enumerate(rows.column(key).to_pylist())}
+    return rows.take(pa.array(sorted(positions.values()), pa.int64()))
