@@ -30,7 +30,7 @@ formats, found by content (--format says it where that fails):
   parquet     the directory that `provenance export --format parquet` wrote, or its files
 Files may be compressed with gzip or zstd, stdin (-) too. Jaeger's logs become events, its references parents and links.
 
-Importing a file twice does not double its spans: a span that is there (trace id, span id) stays as it is.
+Importing a file twice does not double its spans: a span that is there (ids, kind, times, resource) stays as it is.
 Lines, spans and messages that cannot be read are skipped, counted, told here, and kept in the table ingest_errors.
 
 examples:
@@ -93,7 +93,7 @@ def _sink(into: str) -> Iterator["Sink"]:
     from collector.store.reader import Reader
     from collector.store.writer import Writer
 
-    with Store.open(Path(into).expanduser()) as store, Writer(store) as writer:
+    with Store.open(Path(into).expanduser()) as store, Writer(store, ask_always=True) as writer:
         yield StoreSink(writer, Reader(store))
 
 

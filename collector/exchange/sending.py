@@ -44,7 +44,8 @@ class CollectorSink:
 
     def requests(self, payload: bytes) -> Iterable[Taken]:
         """Send one; raises SourceUnreachableError, DecodeError where it is refused as malformed."""
-        count = decode_traces(payload, received_unix_nano=0).span_count
+        decoded = decode_traces(payload, received_unix_nano=0)
+        count = decoded.span_count + sum(decoded.rejected.values())
         response = self._post(payload)
         try:
             answer = ExportTraceServiceResponse.FromString(response.content)

@@ -40,6 +40,7 @@ class StoreSink:
         self._reader = reader
         self._clock = clock
         self._waiting: deque[tuple[Future[Any], Taken]] = deque()
+        self._stored = self._count("spans")
 
     def requests(self, payload: bytes) -> Iterator[Taken]:
         """Decode and queue; raises DecodeError, StoreError."""
@@ -69,6 +70,9 @@ class StoreSink:
     def finish(self, outcome: Outcome) -> Iterator[Taken]:
         """Wait for every commit, then record what could not be read."""
         yield from self._settle(0)
+        stored, self._stored = self._stored, self._count("spans")
+        if left_out := outcome.spans - (self._stored - stored):
+            yield Taken(-left_out, already_there=left_out)  # the writer says of no request which of its spans it knew
         if reasons := outcome.reasons():
             now = self._clock()
             rows = [

@@ -42,6 +42,7 @@ def spans_in(text: str) -> list[dict[str, object]]:
     ]
 
 
+@pytest.mark.slow
 def test_stdout_is_the_default_and_has_data_alone(db: Path) -> None:
     script = "import sys; from collector.commands.export import main; sys.exit(main(sys.argv[1:]))"
     argv = [sys.executable, "-c", script, str(db), "--format", "otlp-json"]

@@ -87,6 +87,7 @@ def _has_span(path: Path, name: str) -> bool:
     return bool(rows(path, f"SELECT 1 FROM {name} SEMI JOIN spans USING (trace_id, span_id)"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format_", "out"), FORMATS)
 @pytest.mark.parametrize("received", ["at once", "one after another"])
 def test_small_pages_have_every_span_once(

@@ -151,6 +151,17 @@ def test_a_message_that_is_cut_inside_does_not_swallow_the_next(tmp_path: Path) 
     assert "first at message 2" in error["reason"]
 
 
+def test_a_second_import_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import_bytes(tmp_path, LINES + LINES.splitlines(keepends=True)[0])
+    assert "30 spans from 1 source (otlp-json)" in capsys.readouterr().err
+    code, db = import_bytes(tmp_path, FRAMED)
+
+    assert (code, count(db)) == (0, 30)
+    told = capsys.readouterr().err
+    assert "0 spans from 1 source (otlp-proto)" in told
+    assert "30 were there already" in told
+
+
 def test_stdin_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(gzip.compress(LINES))))
     assert run_import("-", "--into", tmp_path / "db.duckdb") == 0
