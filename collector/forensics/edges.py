@@ -20,6 +20,7 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.forensics.columns import address_of, host_of, is_error, port_of
+from collector.forensics.statements import windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
 
 BUCKETS: Final = 24
@@ -187,8 +188,10 @@ def _compiled(window: Window, buckets: int) -> tuple[str, str]:
 
 def edges_sql(window: Window, buckets: int = BUCKETS) -> dict[str, str]:
     """The two statements behind `edges`: totals, and counts with medians per bucket."""
-    totals, series = _compiled(window, buckets)
-    return {"edges": totals, "series": series}
+    return {
+        "edges": windowed(window, lambda blank: _compiled(blank, buckets)[0]),
+        "series": windowed(window, lambda blank: _compiled(blank, buckets)[1]),
+    }
 
 
 def edges(query: Query, window: Window, buckets: int = BUCKETS) -> pl.DataFrame:

@@ -136,10 +136,10 @@ def known_to(query: Query, wanted: TraceFilter) -> ShortCuts:
     return short_cuts(query, with_keys="=" in (wanted.text or ""))
 
 
-def search_sql(wanted: TraceFilter, known: ShortCuts = NONE) -> str:
-    """One statement with the answer of `search`."""
+def search_sql(wanted: TraceFilter, known: ShortCuts = NONE, *, few: bool = False) -> str:
+    """One statement with the answer of `search`; `few` is better where the window is short, and changes no answer."""
     meaning = _meaning(wanted.text, known)
-    sql = compiled_once(_search, _shape(wanted), meaning, known.has_arrivals)
+    sql = compiled_once(_search, _shape(wanted), meaning, known.has_arrivals, few)
     key, _, value = _words(wanted.text).partition("=")
     trace_id = UUID(_words(wanted.text)) if meaning.kind == "trace_id" else None
     span_id = int(_words(wanted.text), 16) if meaning.kind == "span_id" else None
@@ -180,7 +180,7 @@ def _newest(query: Query, wanted: TraceFilter, known: ShortCuts) -> pl.DataFrame
         if since <= begin:
             return None
         part = replace(wanted, window=Window(since, wanted.window.until_unix_nano))
-        found = query(search_sql(part, known)).filter(pl.col("start_time_unix_nano") >= since)
+        found = query(search_sql(part, known, few=True)).filter(pl.col("start_time_unix_nano") >= since)
         if found.height >= wanted.limit:
             return found
         low, high = _WIDER
@@ -247,39 +247,87 @@ def _shape(wanted: TraceFilter) -> TraceFilter:
     )
 
 
-def _search(wanted: TraceFilter, meaning: _Meaning, has_arrivals: bool) -> ir.Table:  # noqa: FBT001 part of the shape
+def _search(wanted: TraceFilter, meaning: _Meaning, has_arrivals: bool, few: bool) -> ir.Table:  # noqa: FBT001 part of the shape
     every = arrived(spans(), number("span_id")) if has_arrivals and meaning.kind == "trace_id" else spans()
     table = wanted.window.of(every)
     conditions = [*_conditions(table, wanted), *_matches(table, meaning)]
-    hits = table.filter(conditions) if conditions else table
     scope = wanted.window.of(every, margin_ns=TRACE_MARGIN_NS)
-    members = scope.semi_join(hits.select("trace_id").distinct(), "trace_id")
-    rank = members.parent_span_id.isnull().ifelse(members.start_time_unix_nano, members.start_time_unix_nano + _LATER)
+    members = scope
+    # Where little of the scope is asked for, finding that first is less work than taking it all together.
+    if conditions or few:
+        hits = table.filter(conditions) if conditions else table
+        members = scope.semi_join(hits.select("trace_id").distinct(), "trace_id")
+    if few:
+        grouped = members.group_by("trace_id").aggregate(**_choosing(members, wanted), **_naming(members))
+        return _listed(grouped, wanted).select(*SEARCH_SCHEMA)
+    # Names and counts take longer than choosing: in a second pass, for those alone that are listed.
+    grouped = members.group_by("trace_id").aggregate(**_choosing(members, wanted))
+    listed = _listed(grouped, wanted).select("trace_id", "start_time_unix_nano", "duration_ns")
+    named = scope.semi_join(listed, "trace_id")
+    found = listed.join(named.group_by("trace_id").aggregate(**_naming(named)), "trace_id")
+    return found.order_by([ibis.desc(_by(wanted)), "trace_id"])
+
+
+def _by(wanted: TraceFilter) -> str:
+    return "start_time_unix_nano" if wanted.order == "newest" else "duration_ns"
+
+
+@ibis.udf.agg.builtin(name="arg_min", signature=(("int64", "int64"), "int64"))  # type: ignore[untyped-decorator]
+def _at_least(value: int, rank: int) -> int:
+    """The value where the rank is least. Ibis sorts each group for its own `argmin`."""
+    raise NotImplementedError  # Ibis replaces the call by the engine's function
+
+
+def _choosing(members: ir.Table, wanted: TraceFilter) -> dict[str, ir.Value]:
+    """What traces are chosen and ordered by, of each."""
+    start, end = members.start_time_unix_nano, members.end_time_unix_nano
+    inside = start.notnull()
+    if wanted.window.since_unix_nano is not None:
+        inside &= start >= wanted.window.since_unix_nano
+    if wanted.window.until_unix_nano is not None:
+        inside &= start < wanted.window.until_unix_nano
+    rank = _root_first(members)
+    return {
+        "start_time_unix_nano": start.min(),
+        "hull_ns": end.max() - start.min(),
+        "root_ns": _at_least(members.duration_ns, rank),
+        "rank": rank.min(),
+        "failed": is_error(members).any(),
+        "inside": inside.any(),
+    }
+
+
+def _naming(members: ir.Table) -> dict[str, ir.Value]:
+    """What a listed trace is called, and its counts."""
+    rank = _root_first(members)
     # Behind an ingress proxy the root is the proxy's span, and `ingress` tells nobody what was asked: the application's
     # root names the trace, else its first span, else the proxy's.
     named = (members.witness == "proxy").ifelse(members.start_time_unix_nano + 2 * _LATER, rank)
-    start, end = members.start_time_unix_nano, members.end_time_unix_nano
-    found = members.group_by("trace_id").aggregate(
-        start_time_unix_nano=start.min(),
-        hull_ns=end.max() - start.min(),
-        root_ns=members.duration_ns.argmin(rank),
-        rank=rank.min(),
-        root_service=members.service_name.argmin(named),
-        root_operation=members.name.argmin(named),
-        service_count=members.service_name.nunique(),
-        span_count=members.span_id.nunique(),
-        error_count=members.span_id.nunique(where=is_error(members)),
-    )
-    has_root = found["rank"] < _LATER
-    found = found.mutate(duration_ns=has_root.ifelse(found.root_ns, found.hull_ns)).drop("rank", "root_ns", "hull_ns")
+    return {
+        "root_service": members.service_name.argmin(named),
+        "root_operation": members.name.argmin(named),
+        "service_count": members.service_name.nunique(),
+        "span_count": members.span_id.nunique(),
+        "error_count": members.span_id.nunique(where=is_error(members)),
+    }
+
+
+def _listed(grouped: ir.Table, wanted: TraceFilter) -> ir.Table:
+    """The traces that the answer has, in its order."""
+    duration = (grouped["rank"] < _LATER).ifelse(grouped.root_ns, grouped.hull_ns)
+    found = grouped.filter(grouped.inside).mutate(duration_ns=duration)
     if wanted.errors_only:
-        found = found.filter(found.error_count > 0)
+        found = found.filter(found.failed)
     if wanted.min_duration_ns is not None:
         found = found.filter(found.duration_ns >= wanted.min_duration_ns)
     if wanted.max_duration_ns is not None:
         found = found.filter(found.duration_ns <= wanted.max_duration_ns)
-    by = "start_time_unix_nano" if wanted.order == "newest" else "duration_ns"
-    return found.order_by([ibis.desc(by), "trace_id"]).limit(max(wanted.limit, 0))
+    return found.order_by([ibis.desc(_by(wanted)), "trace_id"]).limit(max(wanted.limit, 0))
+
+
+def _root_first(members: ir.Table) -> ir.IntegerValue:
+    start = members.start_time_unix_nano
+    return members.parent_span_id.isnull().ifelse(start, start + _LATER)
 
 
 def _conditions(table: ir.Table, wanted: TraceFilter) -> list[ir.BooleanValue]:
