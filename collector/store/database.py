@@ -20,11 +20,20 @@ from typing import Final, Self
 import duckdb
 
 from collector import schema
-from collector.errors import StoreError, StoreInUseError
+from collector.errors import StoreBusyError, StoreError, StoreInUseError
 from collector.store import failures
 from collector.store.failures import message
 
-__all__ = ["CREATE_META", "ROW_GROUP_ROWS", "Store", "message", "release"]
+__all__ = [
+    "CATALOG",
+    "COMPACT_SUFFIXES",
+    "CREATE_META",
+    "NEW_FILE_OPTIONS",
+    "ROW_GROUP_ROWS",
+    "Store",
+    "message",
+    "release",
+]
 
 CREATE_META: Final = "CREATE TABLE IF NOT EXISTS meta (key VARCHAR NOT NULL, value VARCHAR NOT NULL)"
 
@@ -35,8 +44,15 @@ ROW_GROUP_ROWS: Final = 20_480
 """Rows in a row group: what the writer fills in one piece, and the grain at which zone maps prune. DuckDB forgets it when
 the file is closed, so that it is said at every opening; `duckdb.connect(file)` has no way to say it, ATTACH has."""
 
-_CATALOG: Final = "evidence"
+CATALOG: Final = "evidence"
 """The name under which the file is attached to an instance that has no other."""
+
+_FILE_OPTIONS: Final = f"TYPE duckdb, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+NEW_FILE_OPTIONS: Final = f"{_FILE_OPTIONS}, STORAGE_VERSION '{_STORAGE_VERSION}'"
+"""What ATTACH is told of a file that it is to make."""
+
+COMPACT_SUFFIXES: Final = (".compact", ".compact.wal", ".compact.wal.checkpoint", ".compact.wal.recovery")
+"""What a compaction writes beside the file: see compaction.py."""
 
 _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     "autoinstall_known_extensions": "false",
@@ -113,7 +129,7 @@ class Store:
             if self._unusable is not None:
                 raise StoreError(self._unusable)
             try:
-                cursor = self._connection.cursor().execute(f"USE {_CATALOG}")
+                cursor = self._connection.cursor().execute(f"USE {CATALOG}")
             except duckdb.Error as e:
                 raise StoreError(f"{self.path}: the database cannot be used: {message(e)}") from e
             self._cursors.add(cursor)
@@ -171,7 +187,7 @@ class Store:
         # A cursor that is being made or closed elsewhere keeps its instance open; a catalog that is detached, it does not.
         with suppress(duckdb.Error):  # the whole instance may be invalid: then nothing runs on it any more
             self._connection.execute("ATTACH IF NOT EXISTS ':memory:' AS released").execute("USE released")
-            self._connection.execute(f"DETACH DATABASE IF EXISTS {_CATALOG}")
+            self._connection.execute(f"DETACH DATABASE IF EXISTS {CATALOG}")
         self._close_connection()
         if replacement is not None:
             # The last to close the file also clears its WAL away: it must be closed before another takes its name.
@@ -221,14 +237,25 @@ class Store:
 
 def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     """A hardened instance whose only database is this file, with its tables; raises StoreError."""
-    connection = _attach(path, read_only=read_only)
+    is_new = not path.exists()
     try:
-        if read_only:
-            _check_version(connection, path)
-        else:
-            _create(connection, path)
-    except BaseException:
-        connection.close()
+        connection = _attach(path, read_only=read_only)
+        try:
+            if read_only:
+                _check_version(connection, path)
+            else:
+                _create(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except StoreBusyError:
+        raise
+    except StoreError:
+        if (
+            is_new and path.exists()
+        ):  # half a file, of a disk that is full, would be taken for a damaged one the next time
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
         raise
     return connection
 
@@ -238,11 +265,11 @@ def _attach(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=_CONFIG | limits)
     try:
         quoted = str(path).replace("'", "''")
-        connection.execute(f"ATTACH '{quoted}' AS {_CATALOG} ({_options(path, read_only=read_only)})")
-        connection.execute(f"USE {_CATALOG}")
+        connection.execute(f"ATTACH '{quoted}' AS {CATALOG} ({_options(path, read_only=read_only)})")
+        connection.execute(f"USE {CATALOG}")
         # What nobody can reach, nobody fills: without it the evidence is the only catalog that tables may be made in.
         connection.execute("DETACH memory")
-        for statement in _HARDENING:
+        for statement in (f"SET allowed_paths = [{_quoted(path)}]", *_HARDENING):
             connection.execute(statement)
     except duckdb.Error as e:
         connection.close()
@@ -268,13 +295,20 @@ def _replace(replacement: Path, path: Path) -> None:
         raise StoreError(f"{path} could not be replaced by {replacement.name}: {e.strerror}") from e
 
 
+def _quoted(path: Path) -> str:
+    """The only other files that the instance may touch, as SQL."""
+    paths = [f"{path}{suffix}".replace("'", "''") for suffix in COMPACT_SUFFIXES]
+    return ", ".join(f"'{name}'" for name in paths)
+
+
 def _options(path: Path, *, read_only: bool) -> str:
     """What ATTACH is told of the file."""
+    # The type, lest DuckDB takes another program's file for what an extension could read.
     if read_only:
-        return "READ_ONLY"
+        return "TYPE duckdb, READ_ONLY"
     is_new = not path.exists() or path.stat().st_size == 0
     # An existing file keeps its version, and one that has a newer format than this is refused if it is named.
-    return f"ROW_GROUP_SIZE {ROW_GROUP_ROWS}" + (f", STORAGE_VERSION '{_STORAGE_VERSION}'" if is_new else "")
+    return NEW_FILE_OPTIONS if is_new else _FILE_OPTIONS
 
 
 def release() -> str:
@@ -315,6 +349,8 @@ def _create(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
         for table in (*schema.TABLES, *schema.DERIVED_TABLES):
             connection.execute(schema.ddl(table))
+        for macro in schema.MACROS.values():
+            connection.execute(macro)
         connection.commit()
     except duckdb.Error as e:
         raise StoreError(f"{path}: the tables could not be created: {message(e)}") from e

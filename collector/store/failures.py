@@ -6,6 +6,7 @@ Seen on small filesystems with DuckDB 2.0 and 1.5:
 |-------------------------------------|---------------------|-------------------------|
 | writing the WAL at COMMIT           | not stored          | goes on when there is room |
 | the checkpoint right after a COMMIT | stored and durable  | invalidated: reopen     |
+| the checkpoint instead of the WAL   | not stored          | invalidated: reopen     |
 | a CHECKPOINT of its own             | stored since long   | invalidated: reopen     |
 | an internal error                   | not known           | invalidated: reopen     |
 
@@ -32,6 +33,7 @@ _INVALIDATED: Final = (
     "has been invalidated",
     # The file itself was closed below: after a reopen that failed, or by a DETACH.
     'catalog "evidence" does not exist',
+    "connection already closed",
 )
 _DURABLE: Final = "commit succeeded and is durable"
 
@@ -60,7 +62,9 @@ def is_committed(error: BaseException) -> bool:
 
 def needs_reopen(error: BaseException) -> bool:
     """Whether the open database is of no use any more, though the file may be."""
-    return isinstance(error, duckdb.FatalException | duckdb.InternalException) or _says(error, _INVALIDATED)
+    return isinstance(error, duckdb.FatalException | duckdb.InternalException) or _says(
+        error, (*_INVALIDATED, _DURABLE)
+    )
 
 
 def _says(error: BaseException, phrases: tuple[str, ...]) -> bool:

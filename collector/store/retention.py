@@ -32,6 +32,9 @@ SINCE_KEY: Final = "evidence_since_unix_nano"
 REMOVED_KEY: Final = "retention_removed_"
 """In `meta`, with a table's name: how many of its rows were deleted."""
 
+CHECKPOINT_KEY: Final = "retention_checkpoint_unix_nano"
+"""In `meta`: when retention last asked for blocks to be freed."""
+
 HIGH_RATIO: Final = 0.9
 LOW_RATIO: Final = 0.85
 """Above the first, evidence is deleted down to the second: the rest of the limit is for blocks that wait for their reuse."""
@@ -44,6 +47,8 @@ AGE_STEP_RATIO: Final = 1 / 100
 
 MAX_STEP_ROWS: Final = 100_000
 """Spans that one step deletes: with an event each, 100 to 200 ms."""
+
+_SMALL_WAL_BYTES: Final = 2 * 1024 * 1024
 
 _PROBE_ROWS: Final = 250_000
 """Events or links that are looked at together; they are in the order of their spans."""
@@ -110,14 +115,16 @@ def rows_to_remove(policy: Policy, sizes: Sizes, rows: Rows) -> int:
     if policy.max_size_bytes is None or sizes.live_bytes <= policy.max_size_bytes * HIGH_RATIO or not rows.live:
         return 0
     excess = sizes.live_bytes - policy.max_size_bytes * LOW_RATIO
-    # A row group goes as a whole: what is dead in the first one is no gain yet.
-    goal = max((rows.live + rows.dead) * excess / sizes.live_bytes, ROW_GROUP_ROWS)
+    # Row groups go as a whole: what is dead in one that is not all dead is no gain yet.
+    goal = max((rows.live + rows.dead) * excess / sizes.live_bytes, 2 * ROW_GROUP_ROWS)
     return min(rows.live, int(goal))
 
 
 def wants_checkpoint(policy: Policy, sizes: Sizes) -> bool:
     """Whether the WAL takes too large a share of the limit."""
-    return policy.max_size_bytes is not None and sizes.wal_bytes > policy.max_size_bytes * WAL_RATIO
+    if policy.max_size_bytes is None:
+        return False
+    return sizes.wal_bytes > max(policy.max_size_bytes * WAL_RATIO, _SMALL_WAL_BYTES)
 
 
 class Retention:
@@ -143,14 +150,17 @@ class Retention:
         return replace(done, since_unix_nano=evidence_since(cursor), seconds=time.perf_counter() - began)
 
     def _by_size(self, cursor: duckdb.DuckDBPyConnection, sizes: Sizes, rows: Rows, now: int) -> RetentionReport | None:
+        # First, because a row in the log is three times as large as in the file: deleting on that account is deleting too much.
+        if wants_checkpoint(self._policy, sizes):
+            return self._checkpoint(cursor, sizes, rows, now)
         goal = rows_to_remove(self._policy, sizes, rows)
-        if goal > rows.dead:
-            count = min(goal - rows.dead, MAX_STEP_ROWS)
+        missing = goal - rows.dead
+        # What is dead is most of it: see what a checkpoint gains before more is deleted for the sake of a few rows.
+        if missing > (ROW_GROUP_ROWS if rows.dead else 0):
+            count = max(min(missing, MAX_STEP_ROWS), min(ROW_GROUP_ROWS, rows.live))
             cut = _received_at(cursor, rows.table, count)
             return None if cut is None else self._cut(cursor, sizes, cut, count, rows.table)
-        if goal or wants_checkpoint(self._policy, sizes):
-            return self._checkpoint(cursor, sizes, rows, now)
-        return None
+        return self._reclaim(cursor, sizes, rows, now) if goal else None
 
     def _by_age(self, cursor: duckdb.DuckDBPyConnection, sizes: Sizes, now: int) -> RetentionReport | None:
         keep = self._policy.keep_ns
@@ -173,20 +183,23 @@ class Retention:
         if self._unswept_rows * 4 > rows.live:
             self._unswept_rows = 0
             return RetentionReport(sizes, forgotten=_sweep(cursor), more=True)
-        return self._checkpoint(cursor, sizes, rows, now) if rows.dead > ROW_GROUP_ROWS else None
+        return self._reclaim(cursor, sizes, rows, now) if rows.dead > ROW_GROUP_ROWS else None
 
-    def _checkpoint(
-        self, cursor: duckdb.DuckDBPyConnection, sizes: Sizes, rows: Rows, now: int
-    ) -> RetentionReport | None:
-        if now < self._next_checkpoint_unix_nano:
-            return None
+    def _reclaim(self, cursor: duckdb.DuckDBPyConnection, sizes: Sizes, rows: Rows, now: int) -> RetentionReport | None:
+        """Checkpoint for the sake of what is dead, and not again for a while where a reader keeps it."""
+        return self._checkpoint(cursor, sizes, rows, now) if now >= self._next_checkpoint_unix_nano else None
+
+    def _checkpoint(self, cursor: duckdb.DuckDBPyConnection, sizes: Sizes, rows: Rows, now: int) -> RetentionReport:
         # With an empty WAL a checkpoint does nothing at all, though a reader may have gone that kept it from freeing blocks.
-        cursor.execute("UPDATE meta SET value = value WHERE key = 'schema_version'")
+        # With an UPDATE in the WAL it frees none either: DuckDB 2.0 and 1.5 want rows that came or went.
+        cursor.execute("DELETE FROM meta WHERE key = ?", [CHECKPOINT_KEY])
+        cursor.execute("INSERT INTO meta VALUES (?, ?)", [CHECKPOINT_KEY, str(now)])
         cursor.execute("CHECKPOINT")
         freed = rows.dead - _rows(cursor, rows.table).dead
-        if freed <= 0:
+        if freed <= 0 < rows.dead:
             self._next_checkpoint_unix_nano = now + _CHECKPOINT_AGAIN_NS
-        return RetentionReport(sizes, checkpointed=True, more=freed > 0)
+        still = rows_to_remove(self._policy, measure(cursor, self._path), rows)
+        return RetentionReport(sizes, checkpointed=True, more=freed > 0 or still > 0)
 
 
 def evidence_since(cursor: duckdb.DuckDBPyConnection) -> int | None:
