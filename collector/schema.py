@@ -269,6 +269,20 @@ DERIVED_TABLES: Final[dict[str, tuple[Column, ...]]] = {
 received in one of its ranges. Half an id suffices, since who shares it only widens the range.
 `attribute_keys` has the keys that live in the maps; hot attributes are columns, and known without it."""
 
+MACROS: Final = {
+    "spans_of_trace": """\
+CREATE MACRO IF NOT EXISTS spans_of_trace(id) AS TABLE
+SELECT spans.* FROM spans JOIN (
+  SELECT coalesce(min(first_received_unix_nano), -9223372036854775808) AS arrived_from,
+    coalesce(max(last_received_unix_nano), 9223372036854775807) AS arrived_until
+  FROM trace_arrivals
+  WHERE trace_id_low = ('0x' || right(replace((id::UUID)::VARCHAR, '-', ''), 16))::UBIGINT
+) ON received_unix_nano >= arrived_from AND received_unix_nano <= arrived_until
+WHERE trace_id = id::UUID""",
+}
+"""What people who write SQL are given: `FROM spans_of_trace('4bf92f3577b34da6a3ce929d0e0e4736')` has the columns of `spans`
+and the rows of this trace, out of millions in the time of a few thousand."""
+
 CONTENT_KEYS: Final = {"resources": "resource_id", "scopes": "scope_id", "attribute_keys": "attribute_key_id"}
 """Tables whose rows repeat with every request and are stored once, by their content hash."""
 

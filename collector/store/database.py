@@ -351,6 +351,8 @@ def _create(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             connection.execute(schema.ddl(table))
         for macro in schema.MACROS.values():
             connection.execute(macro)
+        for macro in schema.MACROS.values():
+            connection.execute(macro)
         connection.commit()
     except duckdb.Error as e:
         raise StoreError(f"{path}: the tables could not be created: {message(e)}") from e

@@ -53,6 +53,13 @@ def _derive_short_cuts(connection: duckdb.DuckDBPyConnection) -> None:
         "CREATE TABLE attribute_keys (attribute_key_id UBIGINT NOT NULL, key VARCHAR NOT NULL, "
         "stored_in VARCHAR NOT NULL, first_received_unix_nano BIGINT NOT NULL)"
     )
+    connection.execute(
+        "CREATE MACRO spans_of_trace(id) AS TABLE SELECT spans.* FROM spans JOIN ("
+        "SELECT coalesce(min(first_received_unix_nano), -9223372036854775808) AS arrived_from, "
+        "coalesce(max(last_received_unix_nano), 9223372036854775807) AS arrived_until FROM trace_arrivals "
+        "WHERE trace_id_low = ('0x' || right(replace((id::UUID)::VARCHAR, '-', ''), 16))::UBIGINT"
+        ") ON received_unix_nano >= arrived_from AND received_unix_nano <= arrived_until WHERE trace_id = id::UUID"
+    )
     # One row for a trace and a minute: an id that comes back after hours must not make the whole file its range.
     connection.execute(
         "INSERT INTO trace_arrivals "
