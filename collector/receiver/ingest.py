@@ -274,7 +274,7 @@ class _Journaled:
         self._writer = writer
         # One group is written while the next is decoded; a third would only take memory.
         self._decoded: queue.Queue[_Decoded | None] = queue.Queue(maxsize=1)
-        self._end = Position(0, 0)
+        self._end = journal.end  # a group of nothing but refusals must not set the position back
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 

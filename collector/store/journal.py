@@ -85,6 +85,8 @@ class Journal:
         self._folder = folder
         self._header = f"mesh-provenance journal 1 {identity}\n".encode()
         self._after = after
+        self._end = after
+        self._replayed: int | None = None
         # Never an old segment again: what its last record is worth is known only once it was replayed.
         self._number = max([after.segment, *self._segments()])
         self._file: int | None = None
@@ -107,7 +109,13 @@ class Journal:
             raise StoreError(
                 f"{self._folder}: requests cannot be kept: {error.strerror or error}; free some space, or mend the disk"
             ) from error
-        return Position(self._number, self._offset)
+        self._end = Position(self._number, self._offset)
+        return self._end
+
+    @property
+    def end(self) -> Position:
+        """The place behind the last request that was read or written."""
+        return self._end
 
     def _open_segment(self) -> int:
         if self._file is not None and self._offset < SEGMENT_BYTES:
@@ -163,19 +171,30 @@ class Journal:
         """Close the segment, and leave no file behind of which nothing is needed."""
         self._close_segment()
         segments = self._segments()
-        if all(Position(number, self._path(number).stat().st_size) <= self._after for number in segments):
+        if not any(self._is_needed(number) for number in segments):
             for number in segments:
                 self._path(number).unlink(missing_ok=True)
             with suppress(FileNotFoundError):
                 self._folder.rmdir()
 
+    def _is_needed(self, number: int) -> bool:
+        """Whether a segment may hold a request that is not in the tables: what is no whole record at its end is none."""
+        if self._replayed is not None and number <= self._replayed:
+            return self._end > self._after
+        size = self._path(number).stat().st_size
+        return size > len(self._header) and Position(number, size) > self._after
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def replay(self) -> Iterator[Entry]:
         """The requests that are not in the tables yet, in order. Raises StoreError for another file's journal."""
-        for number in self._segments():
+        segments = self._segments()
+        for number in segments:
             if number >= self._after.segment:
-                yield from self._read(number, self._after.offset if number == self._after.segment else 0)
+                for entry in self._read(number, self._after.offset if number == self._after.segment else 0):
+                    self._end = entry.end
+                    yield entry
+        self._replayed = max(segments, default=None)
 
     def _read(self, number: int, start: int) -> Iterator[Entry]:
         path = self._path(number)
