@@ -130,7 +130,7 @@ def test_a_file_of_a_newer_release_is_refused_and_left_alone(old: Path, opener: 
     connection.close()
     content = old.read_bytes()
 
-    with pytest.raises(StoreError, match="schema version 999, this mesh-provenance reads .* install that one"):
+    with pytest.raises(StoreError, match=r"schema version 999, this mesh-provenance reads .* install that one"):
         opener(old)  # type: ignore[operator]
     assert old.read_bytes() == content
 
