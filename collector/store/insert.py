@@ -73,10 +73,7 @@ class Inserter:
         }
         if "spans" in tables:
             self._leave_out_known_spans(tables)
-            for batch in tables["spans"].to_batches():
-                tables |= {
-                    table: pa.Table.from_batches([rows]) for table, rows in derived_rows({"spans": batch}).items()
-                }
+            tables |= _derived(tables["spans"])
         inserted: Counter[str] = Counter()
         for table, rows in tables.items():
             new = self._new(table, rows)
@@ -165,6 +162,16 @@ class Inserter:
                 known.append(row)
             seen.add(tuple(identity))
         return known
+
+
+def _derived(spans: pa.Table) -> dict[str, pa.Table]:
+    """What all the batches add to the derived tables."""
+    parts = [derived_rows({"spans": batch}) for batch in spans.to_batches()]
+    return {
+        table: pa.Table.from_batches([part[table] for part in parts if table in part], schema.arrow_schema(table))
+        for table in schema.DERIVED_TABLES
+        if any(table in part for part in parts)
+    }
 
 
 def _hashable(column: pa.ChunkedArray) -> list[object]:
