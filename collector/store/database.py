@@ -22,6 +22,7 @@ import duckdb
 from collector import schema
 from collector.errors import StoreBusyError, StoreError, StoreInUseError
 from collector.store import failures
+from collector.store.birth import make_whole
 from collector.store.failures import message
 
 __all__ = [
@@ -117,6 +118,8 @@ class Store:
     def _open(cls, path: Path, *, read_only: bool) -> Self:
         path = path.absolute()
         _check_path(path, read_only=read_only)
+        if not read_only:
+            make_whole(path, lambda unfinished: _connect(unfinished, read_only=False).close())
         connection = _connect(path, read_only=read_only)
         return cls(path, read_only, connection, _identity(path))
 
