@@ -64,7 +64,7 @@ class Guarded:
 
 
 @contextmanager
-def running(directory: Path, **settings: object) -> Iterator[Guarded]:
+def running(directory: Path, *, query_seconds: float = 10.0, **settings: object) -> Iterator[Guarded]:
     """For as long as the block runs; `settings` are those of collector/settings.py."""
     told = Settings(db=directory / "evidence.duckdb", grpc_port=0, http_port=0, **settings)  # type: ignore[arg-type]
     trust = _trust(told)
@@ -77,7 +77,10 @@ def running(directory: Path, **settings: object) -> Iterator[Guarded]:
         health = Health(
             store.path, query, writer.status, MAX_QUEUED_BYTES, counters, watched=watched, phase=Phase.SERVING
         )
-        routes = [*api_routes(Reader(store, Limits(1000, 1_000_000, 10.0)), database=str(store.path)), *health.routes()]
+        routes = [
+            *api_routes(Reader(store, Limits(1000, 1_000_000, query_seconds)), database=str(store.path)),
+            *health.routes(),
+        ]
         app = HttpDoor(create_app(ingest=Ingest(writer), extra_routes=routes), trust.credentials, counters)
         http_port = stack.enter_context(_serve_http(app, told, trust.tls))
         server, grpc_port = create_server(

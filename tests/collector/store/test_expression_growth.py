@@ -21,7 +21,7 @@ def nested(function: str, depth: int, inner: str = "s") -> str:
     "sql",
     [
         nested("hex", 2),
-        nested("upper", 500),
+        nested("upper", 150),
         "SELECT " + ", ".join("hex('x')" for _ in range(100)),
         "SELECT regexp_replace(regexp_replace('a/b?c', '^/', ''), '[?].*$', ''), replace('a-b', '-', '')",
         "SELECT replace('a.b', '.', ' -> '), regexp_replace('ab', '(a)(b)', '\\2\\1')",
@@ -68,3 +68,41 @@ def test_what_people_write_is_answered(reader: Reader, sql: str) -> None:
 def test_what_would_grow_without_limit_is_refused_before_it_runs(reader: Reader, sql: str) -> None:
     with pytest.raises(QueryError, match=r"times longer|with a literal|times a row"):
         reader.query(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT " + "(" * 20_000,
+        "SELECT " + "(" * 20_000 + "FROM" + ")" * 20_000,
+        "SELECT " + "(')'||" * 20_000,
+        "SELECT " + "(/*)*/" * 20_000,
+        'SELECT (")"' * 20_000,
+        "SELECT é, " + "[{'a': (" * 200,
+        "SELECT )" + "(" * 20_000,
+    ],
+    ids=lambda sql: sql[:20],
+)
+def test_deep_brackets_never_reach_the_parser(reader: Reader, sql: str) -> None:
+    with pytest.raises(QueryError, match="more than 200 deep"):
+        reader.query(sql)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT " + "(" * 150 + "1" + ")" * 150,
+        f"SELECT '{'(' * 1000}'",
+        f"SELECT 1 -- {'(' * 1000}",
+        f"SELECT /* {'(' * 1000} */ $$ {'[' * 1000} $$",
+        "SELECT " + ", ".join("(1)" for _ in range(1000)),
+    ],
+    ids=lambda sql: sql[:20],
+)
+def test_brackets_in_texts_and_side_by_side_are_not_deep(reader: Reader, sql: str) -> None:
+    assert reader.query(sql).num_rows == 1
+
+
+def test_a_query_that_is_no_text_is_refused(reader: Reader) -> None:
+    with pytest.raises(QueryError, match="no text"):
+        reader.query("SELECT '\ud800'")
