@@ -38,7 +38,8 @@ def _link(unfinished: Path, path: Path) -> None:
 
 def _remove(unfinished: Path) -> None:
     for path in (unfinished, unfinished.with_name(f"{unfinished.name}.wal")):
-        path.unlink(missing_ok=True)
+        if path.exists():  # a directory that takes no change says so to DuckDB, whose errors are explained
+            path.unlink()
 
 
 def _sync(directory: Path) -> None:

@@ -15,7 +15,7 @@ from collector.store.reader import Reader
 
 def stored(path: Path) -> int:
     with Store.open_read_only(path) as store:
-        return Reader(store).query("SELECT * FROM spans").num_rows
+        return int(Reader(store).query("SELECT * FROM spans").num_rows)
 
 
 def test_a_new_file_leaves_nothing_else_behind(tmp_path: Path) -> None:
