@@ -34,11 +34,11 @@ LOG: Final = logging.getLogger(__name__)
 MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
 """opentelemetry-proto: "it is RECOMMENDED to limit ... to 64 MiB", after decompression too."""
 
-MAX_WAITING_BYTES: Final = 48 * 1024 * 1024
+MAX_WAITING_BYTES: Final = 32 * 1024 * 1024
 """Of requests that are not acknowledged yet. A single one may be larger."""
 
-GROUP_BYTES: Final = 4 * 1024 * 1024
-"""What is decoded together: some 8,000 spans. More gains little, and every one of them waits for the last."""
+GROUP_BYTES: Final = 2 * 1024 * 1024
+"""What is decoded together: some 4,500 spans. More gains little, and every one of them waits for the last."""
 
 SOURCE: Final = "otlp"
 

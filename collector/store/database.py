@@ -24,6 +24,7 @@ from collector.errors import StoreBusyError, StoreError, StoreInUseError
 from collector.store import failures
 from collector.store.birth import make_whole
 from collector.store.failures import message
+from collector.store.memory import WRITING_BYTES, Allowance
 
 __all__ = [
     "CATALOG",
@@ -62,6 +63,8 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     "max_temp_directory_size": "8GiB",
     # At 16 MB, DuckDB's default, ingest costs two and a half times the CPU: each checkpoint rewrites what is half full.
     "checkpoint_threshold": "64MB",
+    # Raised for questions, lowered behind them (see memory.py): no statement that the reader lets through can change it.
+    "allowed_configs": ["memory_limit"],
 }
 
 _HARDENING: Final = (
@@ -70,6 +73,9 @@ _HARDENING: Final = (
     "SET enable_external_access = false",
     "SET lock_configuration = true",
 )
+
+_HEADERS_BYTES: Final = 3 * 4096
+"""Before the first block of a DuckDB file."""
 
 _COLLECTOR_MEMORY_BYTES: Final = 1024**3
 """At most, and at most a quarter of the machine: a collector runs beside what it watches. Larger questions spill. On a
@@ -92,6 +98,7 @@ class Store:
     Attributes:
         path: The file, absolute.
         read_only: Whether it was opened without the right to write.
+        memory: What DuckDB may hold while it writes, and while it answers.
         generation: How often it was opened again: a cursor serves its own generation only.
     """
 
@@ -99,6 +106,7 @@ class Store:
     read_only: bool
     _connection: duckdb.DuckDBPyConnection
     _identity: tuple[int, int]
+    memory: Allowance
     generation: int = 0
     _unusable: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -121,7 +129,9 @@ class Store:
         if not read_only:
             make_whole(path, lambda unfinished: _connect(unfinished, read_only=False).close())
         connection = _connect(path, read_only=read_only)
-        return cls(path, read_only, connection, _identity(path))
+        limit = _memory_limit(read_only=read_only)
+        memory = Allowance(limit if read_only else WRITING_BYTES, limit)
+        return cls(path, read_only, connection, _identity(path), memory)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own to the same file; raises StoreError once the store is closed.
@@ -244,6 +254,7 @@ def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     try:
         connection = _attach(path, read_only=read_only)
         try:
+            _check_length(connection, path)
             if read_only:
                 _check_version(connection, path)
             else:
@@ -254,9 +265,8 @@ def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     except StoreBusyError:
         raise
     except StoreError:
-        if (
-            is_new and path.exists()
-        ):  # half a file, of a disk that is full, would be taken for a damaged one the next time
+        # Half a file, of a disk that is full, would be taken for a damaged one the next time.
+        if is_new and path.exists():
             path.unlink(missing_ok=True)
             path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
         raise
@@ -330,12 +340,17 @@ def _memory_limit(*, read_only: bool) -> int:
 
 def _check_path(path: Path, *, read_only: bool) -> None:
     """The mistakes that DuckDB reports in its own terms, reported in ours."""
-    if path.is_dir():
-        raise StoreError(f"{path} is a directory; name a file in it, such as {path / 'evidence.duckdb'}")
-    if read_only and not path.exists():
-        raise StoreError(f"{path}: no such file; `provenance collect --db {path}` creates one")
-    if not path.parent.is_dir():
-        raise StoreError(f"{path}: the directory {path.parent} does not exist; create it first")
+    try:
+        if path.is_dir():
+            raise StoreError(f"{path} is a directory; name a file in it, such as {path / 'evidence.duckdb'}")
+        if read_only and not path.exists():
+            raise StoreError(f"{path}: no such file; `provenance collect --db {path}` creates one")
+        if not path.parent.is_dir():
+            raise StoreError(f"{path}: the directory {path.parent} does not exist; create it first")
+    except OSError as e:  # a directory on the way to it that may not be entered, a name that is too long
+        raise StoreError(
+            f"{path} cannot be looked at: {e.strerror}; check the path and the modes of its directories"
+        ) from e
 
 
 def _create(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -354,11 +369,22 @@ def _create(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
             connection.execute(schema.ddl(table))
         for macro in schema.MACROS.values():
             connection.execute(macro)
-        for macro in schema.MACROS.values():
-            connection.execute(macro)
         connection.commit()
     except duckdb.Error as e:
         raise StoreError(f"{path}: the tables could not be created: {message(e)}") from e
+
+
+def _check_length(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Refuse a file that was cut off: DuckDB would open it, and fail on the rows that are missing once they are asked for."""
+    try:
+        row = connection.execute("SELECT block_size * total_blocks FROM pragma_database_size()").fetchone()
+    except duckdb.Error as e:
+        raise failures.opening(e, path) from e
+    missing = (int(row[0]) if row else 0) + _HEADERS_BYTES - path.stat().st_size
+    if missing > 0:
+        raise StoreError(
+            f"{path} is damaged: {missing} bytes at its end are missing; keep it as it is, and restore a copy"
+        )
 
 
 def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:

@@ -1,0 +1,94 @@
+"""What DuckDB may hold: little while it only writes, more while somebody asks, and what it gives back goes back to the machine.
+
+DuckDB keeps every block that it has read or written until it reaches its limit. A sidecar has better uses for that memory, and the
+kernel's page cache holds the same file; an investigator's join needs it. So the limit is raised when a query begins, and lowered
+when none has run for a while.
+"""
+
+import ctypes
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import duckdb
+
+WRITING_BYTES: Final = 128 * 1024 * 1024
+"""Enough for a transaction of two row groups and a checkpoint of the WAL."""
+
+IDLE_SECONDS: Final = 10.0
+"""How long after a query its blocks are kept for the next one."""
+
+
+class Allowance:
+    """The memory limit of one instance, which may be changed though its configuration is locked.
+
+    Args:
+        writing: Bytes while nobody asks.
+        asking: Bytes while a query runs, and shortly after.
+    """
+
+    def __init__(self, writing: int, asking: int) -> None:
+        self._writing = writing
+        self._asking = asking
+        self._lock = threading.Lock()
+        self._running = 0
+        # A file is opened with the larger limit: it may have to replay a WAL, or be migrated.
+        self._raised = asking > writing
+        self._last = time.monotonic()
+
+    @contextmanager
+    def asking(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """For the time of a query."""
+        if self._asking <= self._writing:
+            yield
+            return
+        with self._lock:
+            self._running += 1
+            if not self._raised:
+                _set(cursor, self._asking)
+                self._raised = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                self._last = time.monotonic()
+
+    def lower_when_idle(self, cursor: duckdb.DuckDBPyConnection) -> bool:
+        """Take back what the last query was lent, if it is long enough ago; call it now and then. True if it did."""
+        with self._lock:
+            if not self._raised or self._running or time.monotonic() - self._last < IDLE_SECONDS:
+                return False
+            try:
+                _set(cursor, self._writing)
+            except duckdb.OutOfMemoryException:
+                return False  # something is still pinned: the next time
+            self._raised = False
+        give_back()
+        return True
+
+
+def _set(cursor: duckdb.DuckDBPyConnection, size_bytes: int) -> None:
+    cursor.execute(f"SET GLOBAL memory_limit = '{size_bytes}B'")
+
+
+def give_back() -> None:
+    """Return freed memory to the machine, where the C library can (glibc)."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def tune_allocator() -> None:
+    """Make the C library fit a process that allocates the same few large buffers again and again, on several threads.
+
+    By default glibc returns each large buffer to the kernel and faults its pages in anew (a fifth of the time of decoding), and
+    keeps up to eight heaps a core. Call it before threads start; on other C libraries nothing happens.
+    """
+    mmap_threshold, trim_threshold, arena_max = -3, -1, -8
+    with suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 32 * 1024 * 1024)
+        mallopt(trim_threshold, 64 * 1024 * 1024)
+        mallopt(arena_max, 2)
