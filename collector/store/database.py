@@ -127,7 +127,7 @@ class Store:
         path = path.absolute()
         _check_path(path, read_only=read_only)
         if not read_only:
-            make_whole(path, lambda unfinished: _connect(unfinished, read_only=False).close())
+            make_whole(path, lambda unfinished: _attach(unfinished, read_only=False).close())
         connection = _connect(path, read_only=read_only)
         limit = _memory_limit(read_only=read_only)
         memory = Allowance(limit if read_only else WRITING_BYTES, limit)
