@@ -219,11 +219,12 @@ class Campaign:
     def _copy_and_check(self) -> None:
         """What a power cut leaves: the files of one moment, the journal with half a record at its end."""
         time.sleep(self.random.uniform(0.1, 1.0))
-        known = self.ledger.table()
+        before = self.ledger.acknowledged_requests()
         number = self.findings.notes.setdefault("copies", 0) + 1
         self.findings.notes["copies"] = number
         copy = Collector(self.directory / f"copy{number}", self.collector.arguments)
         self.collector.snapshot(copy.directory)
+        known = self.ledger.table(acknowledged=before)
         if segments := sorted(copy.journal.glob("*")):
             with segments[-1].open("ab") as segment:
                 segment.write(self.random.randbytes(self.random.randrange(1, 5_000)))

@@ -122,15 +122,22 @@ class Ledger:
         with self._lock:
             return sum(sent.acknowledged for sent in self._sent.values())
 
-    def table(self) -> pa.Table:
-        """What is known now: `request, spans, acknowledged, first_sent_unix_nano`."""
+    def acknowledged_requests(self) -> frozenset[int]:
+        """Their numbers, until now."""
+        with self._lock:
+            return frozenset(number for number, sent in self._sent.items() if sent.acknowledged)
+
+    def table(self, acknowledged: frozenset[int] | None = None) -> pa.Table:
+        """What is known now: `request, spans, acknowledged, first_sent_unix_nano`; with who was acknowledged at another moment."""
         with self._lock:
             sent = list(self._sent.items())
+            if acknowledged is None:
+                acknowledged = frozenset(number for number, s in sent if s.acknowledged)
         return pa.table(
             {
                 "request": pa.array([number for number, _ in sent], pa.uint64()),
                 "spans": pa.array([s.spans for _, s in sent], pa.int64()),
-                "acknowledged": pa.array([s.acknowledged for _, s in sent], pa.bool_()),
+                "acknowledged": pa.array([number in acknowledged for number, _ in sent], pa.bool_()),
                 "first_sent_unix_nano": pa.array([s.first_sent_unix_nano for _, s in sent], pa.int64()),
             }
         )
