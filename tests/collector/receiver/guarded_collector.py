@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -126,11 +127,11 @@ class Files:
         fresh.chmod(0o600)
         fresh.rename(path)
 
-    def tls(self, *, mutual: bool = False) -> dict[str, object]:
+    def tls(self, *, mutual: bool = False) -> dict[str, Any]:
         mtls = {"tls_client_ca": self.client_ca} if mutual else {}
         return {"tls_cert": self.cert, "tls_key": self.key, **mtls}
 
-    def tokens(self) -> dict[str, object]:
+    def tokens(self) -> dict[str, Any]:
         return {"write_token_file": self.write_tokens, "read_token_file": self.read_tokens}
 
 

@@ -234,7 +234,7 @@ def test_a_secret_that_everybody_may_read_is_warned_of(files: Files, caplog: pyt
 
 
 def test_credentials_show_no_token(files: Files) -> None:
-    credentials = Credentials(**files.tokens())  # type: ignore[arg-type]
+    credentials = Credentials(**files.tokens())
 
     assert all(WRITE not in repr(watched.value) for watched in credentials.watched)
 
