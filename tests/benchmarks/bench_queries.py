@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from collector.client import FileSource
 from collector.forensics.edges import edges
 from collector.forensics.search import TraceFilter, search
@@ -125,6 +127,11 @@ def sql_questions(source: FileSource, facts: Facts) -> list[Question]:
 
     return [
         Question("sql: trace by id", 20, rows(lambda n: f"trace_id = '{_of(facts.trace_ids, n)}'", tail="")),
+        Question(
+            "sql: spans_of_trace",
+            20,
+            lambda n: source.query(f"SELECT * FROM spans_of_trace('{_of(facts.trace_ids, n)}')").height,
+        ),
         Question("sql: service", 100, rows(lambda n: f"service_name = '{_of(facts.services, n)}'")),
         Question("sql: service, counted", 100, counted(lambda n: f"service_name = '{_of(facts.services, n)}'")),
         Question("sql: operation", 100, rows(lambda n: f"name = '{_of(facts.operations, n)}'")),

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from collector import schema
 from collector.store.database import Store
+from collector.store.derived import derived_rows
 
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint64]
@@ -34,6 +35,8 @@ CELLS: Final = 4
 STAMPED_CELLS: Final = 2
 EXPORT_NS: Final = 5 * 10**9
 ROW_GROUP_SIZE: Final = 40_960
+GROUP_ROWS: Final = 8_192
+"""Spans that the collector writes in one piece."""
 TENANTS: Final = 500
 RARE_RATIO: Final = 0.001
 START_UNIX_NANO: Final = 1_763_856_000 * 10**9
@@ -145,7 +148,7 @@ def write_store(path: Path, *, spans: int, seed: int) -> int:
     written = 0
     for batch in _batches(np.random.default_rng(seed), spans):
         arrived = pa.concat_tables(batch.spans, promote_options="default")
-        _insert(connection, "spans", arrived.take(_order(arrived)))
+        _insert_spans(connection, arrived.take(_order(arrived)))
         if batch.records:
             logged = pa.concat_tables(batch.records, promote_options="default")
             _insert(connection, "proxy_records", logged.take(_order(logged)))
@@ -382,17 +385,38 @@ def _table(columns: Columns, n: int) -> pa.Table:
     return pa.table({k: pa.repeat(v, n) if isinstance(v, str | int) else pa.array(v) for k, v in columns.items()})
 
 
+def _insert_spans(connection: duckdb.DuckDBPyConnection, rows: pa.Table) -> None:
+    """The spans, and what the collector's writer derives from each group of them."""
+    conformed = _conformed("spans", rows)
+    _insert(connection, "spans", conformed)
+    groups = [derived_rows({"spans": group}) for group in conformed.combine_chunks().to_batches(GROUP_ROWS)]
+    _insert(connection, "trace_arrivals", pa.Table.from_batches([group["trace_arrivals"] for group in groups]))
+    known = {row[0] for row in connection.execute("SELECT attribute_key_id FROM attribute_keys").fetchall()}
+    keys = pa.Table.from_batches([group["attribute_keys"] for group in groups]).to_pylist()
+    fresh = {row["attribute_key_id"]: row for row in reversed(keys) if row["attribute_key_id"] not in known}
+    _insert(
+        connection, "attribute_keys", pa.Table.from_pylist(list(fresh.values()), schema.arrow_schema("attribute_keys"))
+    )
+
+
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: pa.Table) -> None:
-    """In pieces of whole row groups, as the collector's writer hands them over; columns that are not given are NULL."""
-    columns = {
-        field.name: rows.column(field.name).cast(field.type)
-        if field.name in rows.schema.names
-        else pa.nulls(rows.num_rows, field.type)
-        for field in schema.arrow_schema(table)
-    }
-    connection.register("synthetic", pa.table(columns))
+    connection.register("synthetic", _conformed(table, rows))
     connection.execute(f"INSERT INTO {table} SELECT * FROM synthetic")
     connection.unregister("synthetic")
+
+
+def _conformed(table: str, rows: pa.Table) -> pa.Table:
+    """The rows with the columns of the table; those that are not given are NULL."""
+    wanted = schema.arrow_schema(table)
+    return pa.table(
+        [
+            rows.column(field.name).cast(field.type)
+            if field.name in rows.schema.names
+            else pa.nulls(rows.num_rows, field.type)
+            for field in wanted
+        ],
+        schema=wanted,
+    )
 
 
 if __name__ == "__main__":
