@@ -1,16 +1,19 @@
 """The writer: committed means there, requests share commits, and a bad one harms nobody else."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import duckdb
 import pyarrow as pa
 import pytest
 
 from collector import schema
 from collector.errors import StoreError, StoreFullError
-from collector.store.database import Store
+from collector.store.database import ROW_GROUP_ROWS, Store
+from collector.store.journal import Position
 from collector.store.reader import Reader
 from collector.store.writer import Writer, replace_rows
 from tests.collector.store.evidence_rows import make_batch, make_row
@@ -247,6 +250,87 @@ def test_a_reader_sees_whole_commits_while_the_writer_writes(store: Store) -> No
     assert all(n % 10 == 0 for n in seen)
     assert seen == sorted(seen)
     assert count(store, "spans") == 500
+
+
+# --- what is durable already ----------------------------------------------------------------------------------------------
+
+
+def visible(store: Store, rows: int) -> bool:
+    """Whether so many spans are there before the deadline."""
+    end = time.monotonic() + DEADLINE
+    while count(store, "spans") != rows and time.monotonic() < end:
+        time.sleep(0.01)
+    return count(store, "spans") == rows
+
+
+def test_journaled_rows_share_a_transaction_until_it_lingered_long_enough(store: Store) -> None:
+    with Writer(store, linger_seconds=0.3) as writer:
+        for offset in range(1, 6):
+            writer.append_journaled([{"spans": make_batch("spans")}], Position(1, offset))
+        assert visible(store, 5)
+        assert writer.status().commits == 1
+
+
+def test_journaled_rows_do_not_linger_when_a_row_group_is_full(store: Store) -> None:
+    rows = [make_row("spans") for _ in range(ROW_GROUP_ROWS)]
+    with Writer(store, linger_seconds=10 * DEADLINE) as writer:
+        writer.append_journaled([{"spans": make_batch("spans", *rows)}], Position(1, 1))
+        assert visible(store, ROW_GROUP_ROWS)
+
+
+def test_who_waits_for_a_future_does_not_wait_for_lingering_rows(store: Store) -> None:
+    with Writer(store, linger_seconds=10 * DEADLINE) as writer:
+        writer.append_journaled([{"spans": make_batch("spans")}], Position(1, 1))
+        writer.append({"spans": make_batch("spans")}).result(DEADLINE)
+        assert count(store, "spans") == 2
+
+
+def test_the_position_is_committed_with_its_rows_and_then_told(store: Store) -> None:
+    store.cursor().execute("INSERT INTO meta VALUES ('journal_position', '0:0')")
+    told: list[Position] = []
+    with Writer(store, on_commit=told.append) as writer:
+        writer.append_journaled([{"spans": make_batch("spans")}], Position(1, 7))
+        writer.append_journaled([{"spans": make_batch("spans")}], Position(2, 3))
+    stored = store.cursor().execute("SELECT value FROM meta WHERE key = 'journal_position'").fetchall()
+    assert stored == [("2:3",)]
+    assert told[-1] == Position(2, 3)
+
+
+def test_journaled_rows_are_tried_again_until_they_are_in(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("collector.store.writer.RETRY_SECONDS", 0.02)
+    with Writer(store, linger_seconds=0) as writer:
+        failures = iter(range(3))
+        commit = writer._commit
+
+        def full() -> None:
+            if next(failures, None) is not None:
+                raise duckdb.IOException("IO Error: Could not write file: No space left on device")
+            commit()
+
+        monkeypatch.setattr(writer, "_commit", full)
+        writer.append_journaled([{"spans": make_batch("spans")}], Position(1, 1))
+        waiting = writer.append({"spans": make_batch("spans")})
+        assert "No space left" in str(waiting.exception(DEADLINE)), "its sender keeps it"
+        assert visible(store, 1)
+        assert writer.status().failing is None
+
+
+def test_a_writer_that_cannot_write_can_be_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the journal stays there; the close does not wait for room."""
+    writer = Writer(store, linger_seconds=0)
+
+    def full() -> None:
+        raise duckdb.IOException("IO Error: Could not write file: No space left on device")
+
+    monkeypatch.setattr(writer, "_commit", full)
+    writer.append_journaled([{"spans": make_batch("spans")}], Position(1, 1))
+    end = time.monotonic() + DEADLINE
+    while writer.status().failing is None and time.monotonic() < end:
+        time.sleep(0.01)
+    writer.close()
+    assert count(store, "spans") == 0
+    with pytest.raises(StoreError, match="shutting down"):
+        writer.append_journaled([{"spans": make_batch("spans")}], Position(1, 2))
 
 
 def test_replace_rows_leaves_only_the_new_ones(store: Store) -> None:
