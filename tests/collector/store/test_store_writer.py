@@ -316,7 +316,7 @@ def test_journaled_rows_are_tried_again_until_they_are_in(store: Store, monkeypa
 
 
 def test_a_writer_that_cannot_write_can_be_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in the journal stays there; the close does not wait for room."""
+    """What is in the journal stays there, and whoever closes is told; the close does not wait for room."""
     writer = Writer(store, linger_seconds=0)
 
     def full() -> None:
@@ -327,7 +327,8 @@ def test_a_writer_that_cannot_write_can_be_closed(store: Store, monkeypatch: pyt
     end = time.monotonic() + DEADLINE
     while writer.status().failing is None and time.monotonic() < end:
         time.sleep(0.01)
-    writer.close()
+    with pytest.raises(StoreError, match="stay in the journal"):
+        writer.close()
     assert count(store, "spans") == 0
     with pytest.raises(StoreError, match="shutting down"):
         writer.append_journaled([{"spans": make_batch("spans")}], Position(1, 2))
