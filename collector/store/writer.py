@@ -143,6 +143,8 @@ class Writer:
         self._transaction: _Transaction | None = None
         self._closing = False
         self._failing: str | None = None
+        self._is_last_try = False
+        self._left_behind = False
         self._broken: str | None = None
         self._commits = 0
         self._requests = 0
@@ -179,7 +181,7 @@ class Writer:
             return WriterStatus(self._queued_bytes, self._commits, self._requests, self._failing, self._broken)
 
     def close(self) -> None:
-        """Refuse what comes now, commit what came before, checkpoint; raises StoreError when the checkpoint fails."""
+        """Refuse what comes now, commit what came before, checkpoint; raises StoreError when some of that fails."""
         with self._changed:
             if self._closing and not self._thread.is_alive():
                 return
@@ -187,6 +189,8 @@ class Writer:
             self._changed.notify_all()
         self._thread.join()
         self._cursor.close()
+        if self._left_behind:
+            raise StoreError(f"{self._failing}; what was acknowledged stays in the journal, for the next start")
         if self._broken is None and self._failing is None:
             self._store.checkpoint()
 
@@ -369,9 +373,11 @@ class Writer:
         with self._changed:
             self._failing = reason
             self._queue.extendleft(r for r in reversed(requests) if r.position is not None)
-            if self._changed.wait_for(lambda: self._closing, timeout=RETRY_SECONDS):
+            if self._is_last_try:
                 self._give_up(reason)
                 return
+            # Whoever closes may have made room first: what waits is tried once more.
+            self._is_last_try = self._changed.wait_for(lambda: self._closing, timeout=RETRY_SECONDS)
         if needs_reopen(error):
             self._reopen()
 
@@ -388,6 +394,7 @@ class Writer:
     def _give_up(self, reason: str) -> None:
         """Closing, and nothing can be written: what is in the journal stays there, who waits is told."""
         given_up = list(self._queue)
+        self._left_behind = any(request.position is not None for request in given_up)
         self._queue.clear()
         self._finish(given_up, StoreError(reason))
 
