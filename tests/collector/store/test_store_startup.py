@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,12 +128,6 @@ else:
 
 def opened_as_nobody(path: Path, opener: str) -> str:
     """What an unprivileged user is told."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may become somebody else")
-    directory = path.parent
-    while directory != directory.parent:  # pytest's folders are the owner's alone
-        directory.chmod(directory.stat().st_mode | 0o055)
-        directory = directory.parent
     code = OPEN_AS_NOBODY.format(nobody=NOBODY, opener=opener)
     # Imported before the user changes: the interpreter's own folders may be closed to them.
     code = "import duckdb, pyarrow\nfrom collector.store import database, migrations\n" + code
@@ -143,26 +138,50 @@ def opened_as_nobody(path: Path, opener: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.slow
-def test_a_file_that_may_not_be_written(path: Path) -> None:
-    Store.open(path).close()
-    path.chmod(0o444)
-
-    assert "no permission" in opened_as_nobody(path, "open")
-    assert opened_as_nobody(path, "open_read_only") == "opened"
-
-
-@pytest.mark.slow
-def test_a_file_that_may_not_even_be_read(path: Path) -> None:
-    Store.open(path).close()
-    path.chmod(0o000)
-
-    assert "no permission" in opened_as_nobody(path, "open_read_only")
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A path that everybody may get to: pytest's own folders are their owner's alone."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may become somebody else")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name) / "evidence.duckdb"
 
 
 @pytest.mark.slow
-def test_a_directory_where_no_file_may_be_made(path: Path) -> None:
-    assert "no permission" in opened_as_nobody(path, "open")
+def test_a_file_that_may_not_be_written(public: Path) -> None:
+    Store.open(public).close()
+    public.chmod(0o444)
+
+    assert "no permission" in opened_as_nobody(public, "open")
+    assert opened_as_nobody(public, "open_read_only") == "opened"
+
+
+@pytest.mark.slow
+def test_a_file_that_may_not_even_be_read(public: Path) -> None:
+    Store.open(public).close()
+    public.chmod(0o000)
+
+    assert "no permission" in opened_as_nobody(public, "open_read_only")
+
+
+@pytest.mark.slow
+def test_a_directory_where_no_file_may_be_made(public: Path) -> None:
+    assert "no permission" in opened_as_nobody(public, "open")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opener", ["open", "open_read_only"])
+def test_a_directory_that_may_not_be_entered(public: Path, opener: str) -> None:
+    Store.open(public).close()
+    public.parent.chmod(0o700)
+
+    assert "Permission denied; check the path and the modes" in opened_as_nobody(public, opener)
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="File name too long"):
+        Store.open(tmp_path / ("x" * 300))
 
 
 # --- filesystems ----------------------------------------------------------------------------------------------------------
@@ -190,7 +209,7 @@ def test_a_filesystem_that_is_mounted_read_only(disk: Path) -> None:
 
     with pytest.raises(StoreError, match=r"mounted read-only; remount it"):
         Store.open(path)
-    with pytest.raises(StoreError, match=r"mounted read-only; remount it"):
+    with pytest.raises(StoreError, match=r"other\.duckdb.*[Rr]ead-only"):
         Store.open(disk / "other.duckdb")
     with Store.open_read_only(path) as store:
         assert Reader(store).query("SELECT * FROM egress_allow").num_rows == 50_000
