@@ -190,7 +190,7 @@ class Writer:
         self._thread.join()
         self._cursor.close()
         if self._left_behind:
-            raise StoreError(f"{self._failing}; what was acknowledged stays in the journal, for the next start")
+            raise StoreError(f"{self._failing}; acknowledged requests stay in the journal, for the next start")
         if self._broken is None and self._failing is None:
             self._store.checkpoint()
 

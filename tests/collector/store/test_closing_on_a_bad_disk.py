@@ -47,6 +47,6 @@ def test_room_that_was_made_before_closing_is_used(tmp_path: Path, monkeypatch: 
 def test_what_stays_in_the_journal_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full_for(monkeypatch, 1_000)
     with Store.open(tmp_path / "evidence.duckdb") as store:
-        with pytest.raises(StoreError, match=r"No space left on device; what was acknowledged stays in the journal"):
+        with pytest.raises(StoreError, match=r"No space left on device; acknowledged requests stay in the journal"):
             written(store).close()
         assert Reader(store).query("SELECT * FROM spans").num_rows == 0
