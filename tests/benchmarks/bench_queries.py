@@ -8,6 +8,7 @@ built once, in a few minutes, and kept in a folder for the next run.
 import argparse
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -81,7 +83,11 @@ def workbench_questions(source: FileSource, facts: Facts) -> list[Question]:
     return [
         Question("trace by id", 20, lambda n: trace(query, _of(facts.trace_ids, n)).height),
         Question("access log of a trace", None, lambda n: trace_records(query, _of(facts.trace_ids, n)).height),
-        Question("trace that is not there", 20, lambda n: trace(query, f"{n + 1:032x}").height),
+        Question(
+            "trace that is not there",
+            20,
+            lambda n: trace(query, UUID(int=random.Random(n).getrandbits(128)).hex).height,
+        ),
         Question("search: newest", 100, found),
         Question("search: service", 100, lambda n: found(n, service=_of(facts.services, n))),
         Question("search: operation", 100, lambda n: found(n, operation=_of(facts.operations, n))),
