@@ -375,9 +375,13 @@ def _create(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
 
 
 def _check_length(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Refuse a file that was cut off: DuckDB would open it, and fail on the rows that are missing once they are asked for."""
+    """Refuse a file that was cut off: DuckDB would open it, and fail on the rows that are missing once they are asked for.
+
+    Used blocks, not all of them: a checkpoint cuts free blocks off the end, and counts them all the same. So of a file with
+    free blocks a part of the end may be missing unnoticed.
+    """
     try:
-        row = connection.execute("SELECT block_size * total_blocks FROM pragma_database_size()").fetchone()
+        row = connection.execute("SELECT block_size * used_blocks FROM pragma_database_size()").fetchone()
     except duckdb.Error as e:
         raise failures.opening(e, path) from e
     missing = (int(row[0]) if row else 0) + _HEADERS_BYTES - path.stat().st_size
