@@ -8,6 +8,7 @@ at a time is inflated and converted from JSON. Nobody waits for a slow sender: w
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
@@ -98,6 +99,7 @@ class Receiver:
             try:
                 return await self._export(request, signal)
             except _RefusedError as error:
+                _let_go(error)
                 self._counters.refused(error.reason, 1)
                 LOG.warning("OTLP/HTTP: a request to %s was refused: %s", signal.path, error)
                 return failed(request, error.http_status, error.body, error.headers)
@@ -228,6 +230,14 @@ def _malformed(error: DecodeError) -> _RefusedError:
 def _later(message: str, reason: Reason) -> _RefusedError:
     """503: the same request is welcome in a moment."""
     return _RefusedError(503, unavailable(message), reason, retry_after=str(RETRY_AFTER_S))
+
+
+def _let_go(error: BaseException) -> None:
+    """Empty the frames that a refusal came through: they hold the body, until the garbage collector finds them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
 
 
 class _Room:
