@@ -86,7 +86,8 @@ class Ledger:
         problems: Answers that a sender of good spans must never see.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, max_spans: int = MAX_SPANS) -> None:
+        self._max_spans = max_spans
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self._sent: dict[int, _Sent] = {}
@@ -97,7 +98,7 @@ class Ledger:
         """The next request: as many small ones as large ones, as far as a factor of two goes."""
         with self._lock:
             number = len(self._sent)
-            spans = min(MAX_SPANS, int(2 ** self._random.uniform(0, 9.1)))
+            spans = min(self._max_spans, int(2 ** self._random.uniform(0, 9.1)))
             self._sent[number] = _Sent(spans, time.time_ns())
         return number, make_request(number, spans)
 
