@@ -3,6 +3,7 @@
     Inserter.insert(arrived)    the rows of some requests, in the order of their arrival
     Inserter.committed()        what was inserted since is there to stay
     Inserter.rolled_back()      it never happened
+    Inserter.forget(ids)        content ids that somebody deleted
 
 Resources and scopes come with every request and are stored once. An access log's reading position replaces the older one. A
 span that is there already is left out, with its events and links (see `recent`).
@@ -56,7 +57,8 @@ class Inserter:
     def __init__(self, cursor: duckdb.DuckDBPyConnection, *, ask_always: bool = False) -> None:
         self._cursor = cursor
         self._ask_always = ask_always
-        self._known = {table: _known_ids(cursor, table, key) for table, key in schema.CONTENT_KEYS.items()}
+        self._known = _known_ids(cursor)
+        self._is_doubtful = False
         self._fresh: dict[str, set[int]] = {table: set() for table in self._known}
         self._recent = RecentSpans()
         self._seed()
@@ -65,9 +67,21 @@ class Inserter:
         """Go on with another cursor: the file was opened again."""
         self._cursor = cursor
         self.rolled_back()
+        self.doubt()
+
+    def forget(self, ids: Mapping[str, frozenset[int]]) -> None:
+        """These content ids, by table, have been deleted: rows with them are new when they come again. Between transactions."""
+        for table, gone in ids.items():
+            self._known[table] -= gone
+
+    def doubt(self) -> None:
+        """The file may lack what it had: read the content ids again before the next insert."""
+        self._is_doubtful = True
 
     def insert(self, arrived: Sequence[Batches]) -> Counter[str]:
         """Insert the rows that are new; returns how many, by table. Raises duckdb.Error."""
+        if self._is_doubtful:
+            self._known, self._is_doubtful = _known_ids(self._cursor), False
         tables = {
             table: pa.Table.from_batches([b[table] for b in arrived if table in b], SCHEMAS[table])
             for table in schema.TABLES
@@ -206,8 +220,11 @@ def _ids(rows: pa.Table) -> Iterable[tuple[object, ...]]:
 # --- rows that repeat -----------------------------------------------------------------------------------------------------
 
 
-def _known_ids(cursor: duckdb.DuckDBPyConnection, table: str, key: str) -> set[int]:
-    return {row[0] for row in cursor.execute(f"SELECT {key} FROM {table}").fetchall()}
+def _known_ids(cursor: duckdb.DuckDBPyConnection) -> dict[str, set[int]]:
+    return {
+        table: {row[0] for row in cursor.execute(f"SELECT {key} FROM {table}").fetchall()}
+        for table, key in schema.CONTENT_KEYS.items()
+    }
 
 
 def _only_new(rows: pa.Table, key: str, known: Iterable[int], fresh: set[int]) -> pa.Table:

@@ -13,6 +13,8 @@ less than half the cost of several small ones, or for `linger_seconds`, so that 
 
 When the disk is full or the file cannot be written, futures fail (their senders try again) and journaled rows are kept and
 tried again every second, until they are in or the writer is closed; then the journal keeps them for the next start.
+
+Between two transactions the thread does a chore, a short step at a time (see `chores`): what arrives waits for one step at most.
 """
 
 import logging
@@ -30,6 +32,7 @@ import pyarrow as pa
 
 from collector import schema
 from collector.errors import StoreError, StoreFullError
+from collector.store.chores import Chore, Chores
 from collector.store.database import ROW_GROUP_ROWS, Store
 from collector.store.failures import is_committed, is_out_of_space, is_read_only, message, needs_reopen
 from collector.store.insert import ARRIVED, SCHEMAS, Batches, Inserter
@@ -78,7 +81,8 @@ class WriterStatus:
         queued_bytes: Arrow bytes that wait for a transaction or are in one.
         commits: Transactions committed since the writer started.
         requests: Requests committed since the writer started.
-        failing: Why the last transaction could not be committed; None while all is well. It is tried again.
+        failing: Why the last transaction could not be committed, or the last chore not be done; None while all is well. Both are
+            tried again.
         broken: Why nothing can be written any more; None while all is well.
     """
 
@@ -118,6 +122,7 @@ class Writer:
         metrics: Who is told of commits and failures.
         ask_always: See `Inserter`.
         on_commit: Called on the writer's thread with the position up to which the journal is in the tables.
+        chore: Done between transactions, on the writer's cursor.
     """
 
     def __init__(
@@ -129,6 +134,7 @@ class Writer:
         metrics: Metrics | None = None,
         ask_always: bool = False,
         on_commit: Callable[[Position], None] | None = None,
+        chore: Chore | None = None,
     ) -> None:
         self._store = store
         self._cursor = store.cursor()
@@ -137,6 +143,7 @@ class Writer:
         self._linger_seconds = linger_seconds
         self._metrics = metrics
         self._on_commit = on_commit
+        self._chores = Chores(chore)
         self._changed = threading.Condition()
         self._queue: deque[_Request] = deque()
         self._queued_bytes = 0
@@ -178,7 +185,8 @@ class Writer:
     def status(self) -> WriterStatus:
         """The writer's counters, consistent with each other."""
         with self._changed:
-            return WriterStatus(self._queued_bytes, self._commits, self._requests, self._failing, self._broken)
+            failing = self._failing or self._chores.failing
+            return WriterStatus(self._queued_bytes, self._commits, self._requests, failing, self._broken)
 
     def close(self) -> None:
         """Refuse what comes now, commit what came before, checkpoint; raises StoreError when some of that fails."""
@@ -237,13 +245,15 @@ class Writer:
                 self._commit()
         except duckdb.Error as error:
             self._recover(error)
+        if self._transaction is None and not self._closing and self._chores.due_in() == 0:
+            self._do_chore()
         with self._changed:
             return not self._closing or self._transaction is not None or bool(self._queue)
 
     def _next(self) -> list[_Request]:
         """Everything that waits, up to an INSERT's size; nothing when the transaction is due, or the writer drained."""
         with self._changed:
-            due_in = None if self._transaction is None else self._due_at() - time.monotonic()
+            due_in = self._chores.due_in() if self._transaction is None else self._due_at() - time.monotonic()
             self._changed.wait_for(lambda: self._queue or self._closing, timeout=due_in)
             arrived: list[_Request] = []
             size = 0
@@ -294,6 +304,7 @@ class Writer:
     def _is_committed(self, transaction: _Transaction) -> None:
         self._transaction = None
         self._inserter.committed()
+        self._chores.wrote(transaction.rows.total())
         with self._changed:
             self._commits += 1
             self._requests += len(transaction.requests)
@@ -317,6 +328,17 @@ class Writer:
         with self._changed:
             self._queued_bytes -= sum(request.size_bytes for request in requests)
             self._changed.notify_all()
+
+    def _do_chore(self) -> None:
+        try:
+            self._inserter.forget(self._chores.run(self._cursor))
+        except duckdb.Error as error:
+            with suppress(duckdb.Error):  # the chore's own rollback may have failed with the file
+                self._cursor.rollback()
+            self._inserter.doubt()  # it may have deleted ids, and not come to say so
+            if needs_reopen(error) and self._reopen():
+                with self._changed:
+                    self._failing = None
 
     # --- when it cannot be written ------------------------------------------------------------------------------------
 
@@ -381,15 +403,16 @@ class Writer:
         if needs_reopen(error):
             self._reopen()
 
-    def _reopen(self) -> None:
+    def _reopen(self) -> bool:
         try:
             self._store.reopen()
             self._cursor = self._store.cursor()
         except StoreError as error:
             with self._changed:
                 self._failing = str(error)
-            return
+            return False
         self._inserter.use(self._cursor)
+        return True
 
     def _give_up(self, reason: str) -> None:
         """Closing, and nothing can be written: what is in the journal stays there, who waits is told."""
