@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from collector.commands.lean import leave_out_pandas
 from collector.commands.terminal import complain
 from collector.errors import CollectorError, ConfigError, StoreError, exit_code
 from collector.logs import Format, configure
@@ -142,6 +143,7 @@ def _collect(settings: Settings) -> None:
     from collector.store.reader import Reader
     from collector.store.writer import Writer
 
+    leave_out_pandas()
     tune_allocator()
     # Large C calls hold the interpreter's lock for milliseconds; who waits for it should get it soon after.
     sys.setswitchinterval(_SWITCH_SECONDS)
