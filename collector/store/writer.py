@@ -38,7 +38,7 @@ from collector.store.failures import is_committed, is_out_of_space, is_read_only
 from collector.store.insert import ARRIVED, SCHEMAS, Batches, Inserter
 from collector.store.journal import Position
 
-MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
+MAX_QUEUED_BYTES: Final = 20 * 1024 * 1024
 MAX_INSERT_BYTES: Final = 8 * 1024 * 1024
 """One INSERT takes at most this much of the queue, so that the queue drains, and is freed, in steps."""
 
