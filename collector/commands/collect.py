@@ -137,6 +137,7 @@ def _collect(settings: Settings) -> None:
     from collector.receiver.counters import Counters
     from collector.receiver.health import Phase, newest_received
     from collector.receiver.ingest import Ingest, replay
+    from collector.receiver.relief import Relief
     from collector.store.database import Store
     from collector.store.journal import open_journal
     from collector.store.memory import tune_allocator
@@ -174,9 +175,11 @@ def _collect(settings: Settings) -> None:
         stack.enter_context(_ready(settings.ready_file, ready))
         _announce(settings, ready, trust.scheme)
         housekeeping = store.cursor()
+        relief = Relief()
         try:
             while not stop.wait(_WATCH_SECONDS):
                 trust.refresh()
+                relief.look()
                 store.memory.lower_when_idle(housekeeping)
                 if reason := writer.status().broken:
                     raise StoreError(reason)

@@ -29,8 +29,14 @@ from collector.receiver.statuses import bad_request, grpc_trailer, unavailable
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 
-READING: Final = 16
-"""Messages that are read at once; the rest waits in the senders' flow control windows."""
+READING: Final = 3
+"""Messages that are read at once; the rest waits in the senders' flow control windows. Each may have 64 MiB."""
+
+QUICK_S: Final = 0.25
+"""A message of this machine is here by then, if it is whole. One that is not needs a place among the slow."""
+
+SLOW: Final = 2
+"""Slow messages that are read at once. Senders that stall take each other's places, and nobody else's."""
 
 READ_TIMEOUT_S: Final = 10.0
 """For one message: who sends a byte a second must not hold one of the places for ever."""
@@ -130,6 +136,10 @@ class _Intercepts(grpc.aio.ServerInterceptor):
         return self._interceptor.intercept_service(lambda _: handler, handler_call_details)
 
 
+class _CrowdedError(Exception):
+    """Every place for slow messages is taken."""
+
+
 class _Export:
     """TraceService/Export without (de)serialisers: a request's bytes go to the decoder as they came."""
 
@@ -139,6 +149,7 @@ class _Export:
         self._commit_timeout_s = commit_timeout_s
         self._counters = counters
         self._reading = asyncio.Semaphore(READING)
+        self._slow = asyncio.Semaphore(SLOW)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service."""
@@ -148,8 +159,10 @@ class _Export:
 
     async def _export(self, _: Any, context: Any) -> bytes:
         try:
-            async with self._reading:
-                payload = await asyncio.wait_for(context.read(), self._read_timeout_s)
+            payload = await self._read(context)
+        except _CrowdedError:
+            message = "too many slow messages are under way: send this request again"
+            return await self._refuse(context, grpc.StatusCode.UNAVAILABLE, message, "queue_full", unavailable(message))
         except TimeoutError:
             message = f"the message did not arrive within {self._read_timeout_s:g} s"
             return await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, message, "too_slow")
@@ -172,6 +185,23 @@ class _Export:
         if accepted.rejected:
             self._counters.refused("invalid_span", 0, sum(accepted.rejected.values()))
         return accepted.response()
+
+    async def _read(self, context: Any) -> Any:
+        """The message, or EOF. Raises TimeoutError, _CrowdedError."""
+        reading: asyncio.Future[Any] | None = None
+        try:
+            async with self._reading:
+                reading = asyncio.ensure_future(context.read())
+                done, _ = await asyncio.wait([reading], timeout=min(QUICK_S, self._read_timeout_s))
+            if done:
+                return reading.result()
+            if self._slow.locked():
+                raise _CrowdedError
+            async with self._slow:
+                return await asyncio.wait_for(reading, self._read_timeout_s)
+        finally:
+            if reading is not None:
+                reading.cancel()
 
     async def _refuse(
         self, context: Any, code: grpc.StatusCode, message: str, reason: Reason, body: status_pb2.Status | None = None

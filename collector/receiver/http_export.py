@@ -37,8 +37,8 @@ READ_TIMEOUT_S: Final = 30.0
 
 COMMIT_TIMEOUT_S: Final = 30.0
 
-ROOM_BYTES: Final = 2 * MAX_REQUEST_BYTES
-"""Two of the largest bodies, or some thousands of ordinary ones."""
+ROOM_BYTES: Final = MAX_REQUEST_BYTES * 3 // 2
+"""One of the largest bodies and many others, or some thousands of ordinary ones."""
 
 
 class Pending(Structure):

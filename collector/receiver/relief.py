@@ -1,0 +1,37 @@
+"""Memory that was freed and is still held goes back to the machine, when it is much.
+
+What 16 senders of bombs made a C library allocate in small pieces stays with the process when it is freed: the next large
+requests come on top of it. Asking glibc for it costs some milliseconds, so it is asked only above what full load needs.
+"""
+
+import time
+from typing import Final
+
+from collector.receiver.health import rss_bytes
+from collector.store.memory import give_back
+
+ENOUGH_BYTES: Final = 280_000_000
+"""What the process may hold without being asked: more than under full load of ordinary requests."""
+
+AGAIN_SECONDS: Final = 1.0
+USELESS_SECONDS: Final = 20.0
+"""How long not to ask again where asking gave little back."""
+
+_LITTLE_BYTES: Final = 20_000_000
+
+
+class Relief:
+    """Call `look` every half a second or so."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def look(self) -> int:
+        """How many bytes went back, 0 where none were asked for."""
+        held, now = rss_bytes() or 0, time.monotonic()
+        if held <= ENOUGH_BYTES or now < self._next:
+            return 0
+        give_back()
+        given = max(0, held - (rss_bytes() or 0))
+        self._next = now + (AGAIN_SECONDS if given > _LITTLE_BYTES else USELESS_SECONDS)
+        return given
