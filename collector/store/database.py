@@ -64,7 +64,7 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     # At 16 MB, DuckDB's default, ingest costs two and a half times the CPU: each checkpoint rewrites what is half full.
     "checkpoint_threshold": "64MB",
     # Raised for questions, lowered behind them (see memory.py): no statement that the reader lets through can change it.
-    "allowed_configs": ["memory_limit"],
+    "allowed_configs": ["memory_limit", "threads"],
 }
 
 _HARDENING: Final = (
@@ -113,9 +113,12 @@ class Store:
     _cursors: "weakref.WeakSet[duckdb.DuckDBPyConnection]" = field(default_factory=weakref.WeakSet)
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Create the file or open it for writing; raises StoreBusyError, StoreError."""
-        return cls._open(Path(path), read_only=False)
+    def open(cls, path: str | Path, *, memory_bytes: int | None = None) -> Self:
+        """Create the file or open it for writing; raises StoreBusyError, StoreError.
+
+        `memory_bytes` is what DuckDB may hold while it answers (default: see `_memory_limit`).
+        """
+        return cls._open(Path(path), read_only=False, memory_bytes=memory_bytes)
 
     @classmethod
     def open_read_only(cls, path: str | Path) -> Self:
@@ -123,13 +126,13 @@ class Store:
         return cls._open(Path(path), read_only=True)
 
     @classmethod
-    def _open(cls, path: Path, *, read_only: bool) -> Self:
+    def _open(cls, path: Path, *, read_only: bool, memory_bytes: int | None = None) -> Self:
         path = path.absolute()
         _check_path(path, read_only=read_only)
+        limit = memory_bytes or _memory_limit(read_only=read_only)
         if not read_only:
-            make_whole(path, lambda unfinished: _attach(unfinished, read_only=False).close())
-        connection = _connect(path, read_only=read_only)
-        limit = _memory_limit(read_only=read_only)
+            make_whole(path, lambda unfinished: _attach(unfinished, limit, read_only=False).close())
+        connection = _connect(path, limit, read_only=read_only)
         memory = Allowance(limit if read_only else WRITING_BYTES, limit)
         return cls(path, read_only, connection, _identity(path), memory)
 
@@ -158,6 +161,20 @@ class Store:
         finally:
             cursor.close()
 
+    def lower_memory(self) -> None:
+        """Take back what questions were lent, if the last one is long enough ago; call it now and then."""
+        try:
+            cursor = self.cursor()
+        except StoreError:
+            return  # whoever writes opens it again, and says why it cannot
+        try:
+            self.memory.lower_when_idle(cursor)
+        except duckdb.Error as e:
+            if not failures.needs_reopen(e):
+                raise StoreError(f"{self.path}: its memory could not be limited: {message(e)}") from e
+        finally:
+            cursor.close()
+
     def reopen(self, replacement: Path | None = None) -> None:
         """Close the file and open it again in place: what DuckDB asks for after an error that `needs_reopen`.
 
@@ -172,11 +189,14 @@ class Store:
             self.generation += 1
             try:
                 self._release(replacement)
-                self._connection = self._persist(lambda: _connect(self.path, read_only=self.read_only))
+                self._connection = self._persist(
+                    lambda: _connect(self.path, self.memory.largest, read_only=self.read_only)
+                )
                 self._identity = _identity(self.path)
             except StoreError as e:
                 self._unusable = str(e)
                 raise
+            self.memory.reopened()
             self._unusable = None
 
     def is_in_place(self) -> bool:
@@ -204,7 +224,7 @@ class Store:
         self._close_connection()
         if replacement is not None:
             # The last to close the file also clears its WAL away: it must be closed before another takes its name.
-            self._persist(lambda: _attach(self.path, read_only=True)).close()
+            self._persist(lambda: _attach(self.path, self.memory.largest, read_only=True)).close()
             _replace(replacement, self.path)
 
     def _persist(self, attach: Callable[[], duckdb.DuckDBPyConnection]) -> duckdb.DuckDBPyConnection:
@@ -248,11 +268,11 @@ class Store:
         self.close()
 
 
-def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+def _connect(path: Path, memory_bytes: int, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     """A hardened instance whose only database is this file, with its tables; raises StoreError."""
     is_new = not path.exists()
     try:
-        connection = _attach(path, read_only=read_only)
+        connection = _attach(path, memory_bytes, read_only=read_only)
         try:
             _check_length(connection, path)
             if read_only:
@@ -273,8 +293,8 @@ def _connect(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _attach(path: Path, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    limits = {"memory_limit": f"{_memory_limit(read_only=read_only)}B", "temp_directory": f"{path}.tmp"}
+def _attach(path: Path, memory_bytes: int, *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    limits = {"memory_limit": f"{memory_bytes}B", "temp_directory": f"{path}.tmp"}
     connection = duckdb.connect(":memory:", config=_CONFIG | limits)
     try:
         quoted = str(path).replace("'", "''")

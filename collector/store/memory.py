@@ -1,11 +1,12 @@
-"""What DuckDB may hold: little while it only writes, more while somebody asks, and what it gives back goes back to the machine.
+"""What DuckDB may use: little while it only writes, more while somebody asks, and what it gives back goes back to the machine.
 
 DuckDB keeps every block that it has read or written until it reaches its limit. A sidecar has better uses for that memory, and the
 kernel's page cache holds the same file; an investigator's join needs it. So the limit is raised when a query begins, and lowered
-when none has run for a while.
+when none has run for a while. The same goes for its threads: one writes for a sixth less CPU than two, a question wants every core.
 """
 
 import ctypes
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,17 @@ class Allowance:
         self._raised = asking > writing
         self._last = time.monotonic()
 
+    @property
+    def largest(self) -> int:
+        """Bytes that the file is opened with."""
+        return self._asking
+
+    def reopened(self) -> None:
+        """The file was opened again, with the larger limit."""
+        with self._lock:
+            self._raised = self._asking > self._writing
+            self._last = time.monotonic()
+
     @contextmanager
     def asking(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
         """For the time of a query."""
@@ -48,7 +60,7 @@ class Allowance:
         with self._lock:
             self._running += 1
             if not self._raised:
-                _set(cursor, self._asking)
+                _set(cursor, self._asking, os.cpu_count() or 1)
                 self._raised = True
         try:
             yield
@@ -63,7 +75,7 @@ class Allowance:
             if not self._raised or self._running or time.monotonic() - self._last < IDLE_SECONDS:
                 return False
             try:
-                _set(cursor, self._writing)
+                _set(cursor, self._writing, 1)
             except duckdb.OutOfMemoryException:
                 return False  # something is still pinned: the next time
             self._raised = False
@@ -71,8 +83,9 @@ class Allowance:
         return True
 
 
-def _set(cursor: duckdb.DuckDBPyConnection, size_bytes: int) -> None:
+def _set(cursor: duckdb.DuckDBPyConnection, size_bytes: int, threads: int) -> None:
     cursor.execute(f"SET GLOBAL memory_limit = '{size_bytes}B'")
+    cursor.execute(f"SET GLOBAL threads = {threads}")
 
 
 def give_back() -> None:

@@ -44,7 +44,7 @@ class Target:
                 "SELECT count(*), sum(span_id) FROM spans",
                 "SELECT table_name, column_count FROM duckdb_tables() ORDER BY ALL",
                 # The collector itself gives a question more memory than it keeps while it only writes.
-                "SELECT name, value FROM duckdb_settings() WHERE name NOT IN ('memory_limit', 'max_memory') ORDER BY ALL",
+                "SELECT name, value FROM duckdb_settings() WHERE name NOT IN ('memory_limit', 'max_memory', 'threads', 'worker_threads') ORDER BY ALL",
                 "SELECT database_name, readonly FROM duckdb_databases() ORDER BY ALL",
                 "SELECT view_name FROM duckdb_views() WHERE NOT internal",
                 "SELECT count(*) FROM duckdb_functions()",
