@@ -8,7 +8,7 @@ JOBS ?= auto
 CODE := provenance collector tui tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tui test check campaign bench format lock picture clean
+.PHONY: help setup demo tui test check campaign crash attack bench format lock picture clean
 
 help:  ## this text
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ check: $(READY)  ## before every commit: ruff, mypy, import-linter, the fast tes
 campaign: $(READY)  ## the detectors on 40 simulated meshes
 	PROVENANCE_SIMULATED_SEEDS=100-139 $(BIN)/python -m pytest -n $(JOBS) tests/collector/forensics/test_simulated_meshes.py $(ARGS)
 
+crash: $(READY)  ## kill -9 a collector 100 times under load: nothing acknowledged is lost or there twice
+	@$(BIN)/python -m tests.campaigns.crash --out crash.json $(ARGS)
+
+attack: $(READY)  ## everything hostile that we know, against a collector in use
+	@$(BIN)/python -m tests.campaigns.attack --out attack.json $(ARGS)
+
 bench: $(READY)  ## the benchmarks, as JSON in bench.json
 	@$(BIN)/python tests/benchmarks/run.py --out bench.json $(ARGS)
 
@@ -56,4 +62,4 @@ lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json snapshot_report.html
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json crash.json attack.json snapshot_report.html

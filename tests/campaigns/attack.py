@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +26,9 @@ from tests.campaigns import attacks, questions
 from tests.campaigns.attacks import Attack, Target
 from tests.campaigns.clients import Post, over_grpc, over_http
 from tests.campaigns.ledger import Ledger
-from tests.campaigns.process import CampaignError, Collector, descriptors, end_all, memory_mb, reset_peak
+from tests.campaigns.process import CampaignError, Collector, descriptors, end_all, memory_mb, reset_peak, wait_until
+
+Way = Callable[[Collector], AbstractContextManager[Post]]
 
 PEAK_MB = 500.0
 ANSWER_S = 1.0
@@ -36,6 +38,9 @@ EVERY_S = 0.1
 PATIENCE_S = 30.0
 VISIBLE_S = 10.0
 FILES = 20_000
+SETTLED_MB = 300.0
+SETTLE_S = 15.0
+"""How long, and until when, to wait before the next attack: DuckDB keeps a query's blocks for ten seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +130,11 @@ class GoodClient:
         """Seconds until a request on a new connection is acknowledged, by each protocol; the slower one."""
         return max(self._one(way) for way in (over_grpc, over_http))
 
-    def _one(self, way: "Callable[[Collector], attacks.contextmanager[Post]]") -> float:
+    def _one(self, way: Way) -> float:
         with way(self._collector) as post:
             return self._send(post)
 
-    def _run(self, way: "Callable[[Collector], attacks.contextmanager[Post]]", number: int) -> None:
+    def _run(self, way: Way, number: int) -> None:
         with way(self._collector) as post:
             self._stop.wait(number * EVERY_S)
             due = time.monotonic()
@@ -189,6 +194,7 @@ class Campaign:
     def run(self, name: str, attack: Attack) -> Row:
         """One attack and what came of it."""
         collector, client = self._collector, self._client
+        _settle(collector)
         said = collector.said.stat().st_size
         reset_peak(collector.pid)
         before_mb, _ = memory_mb(collector.pid)
@@ -243,6 +249,11 @@ class Campaign:
         return [f"{count} x {line}" for line, count in found.items()]
 
 
+def _settle(collector: Collector) -> None:
+    with suppress(CampaignError):
+        wait_until(lambda: memory_mb(collector.pid)[0] < SETTLED_MB, "memory to be given back", SETTLE_S, EVERY_S)
+
+
 def every_attack() -> dict[str, Attack]:
     """All of them, by name."""
     return attacks.connections() | questions.questions() | questions.logs() | attacks.bodies()
@@ -288,7 +299,9 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="attacks whose name contains this")
     parser.add_argument("--list", action="store_true", help="print the attacks' names, and exit")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of an attack that could go on for ever (default: 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="of an attack that could go on for ever (default: 5)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of every random choice (default: 1)")
     parser.add_argument("--directory", type=Path, help="where the file is made (default: a temporary directory)")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")

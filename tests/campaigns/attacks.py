@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import socket
 import struct
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import grpc
 
@@ -58,7 +60,9 @@ class Target:
             return
         self.saw(_status_of(answer), answer)
 
-    def post(self, body: bytes, kind: str = PROTOBUF, *, path: str = TRACES, encoding: str = "", timeout_s: float = 60.0) -> None:
+    def post(
+        self, body: bytes, kind: str = PROTOBUF, *, path: str = TRACES, encoding: str = "", timeout_s: float = 60.0
+    ) -> None:
         """One POST with a length."""
         headers = {"content_type": kind, "content_length": str(len(body))}
         if encoding:
@@ -68,7 +72,11 @@ class Target:
     @contextmanager
     def channel(self) -> Iterator[grpc.Channel]:
         """A gRPC channel of its own that sends what it is given."""
-        options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+        options = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_retries", 0),
+        ]
         with grpc.insecure_channel(f"{wire.LOOPBACK}:{self.grpc_port}", options=options) as channel:
             yield channel
 
@@ -79,8 +87,9 @@ class Target:
 
     def call_on(self, channel: grpc.Channel, body: bytes, *, method: str = METHOD, timeout_s: float = 60.0) -> None:
         """One gRPC call on a channel that is open."""
+        export: Any = channel.unary_unary(method)
         try:
-            answer = channel.unary_unary(method)(body, timeout=timeout_s)
+            answer = export(body, timeout=timeout_s)
         except grpc.RpcError as error:
             self.saw(f"gRPC {error.code().name}", str(error.details()).encode())
         else:
@@ -88,7 +97,9 @@ class Target:
 
 
 def _status_of(answer: bytes) -> str:
-    return answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else "no answer" if not answer else "not HTTP"
+    return (
+        answer[9:12].decode("latin-1") if answer.startswith(b"HTTP/1.") else "no answer" if not answer else "not HTTP"
+    )
 
 
 Attack = Callable[[Target], None]
@@ -179,7 +190,7 @@ def _all_small(make: Iterable[Callable[[], bytes]], kind: str, target: Target) -
 # --- slow and idle --------------------------------------------------------------------------------------------------------
 
 
-def _trickle(connections: list[wire.socket.socket], seconds: float, piece: Callable[[int], bytes]) -> None:
+def _trickle(connections: list[socket.socket], seconds: float, piece: Callable[[int], bytes]) -> None:
     """Write a little on every connection every tenth of a second."""
     end = time.monotonic() + seconds
     for turn in range(1_000_000):
@@ -208,7 +219,11 @@ def _headers_for_ever(turn: int) -> bytes:
 
 SLOW_BODY = wire.head(TRACES, content_type=PROTOBUF, content_length=str(10 * MIB))
 HALF_BODY = SLOW_BODY + bytes(5 * MIB)
-CALL = wire.PREFACE + wire.frame(wire.SETTINGS, 0, 0) + wire.frame(wire.HEADERS, wire.END_HEADERS, 1, wire.export_fields(METHOD))
+CALL = (
+    wire.PREFACE
+    + wire.frame(wire.SETTINGS, 0, 0)
+    + wire.frame(wire.HEADERS, wire.END_HEADERS, 1, wire.export_fields(METHOD))
+)
 
 
 def _byte_of_data(turn: int) -> bytes:
@@ -393,7 +408,11 @@ def _mutants(target: Target) -> None:
 
 def bodies() -> dict[str, Attack]:
     """Attacks by what is sent."""
-    bombs = {"gzip": hostile.gzip_bomb, "deflate": hostile.deflate_bomb, "zstd": hostile.zstd_bomb}
+    bombs: dict[str, Callable[[int], bytes]] = {
+        "gzip": hostile.gzip_bomb,
+        "deflate": hostile.deflate_bomb,
+        "zstd": hostile.zstd_bomb,
+    }
     attacks: dict[str, Attack] = {}
     for size in (1, 10):
         for encoding, make in bombs.items():

@@ -4,8 +4,8 @@ import gzip
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 import grpc
 import httpx
@@ -49,7 +49,7 @@ Post = Callable[[bytes], tuple[Outcome, str]]
 def over_grpc(collector: Collector) -> Iterator[Post]:
     """OTLP/gRPC on one channel."""
     with grpc.insecure_channel(f"127.0.0.1:{collector.grpc_port}", options=_CHANNEL) as channel:
-        export = channel.unary_unary(METHOD)
+        export: Any = channel.unary_unary(METHOD)
 
         def post(payload: bytes) -> tuple[Outcome, str]:
             try:
@@ -115,7 +115,7 @@ class Clients:
             if thread.is_alive():
                 raise CampaignError(f"a request is not acknowledged after {DEADLINE_S:g} s: {self.last_refusal}")
 
-    def _run(self, way: Callable[[], "contextmanager[Post]"], random_: random.Random) -> None:
+    def _run(self, way: Callable[[], AbstractContextManager[Post]], random_: random.Random) -> None:
         try:
             with way() as post:
                 while not self._stop.wait(random_.expovariate(1 / self._pause_s)):

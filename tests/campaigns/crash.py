@@ -44,10 +44,13 @@ class Findings:
     Attributes:
         kills: By the moment that was chosen.
         checks: Files that were opened and compared with what was sent.
-        defects: Of all checks, by kind; a spans' defect counts again in each later check of its file.
+        defects: Of all checks, by kind; a span's defect counts again in each later check of its file.
         unopened: Files that could not be opened, and why.
         unclean: Graceful stops that left a journal or had another exit code than 0.
+        problems: Answers to good requests that must not be, and parts that could not go on.
         start_seconds: Of every start after a kill.
+        acknowledged_spans: Of all files at their end, and
+        stored_spans: what they hold.
         notes: Figures of single parts.
     """
 
@@ -62,7 +65,7 @@ class Findings:
     stored_spans: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def check(self, path: Path, known: pa.Table) -> None:
+    def check(self, path: Path, known: pa.Table, *, is_last: bool = False) -> None:
         """Compare a closed file with what was known of the requests at some moment before it was closed."""
         self.checks += 1
         try:
@@ -70,7 +73,9 @@ class Findings:
         except StoreError as error:
             self.unopened.append(str(error))
             return
-        self.acknowledged_spans, self.stored_spans = verdict.acknowledged_spans, verdict.stored_spans
+        if is_last:
+            self.acknowledged_spans += verdict.acknowledged_spans
+            self.stored_spans += verdict.stored_spans
         self.defects.update(verdict.defects)
 
     @property
@@ -182,7 +187,9 @@ class Campaign:
             name = self.random.choices(list(MOMENTS), [weight for weight, _ in MOMENTS.values()])[0]
             MOMENTS[name][1](self.collector, self.random)
             self.findings.kills[name] += 1
-            say(f"kill {self.findings.kills.total()}/{wanted} ({name}), {self.ledger.acknowledged} requests acknowledged")
+            say(
+                f"kill {self.findings.kills.total()}/{wanted} ({name}), {self.ledger.acknowledged} requests acknowledged"
+            )
             if self.findings.kills.total() - checked >= check_every:
                 checked = self.findings.kills.total()
                 self._start(wanted)
@@ -190,7 +197,7 @@ class Campaign:
                 self.stop_and_check()
         self.collector.start()
         clients.finish()
-        self.stop_and_check()
+        self.stop_and_check(is_last=True)
         self.findings.problems += self.ledger.problems
         self.findings.notes["requests"] = {
             "sent": self.ledger.table().num_rows,
@@ -198,10 +205,10 @@ class Campaign:
             "sent_again": self.ledger.resent,
         }
 
-    def stop_and_check(self) -> None:
+    def stop_and_check(self, *, is_last: bool = False) -> None:
         """A graceful stop: exit code 0, no journal left, and everything in the file."""
         stop_cleanly(self.collector, self.findings)
-        self.findings.check(self.collector.db, self.ledger.table())
+        self.findings.check(self.collector.db, self.ledger.table(), is_last=is_last)
 
     def _start(self, wanted: int) -> None:
         """Start it, and in every third life kill it meanwhile, once or more."""
@@ -285,7 +292,12 @@ def full_disk(directory: Path, findings: Findings, *, seed: int, rounds: int) ->
     """Fill the disk under a collector, also kill it then, and give the room back."""
     random_ = random.Random(seed)
     ledger = Ledger(seed)
-    figures = {"rounds": rounds, "refusals": Counter[str](), "seconds_to_go_on": [], "starts_refused": 0}
+    figures: dict[str, Any] = {
+        "rounds": rounds,
+        "refusals": Counter[str](),
+        "seconds_to_go_on": [],
+        "starts_refused": 0,
+    }
     with small_disk(directory / "small", FULL_DISK_BYTES) as disk:
         collector = Collector(disk / "evidence")
         collector.directory.mkdir()
@@ -309,7 +321,7 @@ def full_disk(directory: Path, findings: Findings, *, seed: int, rounds: int) ->
             say(f"full disk, round {number + 1}/{rounds}: {ledger.acknowledged} requests acknowledged")
         clients.finish()
         stop_cleanly(collector, findings)
-        findings.check(collector.db, ledger.table())
+        findings.check(collector.db, ledger.table(), is_last=True)
         findings.problems += ledger.problems
         figures["said"] = _complaints(collector.said)
     findings.notes["full_disk"] = figures

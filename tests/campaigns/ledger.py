@@ -188,6 +188,15 @@ SELECT sum(spans) FILTER (acknowledged),
        sum(n) FILTER (spans IS NULL OR d > spans)
 FROM ledger FULL JOIN stored USING (request), kept"""
 
+_COUNTED_BY_REQUEST = (
+    "acknowledged_spans",
+    "stored_spans",
+    "lost_spans",
+    "duplicated_spans",
+    "torn_requests",
+    "unknown_spans",
+)
+
 _EXPECTED = "SELECT coalesce(sum({index} % {every}), 0) FROM (SELECT DISTINCT span_id FROM spans)"
 
 _SINGLE = {
@@ -228,17 +237,13 @@ def _verdict(cursor: duckdb.DuckDBPyConnection) -> Verdict:
     row = cursor.execute(_BY_REQUEST).fetchone()
     assert row is not None
     by_request = [int(value or 0) for value in row]
-    events_lost, events_duplicated = _of_spans(cursor, "span_events", EVENTS, "name")
-    links_lost, links_duplicated = _of_spans(cursor, "span_links", LINKS, "linked_span_id")
     single = {name: _number(cursor, sql) for name, sql in _SINGLE.items()}
-    return Verdict(
-        *by_request,
-        events_lost=events_lost,
-        events_duplicated=events_duplicated,
-        links_lost=links_lost,
-        links_duplicated=links_duplicated,
-        **single,
-    )
+    for table, kind, every, what in (
+        ("span_events", "events", EVENTS, "name"),
+        ("span_links", "links", LINKS, "linked_span_id"),
+    ):
+        single[f"{kind}_lost"], single[f"{kind}_duplicated"] = _of_spans(cursor, table, every, what)
+    return Verdict(**dict(zip(_COUNTED_BY_REQUEST, by_request, strict=True)), **single)
 
 
 def _of_spans(cursor: duckdb.DuckDBPyConnection, table: str, every: int, what: str) -> tuple[int, int]:

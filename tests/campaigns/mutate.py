@@ -10,7 +10,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from collector.otlp.json_form import request_to_json
 from tests.campaigns.ledger import make_request
 
-INTERESTING = (b"\0", b"\xff", b"\x80", b"\x7f", b"\xff" * 9 + b"\x01", b"\xff" * 10, b"\x80" * 10, struct.pack("<Q", 1 << 63))
+INTERESTING = (
+    b"\0",
+    b"\xff",
+    b"\x80",
+    b"\x7f",
+    b"\xff" * 9 + b"\x01",
+    b"\xff" * 10,
+    b"\x80" * 10,
+    struct.pack("<Q", 1 << 63),
+)
 TOKENS = (
     b"null", b"true", b"-", b"1e999", b"-0", b'""', b"[]", b"{}", b"[", b"}", b'"', b"\\u0000", b"\\ud800", b"\\", b",",
     b"9" * 400, b"0.1e-400", b'"__proto__"', b"\xef\xbb\xbf", b"\xff", b"NaN", b"//", b"\0", b"\x7f",

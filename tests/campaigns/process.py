@@ -1,7 +1,6 @@
 """A real `provenance collect` on fixed ports and a real file, to be killed, stopped, frozen, measured and started again."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -197,4 +196,4 @@ def memory_mb(pid: int) -> tuple[float, float]:
 
 def descriptors(pid: int) -> int:
     """How many files and sockets it has open."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -4,7 +4,7 @@ import json
 import struct
 from functools import partial
 
-from tests.campaigns import hostile, wire
+from tests.campaigns import hostile
 from tests.campaigns.attacks import JSON, LOGS, LOGS_METHOD, PROTOBUF, QUERY, Attack, Target, at_once
 from tests.campaigns.hostile import FULL, MIB, field
 
@@ -46,7 +46,12 @@ def _ask(sql: str, count: int, target: Target) -> None:
 def _ask_without_waiting(target: Target) -> None:
     """A thousand questions whose senders hang up at once."""
     body = json.dumps({"sql": ENDLESS}).encode()
-    at_once(8, lambda _: [target.post(body, JSON, path=QUERY, timeout_s=0.02) for _ in range(125)])
+
+    def ask(_: int) -> None:
+        for _ in range(125):
+            target.post(body, JSON, path=QUERY, timeout_s=0.02)
+
+    at_once(8, ask)
 
 
 def _bodies(target: Target) -> None:
@@ -130,8 +135,5 @@ def questions() -> dict[str, Attack]:
 
 def logs() -> dict[str, Attack]:
     """Attacks on the logs' endpoints."""
-    over_http = {f"logs: {name}, HTTP": partial(_log_over_http, name) for name in LINES}
+    over_http: dict[str, Attack] = {f"logs: {name}, HTTP": partial(_log_over_http, name) for name in LINES}
     return over_http | {f"logs: {name}, gRPC": partial(_log_over_grpc, name) for name in LINES}
-
-
-__all__ = ["LINES", "QUERIES", "logs", "questions", "wire"]

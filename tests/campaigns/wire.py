@@ -4,6 +4,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Self
 
 LOOPBACK = "127.0.0.1"
 ANSWER_BYTES = 64 * 1024
@@ -99,7 +100,7 @@ class Http2:
         self.is_over = False
         self.send(PREFACE + frame(SETTINGS, 0, 0))
 
-    def __enter__(self) -> "Http2":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
