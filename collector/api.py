@@ -2,7 +2,7 @@
 
     POST   /api/v1/query         {"sql": "SELECT ..."} -> an Arrow IPC stream; 400 {"error"}, 504 at the time limit
     DELETE /api/v1/query/{id}    interrupt the query that was sent with `x-query-id: id`; 204, or 404 if none runs
-    GET    /api/v1/status        what is stored, what is followed, and how far behind
+    GET    /api/v1/status        what is stored and since when, what was removed, what is followed and how far behind
 
 A client that hangs up interrupts its query. The query's body must be declared as JSON: a browser then asks before it
 sends one for a foreign page.
@@ -23,6 +23,7 @@ from starlette.routing import BaseRoute, Route
 from collector.errors import QueryError, StoreError
 from collector.query_protocol import ARROW_STREAM, QUERY_ID, QUERY_PATH, STATUS_PATH
 from collector.store.database import release
+from collector.store.kept import read_kept
 from collector.store.reader import Interrupt, Limits, QueryTimeoutError, Reader
 
 API_LIMITS: Final = Limits(rows=2_000_000, size_bytes=256 * 1024 * 1024, seconds=60.0)
@@ -95,6 +96,11 @@ class _Api:
     def _run(self, sql: str, interrupt: Interrupt) -> bytes:
         return ipc_stream(self.reader.query(sql, interrupt=interrupt))
 
+    def _totals(self) -> dict[str, object]:
+        [totals] = self.reader.query(_TOTALS).to_pylist()
+        since_unix_nano, removed = read_kept(self.reader.query)
+        return {**totals, "evidence_since_unix_nano": since_unix_nano, "removed": removed}
+
     async def interrupt(self, request: Request) -> Response:
         """Interrupt a running query by its id."""
         interrupt = self.running.get(request.path_params["query_id"])
@@ -106,7 +112,7 @@ class _Api:
     async def status(self, _: Request) -> Response:
         """What is stored and what is followed."""
         try:
-            [totals] = (await asyncio.to_thread(self.reader.query, _TOTALS)).to_pylist()
+            totals = await asyncio.to_thread(self._totals)
         except (QueryError, StoreError) as e:
             return _error(503, str(e))
         logs = [dict(log) for log in self.access_logs()]

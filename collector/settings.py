@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from collector.errors import ConfigError
+from collector.units import parse_age, parse_size, show_age, show_size
 
 SECTION: Final = "collector"
 OTHER_SECTIONS: Final = frozenset({"egress"})
@@ -40,12 +41,14 @@ class Kind:
         expected: For messages: "expected a port from 0 to 65535".
         parse: From text; raises ValueError.
         toml: The types that TOML may give beside text; their `str()` is parsed.
+        show: A value as the text that gives it again; None where `str` does.
         many: Whether it is a list: a repeated flag, a TOML array, commas in the environment.
     """
 
     expected: str
     parse: Callable[[str], Any]
     toml: tuple[type, ...] = ()
+    show: Callable[[Any], str] | None = None
     many: bool = False
 
 
@@ -93,6 +96,16 @@ def access_log_parts(text: str) -> tuple[str, str, str]:
     return service, direction, path
 
 
+def _size(least: int, most: int, expected: str) -> Kind:
+    def parse(text: str) -> int:
+        size_bytes = parse_size(text)
+        if not least <= size_bytes <= most:
+            raise ValueError(text)
+        return size_bytes
+
+    return Kind(expected, parse, (int,), show_size)
+
+
 def _one_of(*words: str) -> Kind:
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -106,6 +119,12 @@ _PORT: Final = Kind("a port from 0 to 65535", _port, (int,))
 _PATH: Final = Kind("a path", _path)
 _HOST: Final = Kind("an address or a host name, without brackets or a port", _host)
 _SWITCH: Final = Kind("true or false", _switch, (bool,))
+_MIB: Final = 1024**2
+_GIB: Final = 1024**3
+_AGES: Final = Kind("an age such as 7d, 12h or 90m", parse_age, show=show_age)
+_FILE_SIZE: Final = _size(64 * _MIB, 2**60, "a size of 64MiB or more, such as 20GiB")
+_REQUEST_SIZE: Final = _size(64 * 1024, _GIB, "a size from 64KiB to 1GiB, such as 16MiB")
+_MEMORY_SIZE: Final = _size(128 * _MIB, 2**60, "a size of 128MiB or more, such as 2GiB")
 _ACCESS_LOGS: Final = Kind("SERVICE[:inbound|outbound]=PATH", _access_log, many=True)
 
 
@@ -116,7 +135,10 @@ def _declared(kind: Kind, default: Any, text: str, metavar: str = "") -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a collector is told, with its defaults. Paths are relative to the working directory, also in a TOML file."""
+    """What a collector is told, with its defaults. Paths are relative to the working directory, also in a TOML file.
+
+    `keep` is in ns; `max_size`, `max_request_bytes` and `memory` are in bytes.
+    """
 
     db: Path = _declared(_PATH, None, "the evidence file; created if it does not exist", "PATH")
     host: str = _declared(_HOST, "127.0.0.1", "the address that both ports listen on", "HOST")
@@ -136,6 +158,29 @@ class Settings:
         "TOML whose [egress] allow replaces the stored rules, an empty list allows nothing (default: the --config "
         "file, where that has an [egress])",
         "FILE",
+    )
+    keep: int | None = _declared(
+        _AGES,
+        None,
+        "what was received longer ago is deleted; units s, m, h, d, w (default: it is kept for ever)",
+        "AGE",
+    )
+    max_size: int | None = _declared(
+        _FILE_SIZE,
+        None,
+        "of the file, its write-ahead log and its journal together; the oldest evidence is deleted to keep below it; "
+        "units KiB, MiB, GiB, TiB, KB, MB, GB, TB (default: no limit)",
+        "SIZE",
+    )
+    max_request_bytes: int = _declared(
+        _REQUEST_SIZE, 64 * _MIB, "of one request, on both ports, after decompression too", "SIZE"
+    )
+    memory: int | None = _declared(
+        _MEMORY_SIZE,
+        None,
+        "what the database may hold in memory while it answers questions; larger ones spill to the disk (default: "
+        "1GiB, or a quarter of the machine's if that is less)",
+        "SIZE",
     )
     ready_file: Path | None = _declared(
         _PATH, None, "written once all is listening: pid, ports and database as JSON", "PATH"
@@ -186,7 +231,8 @@ class Loaded:
         lines = [f"[{SECTION}]"]
         for name in _DECLARED:
             value, origin = getattr(self.settings, name), self.origins[name]
-            shown = f"# {name} is not set" if value is None else f"{name} = {_toml(value)}  # {_printable(origin)}"
+            text = _toml(_shown(name, value))
+            shown = f"# {name} is not set" if value is None else f"{name} = {text}  # {_printable(origin)}"
             lines.append(shown)
         return "\n".join(lines) + "\n"
 
@@ -363,7 +409,7 @@ def markdown_table() -> str:
     """The settings as docs/collector.md shows them."""
     rows = ["| flag | environment | TOML, `[collector]` | default | |", "|---|---|---|---|---|"]
     for name, declared in _DECLARED.items():
-        default = "required" if name in REQUIRED else _plain_default(declared.default)
+        default = "required" if name in REQUIRED else _plain_default(_shown(name, declared.default))
         text = str(declared.metadata["help"]).replace("|", "\\|")
         rows.append(f"| `{flag(name)}` | `{variable(name)}` | `{name}` | {default} | {text} |")
     rows.append(f"| `--config` | `{CONFIG_ENV}` | | | the TOML file |")
@@ -371,10 +417,16 @@ def markdown_table() -> str:
 
 
 def _default(declared: Field[Any]) -> str:
-    value = declared.default
+    value = _shown(declared.name, declared.default)
     if declared.name in REQUIRED:
         return " (required)"
     return "" if value in (None, (), False, MISSING) else f" (default: {value})"
+
+
+def _shown(name: str, value: Any) -> Any:
+    """The value, or the text that gives it again where it has a unit."""
+    show = _kind(name).show
+    return value if show is None or value is None else show(value)
 
 
 def _plain_default(value: object) -> str:

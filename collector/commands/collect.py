@@ -28,6 +28,7 @@ from collector.settings import Settings, access_log_parts, load
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from collector.commands.opening import Room
     from collector.receiver.counters import Counters
     from collector.receiver.credentials import Credentials
     from collector.receiver.health import Health
@@ -56,6 +57,9 @@ Services send OTLP to either port; nothing is acknowledged before it is committe
 Proxies write access logs; name the workload whose proxy wrote each, and the direction where its lines do not say it
 (Istio's do). Files are followed across rotation, and read on after a restart where they were left:
   --access-log checkout:inbound=/var/log/envoy/checkout.json
+
+Without a limit the file grows; by age, by size or by both the oldest evidence makes room for new:
+  --keep 7d --max-size 20GiB
 
 The HTTP port also answers SELECTs, /healthz, /readyz and /metrics:
   provenance scan http://127.0.0.1:4318
@@ -134,14 +138,15 @@ class _Trust:
 
 
 def _collect(settings: Settings) -> None:
+    from collector.commands.opening import Room, make_room, open_store
     from collector.receiver.counters import Counters
     from collector.receiver.health import Phase, newest_received
     from collector.receiver.ingest import Ingest, replay
     from collector.receiver.relief import Relief
-    from collector.store.database import Store
     from collector.store.journal import open_journal
     from collector.store.memory import tune_allocator
     from collector.store.reader import Reader
+    from collector.store.retention import Policy, Retention
     from collector.store.writer import Writer
 
     leave_out_pandas()
@@ -151,12 +156,24 @@ def _collect(settings: Settings) -> None:
     stop = _stop_at_signal()
     logs, trust = log_files(settings), _trust(settings)
     with ExitStack() as stack:
-        store = stack.enter_context(Store.open(settings.db))
+        store = stack.enter_context(open_store(settings.db.absolute(), memory_bytes=settings.memory))
+        policy = Policy(settings.keep, settings.max_size)
+        retention = Retention(store.path, policy)
+        make_room(store, retention, policy.max_size_bytes, stop.is_set)
         _replace_policy(store, settings.policy)
         counters = Counters(newest_received_unix_nano=newest_received(Reader(store).query))
-        journal = open_journal(store)
+        room = Room.under(settings.max_size)
+        journal = open_journal(store, segment_bytes=room.segment_bytes)
         stack.callback(journal.close)
-        writer = stack.enter_context(Writer(store, metrics=counters, on_commit=journal.release))
+        writer = stack.enter_context(
+            Writer(
+                store,
+                max_queued_bytes=room.queue_bytes,
+                metrics=counters,
+                on_commit=journal.release,
+                chore=None if policy == Policy() else retention.step,
+            )
+        )
         if count := replay(journal.replay(), writer):
             _log.warning(
                 "%d requests were acknowledged and not stored when the last collector ended: stored now", count
@@ -165,7 +182,7 @@ def _collect(settings: Settings) -> None:
         stack.callback(follower.close)
         ingest = Ingest(writer, (journal, writer))
         stack.callback(ingest.close)
-        health = _health(store, writer, follower, counters, trust)
+        health = _health(store, writer, follower, counters, trust, room=room, max_size_bytes=settings.max_size)
         app = _app(settings, store, writer, ingest, follower, health=health, trust=trust)
         http_port = stack.enter_context(_serve_http(app, settings, trust.tls))
         grpc_port = stack.enter_context(_serve_grpc(writer, ingest, settings, counters, trust))
@@ -174,13 +191,12 @@ def _collect(settings: Settings) -> None:
         ready = {"pid": os.getpid(), "grpc_port": grpc_port, "http_port": http_port, "database": str(store.path)}
         stack.enter_context(_ready(settings.ready_file, ready))
         _announce(settings, ready, trust.scheme)
-        housekeeping = store.cursor()
         relief = Relief()
         try:
             while not stop.wait(_WATCH_SECONDS):
                 trust.refresh()
                 relief.look()
-                store.memory.lower_when_idle(housekeeping)
+                store.lower_memory()
                 if reason := writer.status().broken:
                     raise StoreError(reason)
         finally:
@@ -233,11 +249,19 @@ def _trust(settings: Settings) -> _Trust:
     return _Trust(credentials, Tls(TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)))
 
 
-def _health(store: "Store", writer: "Writer", follower: "Follower", counters: "Counters", trust: _Trust) -> "Health":
+def _health(
+    store: "Store",
+    writer: "Writer",
+    follower: "Follower",
+    counters: "Counters",
+    trust: _Trust,
+    *,
+    room: "Room",
+    max_size_bytes: int | None,
+) -> "Health":
     from collector.receiver.health import Health, Stale
     from collector.store.database import release
     from collector.store.reader import Limits, Reader
-    from collector.store.writer import MAX_QUEUED_BYTES
 
     watched: list[Stale] = [*trust.credentials.watched]
     if trust.tls is not None:
@@ -246,7 +270,8 @@ def _health(store: "Store", writer: "Writer", follower: "Follower", counters: "C
         path=store.path,
         query=Reader(store, Limits(seconds=5.0)).query,
         writer=writer.status,
-        queue_limit_bytes=MAX_QUEUED_BYTES,
+        queue_limit_bytes=room.queue_bytes,
+        max_size_bytes=max_size_bytes,
         counters=counters,
         version=release(),
         access_logs=follower.status,
@@ -267,6 +292,7 @@ def _app(
     from collector.api import API_LIMITS, api_routes
     from collector.receiver.doors import HttpDoor
     from collector.receiver.http_app import create_app
+    from collector.receiver.http_export import ROOM_BYTES
     from collector.receiver.signals import AccessLogs, logs_signal
     from collector.store.reader import Reader
 
@@ -277,6 +303,9 @@ def _app(
         extra_routes=[*routes, *health.routes()],
         loopback_only=is_loopback(settings.host),
         counters=health.counters,
+        max_request_bytes=settings.max_request_bytes,
+        # Lowering the limit is no wish to turn ordinary requests away that come together.
+        room_bytes=max(ROOM_BYTES, 2 * settings.max_request_bytes),
     )
     return HttpDoor(app, trust.credentials, health.counters)
 
@@ -292,6 +321,7 @@ def _serve_grpc(
     server, bound = create_server(
         ingest,
         address=f"{_bracketed(settings.host)}:{settings.grpc_port}",
+        max_request_bytes=settings.max_request_bytes,
         handlers=[logs_service(AccessLogs(writer))],
         interceptors=[GrpcDoor(trust.credentials, counters)] if trust.credentials.requires("write") else [],
         credentials=trust.tls.grpc_credentials() if trust.tls else None,

@@ -26,6 +26,7 @@ from starlette.routing import BaseRoute, Route
 from collector.errors import CollectorError
 from collector.receiver.counters import Counters
 from collector.receiver.metrics import CONTENT_TYPE, Gauges, LogLag, exposition
+from collector.store.kept import read_kept
 
 QUEUE_FULL_RATIO: Final = 0.95
 """A queue never holds its limit to the byte: the request that would pass it is refused."""
@@ -51,6 +52,10 @@ class WriterStatus(Protocol):
         """What waits for its commit."""
 
     @property
+    def failing(self) -> str | None:
+        """Why the last transaction could not be committed, or old evidence not be removed."""
+
+    @property
     def broken(self) -> str | None:
         """Why nothing can be written any more."""
 
@@ -71,6 +76,7 @@ class Health:
         query: One SELECT on it, as an Arrow table.
         writer: The writer's status now.
         queue_limit_bytes: Beyond it the writer refuses.
+        max_size_bytes: What the file, its WAL and its journal may take together; None: no limit.
         access_logs: One dict a log that is followed: see collector/api.py.
         watched: Certificates and tokens.
         clock: ns since the Unix epoch.
@@ -81,6 +87,7 @@ class Health:
     writer: Callable[[], WriterStatus]
     queue_limit_bytes: int
     counters: Counters
+    max_size_bytes: int | None = None
     version: str = "unknown"
     access_logs: Callable[[], Sequence[Mapping[str, object]]] = tuple
     watched: Sequence[Stale] = ()
@@ -90,7 +97,8 @@ class Health:
 
     def reasons(self) -> list[str]:
         """Why it is not ready; nothing when it is."""
-        status, failing = self.writer(), self.counters.read().failing
+        status = self.writer()
+        failing = self.counters.read().failing or status.failing
         full = status.queued_bytes >= QUEUE_FULL_RATIO * self.queue_limit_bytes
         reasons = (
             self.phase.value,
@@ -102,6 +110,7 @@ class Health:
 
     def gauges(self) -> Gauges:
         """What is looked up at a scrape; what cannot be is left out."""
+        since_unix_nano, removed = self._kept()
         return Gauges(
             ready=not self.reasons(),
             queue_bytes=self.writer().queued_bytes,
@@ -109,6 +118,10 @@ class Health:
             rows=self._rows(),
             file_bytes=_size(self.path),
             wal_bytes=_size(self.path.with_name(self.path.name + ".wal")) or 0,
+            journal_bytes=_folder_size(self.path.with_name(self.path.name + ".journal")),
+            max_size_bytes=self.max_size_bytes,
+            evidence_since_seconds=None if since_unix_nano is None else since_unix_nano / 1e9,
+            removed_rows=removed,
             data_age_seconds=self._data_age_seconds(),
             rss_bytes=rss_bytes(),
             start_time_seconds=self.started_unix_nano / 1e9,
@@ -140,6 +153,13 @@ class Health:
         except CollectorError:
             return {}  # /readyz says what is wrong with the store; the counters must still be scraped
 
+    def _kept(self) -> tuple[int | None, dict[str, int]]:
+        """Since when there is evidence, where some was removed, and how many rows were, by table."""
+        try:
+            return read_kept(self.query)
+        except CollectorError:
+            return None, {}  # as above
+
     def _data_age_seconds(self) -> float | None:
         newest = self.counters.read().newest_received_unix_nano
         return None if newest is None else max(0.0, (self.clock() - newest) / 1e9)
@@ -163,6 +183,13 @@ def rss_bytes() -> int | None:
 def _lag(log: Mapping[str, Any]) -> LogLag:
     age = log.get("read_age_seconds")
     return LogLag(str(log["source"]), int(log.get("lag_bytes") or 0), None if age is None else float(age))
+
+
+def _folder_size(path: Path) -> int:
+    """Of the files in it; those that go away meanwhile count nothing."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return sum(_size(file) or 0 for file in path.iterdir())
+    return 0
 
 
 def _size(path: Path) -> int | None:

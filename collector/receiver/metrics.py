@@ -34,6 +34,10 @@ class Gauges:
         ready: What /readyz says.
         queue_bytes: What waits for its commit; `queue_limit_bytes` is where requests are refused.
         rows: By table, as the database estimates them.
+        journal_bytes: Of requests as they arrived, beside the file.
+        max_size_bytes: The limit of file, WAL and journal together.
+        evidence_since_seconds: What was received before was removed, since the Unix epoch; None while nothing was.
+        removed_rows: By table, in the file's whole life.
         data_age_seconds: Since the newest span was received.
         rss_bytes: Resident memory of this process.
         start_time_seconds: Since the Unix epoch.
@@ -52,6 +56,10 @@ class Gauges:
     version: str
     access_logs: Sequence[LogLag] = ()
     stale: Mapping[str, bool] = field(default_factory=dict)
+    journal_bytes: int = 0
+    max_size_bytes: int | None = None
+    evidence_since_seconds: float | None = None
+    removed_rows: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,22 @@ def _stored(gauges: Gauges) -> Iterator[_Family]:
     )
     yield _one("file_bytes", "gauge", "Size of the database file.", gauges.file_bytes)
     yield _one("wal_bytes", "gauge", "Size of the write-ahead log beside it.", gauges.wal_bytes)
+    yield _one(
+        "journal_bytes", "gauge", "Size of the requests beside it that are kept as they arrived.", gauges.journal_bytes
+    )
+    yield _one("max_size_bytes", "gauge", "What the three may take together: --max-size.", gauges.max_size_bytes)
+    yield _one(
+        "evidence_since_seconds",
+        "gauge",
+        "What was received before was removed, since the Unix epoch.",
+        gauges.evidence_since_seconds,
+    )
+    yield _Family(
+        "removed_rows",
+        "gauge",
+        "Rows that were removed for their age or for want of room, in the file's whole life, by table.",
+        [("", {"table": table}, rows) for table, rows in sorted(gauges.removed_rows.items())],
+    )
     yield _one("data_age_seconds", "gauge", "Since the newest span was received.", gauges.data_age_seconds)
     yield _Family(
         "access_log_lag_bytes",

@@ -67,8 +67,11 @@ def compact(store: Store) -> None:
         raise StoreError(f"{store.path} could not be compacted: {message(e)}; it is as it was") from e
     finally:
         cursor.close()
-    with copy.open("rb") as file:
-        os.fsync(file.fileno())
+    try:
+        with copy.open("rb") as file:
+            os.fsync(file.fileno())
+    except OSError as e:
+        raise StoreError(f"{store.path} could not be compacted: {copy.name}: {e.strerror}; it is as it was") from e
     store.reopen(copy)
     _log.info(
         "%s: compacted from %d to %d bytes in %.1f s",

@@ -20,7 +20,7 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +79,14 @@ class Journal:
         folder: Where the segments are; made when the first request is written.
         identity: Of the evidence file, one word.
         after: How far the tables have come.
+        segment_bytes: How long a segment gets (default: SEGMENT_BYTES).
     """
 
-    def __init__(self, folder: Path, identity: str, after: Position = START) -> None:
+    def __init__(
+        self, folder: Path, identity: str, after: Position = START, *, segment_bytes: int | None = None
+    ) -> None:
         self._folder = folder
+        self._segment_bytes = SEGMENT_BYTES if segment_bytes is None else segment_bytes
         self._header = f"mesh-provenance journal 1 {identity}\n".encode()
         self._after = after
         self._end = after
@@ -118,7 +122,7 @@ class Journal:
         return self._end
 
     def _open_segment(self) -> int:
-        if self._file is not None and self._offset < SEGMENT_BYTES:
+        if self._file is not None and self._offset < self._segment_bytes:
             return self._file
         self._close_segment()
         self._folder.mkdir(exist_ok=True)
@@ -188,15 +192,19 @@ class Journal:
 
     def replay(self) -> Iterator[Entry]:
         """The requests that are not in the tables yet, in order. Raises StoreError for another file's journal."""
-        segments = self._segments()
-        for number in segments:
-            if number >= self._after.segment:
-                for entry in self._read(number, self._after.offset if number == self._after.segment else 0):
-                    self._end = entry.end
-                    yield entry
-        self._replayed = max(segments, default=None)
+        last = max(self._segments(), default=None)
+        for entry in self.entries(warn=_log.warning):
+            self._end = entry.end
+            yield entry
+        self._replayed = last
 
-    def _read(self, number: int, start: int) -> Iterator[Entry]:
+    def entries(self, warn: Callable[..., None] | None = None) -> Iterator[Entry]:
+        """The same, to be looked at only; `warn` is told where a segment ends in what is no whole record."""
+        for number in self._segments():
+            if number >= self._after.segment:
+                yield from self._read(number, self._after.offset if number == self._after.segment else 0, warn)
+
+    def _read(self, number: int, start: int, warn: Callable[..., None] | None) -> Iterator[Entry]:
         path = self._path(number)
         with path.open("rb") as file:
             header = file.read(len(self._header))
@@ -213,8 +221,9 @@ class Journal:
                     break
                 start = file.tell()
                 yield Entry(received, payload, Position(number, start))
-            if torn := path.stat().st_size - max(start, len(header)):
-                _log.warning(
+            torn = path.stat().st_size - max(start, len(header))
+            if torn and warn is not None:
+                warn(
                     "%s: the last %d bytes are no whole record and were left out; nobody was told they are safe",
                     path,
                     torn,
@@ -266,7 +275,7 @@ def _write_all(file: int, parts: Sequence[bytes]) -> int:
 # --- whose journal ------------------------------------------------------------------------------------------------------
 
 
-def open_journal(store: Store) -> Journal:
+def open_journal(store: Store, *, segment_bytes: int | None = None) -> Journal:
     """The journal of an evidence file, as far as its tables have come. Raises StoreError."""
     cursor = store.cursor()
     try:
@@ -278,5 +287,41 @@ def open_journal(store: Store) -> Journal:
         known = missing | known
     finally:
         cursor.close()
-    folder = store.path.with_name(f"{store.path.name}.journal")
-    return Journal(folder, known["journal_id"], Position.parse(known["journal_position"]))
+    after = Position.parse(known["journal_position"])
+    return Journal(folder_of(store.path), known["journal_id"], after, segment_bytes=segment_bytes)
+
+
+def folder_of(path: Path) -> Path:
+    """Where the journal of an evidence file is."""
+    return path.with_name(f"{path.name}.journal")
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Requests in a journal that are not in the tables, and their bytes."""
+
+    requests: int = 0
+    size_bytes: int = 0
+
+
+def unread(store: Store) -> Unread:
+    """What a crash left in the journal beside an evidence file, which may be open to read. Raises StoreError.
+
+    Only that it is an evidence file's own is asked of a journal: what is no whole record at its end is not counted.
+    """
+    folder = folder_of(store.path)
+    try:
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return Unread()
+        cursor = store.cursor()
+        try:
+            known = dict(cursor.execute("SELECT key, value FROM meta WHERE key LIKE 'journal_%'").fetchall())
+        finally:
+            cursor.close()
+        journal = Journal(
+            folder, known.get("journal_id", ""), Position.parse(known.get("journal_position", str(START)))
+        )
+        sizes = [len(entry.payload) for entry in journal.entries()]
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror or error}") from error
+    return Unread(len(sizes), sum(sizes))

@@ -2,6 +2,7 @@
 
     policy = Policy(keep_ns=7 * DAY_NS, max_size_bytes=20 * GIB)
     retention = Retention(store.path, policy)
+    retention.catch_up(store) -> Sizes                           every step that there is, at a start
     retention.step(cursor, now_unix_nano) -> RetentionReport     between two transactions of the writer, on its cursor
     evidence_since(cursor) -> int | None                         before it nothing is left, by the collector's clock
 
@@ -15,7 +16,7 @@ A step either deletes, or checkpoints, or looks; it raises duckdb.Error with its
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from typing import Final
 
 import duckdb
 
-from collector.store.database import ROW_GROUP_ROWS
+from collector.errors import StoreError
+from collector.store.database import ROW_GROUP_ROWS, Store
+from collector.store.failures import message, needs_reopen
 from collector.store.sizes import Sizes, measure
 
 SINCE_KEY: Final = "evidence_since_unix_nano"
@@ -148,6 +151,20 @@ class Retention:
             or RetentionReport(sizes)
         )
         return replace(done, since_unix_nano=evidence_since(cursor), seconds=time.perf_counter() - began)
+
+    def catch_up(self, store: Store, is_enough: Callable[[], bool] = lambda: False) -> Sizes:
+        """Take every step that there is, before anybody writes; returns what is left. Raises StoreError."""
+        cursor = store.cursor()
+        try:
+            while self.step(cursor, time.time_ns()).more and not is_enough():
+                pass
+            return measure(cursor, store.path)
+        except duckdb.Error as e:
+            if needs_reopen(e):
+                store.reopen()
+            raise StoreError(f"{store.path}: old evidence cannot be removed: {message(e)}") from e
+        finally:
+            cursor.close()
 
     def _by_size(self, cursor: duckdb.DuckDBPyConnection, sizes: Sizes, rows: Rows, now: int) -> RetentionReport | None:
         # First, because a row in the log is three times as large as in the file: deleting on that account is deleting too much.

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.errors import ConfigError
+from collector.receiver.ingest import MAX_REQUEST_BYTES
 from collector.settings import CONFIG_ENV, Loaded, Settings, flag, load, markdown_table, variable
+from collector.units import MAX_AGE_NS, parse_age, parse_size, show_age, show_size
 
 
 def loaded(*argv: str, **environ: str) -> Loaded:
@@ -53,6 +55,59 @@ def test_switches_and_lists_from_every_source(tmp_path: Path) -> None:
     assert loaded("--db", "x", "--access-log", "a=/1", "--access-log", "b=/2").settings.access_log == ("a=/1", "b=/2")
 
 
+def test_ages_and_sizes_from_every_source(tmp_path: Path) -> None:
+    config = write(tmp_path, '[collector]\nkeep = "90m"\nmax_size = "20 GiB"\nmemory = 268435456\n')
+    got = loaded("--db", "x", "--config", config, "--memory", "2gib", PROVENANCE_COLLECT_KEEP="2w")
+
+    assert got.settings.keep == 14 * 86_400 * 10**9
+    assert (got.settings.max_size, got.settings.memory) == (20 * 2**30, 2 * 2**30)
+    text = got.to_toml()
+    for line in ('keep = "14d"  # PROVENANCE_COLLECT_KEEP', 'max_size = "20GiB"', 'memory = "2GiB"  # --memory'):
+        assert line in text
+    assert 'max_request_bytes = "64MiB"  # default' in text
+
+
+def test_no_limit_is_a_limit_unless_it_is_given() -> None:
+    settings = loaded("--db", "x").settings
+    assert (settings.keep, settings.max_size, settings.memory) == (None, None, None)
+    assert settings.max_request_bytes == MAX_REQUEST_BYTES
+
+
+@given(size=st.integers(1, 2**60))
+def test_a_size_is_shown_as_it_may_be_given(size: int) -> None:
+    assert parse_size(show_size(size)) == size
+
+
+@given(seconds=st.integers(1, MAX_AGE_NS // 10**9))
+def test_an_age_is_shown_as_it_may_be_given(seconds: int) -> None:
+    assert parse_age(show_age(seconds * 10**9)) == seconds * 10**9
+
+
+@given(text=st.text(max_size=8) | st.from_regex(r"[0-9]{1,3} ?[kmgtKMGT]?i?[bB]?", fullmatch=True))
+def test_any_text_is_a_size_or_an_age_or_a_value_error(text: str) -> None:
+    for parse in (parse_size, parse_age):
+        try:
+            assert parse(text) >= 0
+        except ValueError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1KiB", 1024),
+        ("1kb", 1000),
+        ("500MB", 500_000_000),
+        ("2 TiB", 2 * 2**40),
+        ("7", 7),
+        ("7B", 7),
+        (" 3mib ", 3 * 2**20),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
 def test_an_empty_variable_is_not_set() -> None:
     assert loaded("--db", "x", PROVENANCE_COLLECT_HOST="").settings.host == "127.0.0.1"
 
@@ -74,6 +129,24 @@ def test_an_empty_variable_is_not_set() -> None:
         ("host = '[::1]:80'", "host: expected an address or a host name, without brackets"),
         ("log_format = 'xml'", "log_format: expected one of text, json, got 'xml'"),
         ("grcp_port = 1", "grcp_port: no such setting; did you mean grpc_port"),
+        ("keep = '7'", "keep: expected an age such as 7d, 12h or 90m, got '7'"),
+        ("keep = 7", "keep: expected an age such as 7d, 12h or 90m, got 7"),
+        ("keep = '0d'", "keep: expected an age"),
+        ("keep = '-7d'", "keep: expected an age"),
+        ("keep = '99999w'", "keep: expected an age"),
+        ("max_size = '20'", "max_size: expected a size of 64MiB or more, such as 20GiB, got '20'"),
+        ("max_size = '20G'", "max_size: expected a size of 64MiB or more, such as 20GiB, got '20G'"),
+        ("max_size = '63MiB'", "max_size: expected a size of 64MiB or more"),
+        ("max_size = '-1GiB'", "max_size: expected a size"),
+        ("max_size = '1.5GiB'", "max_size: expected a size"),
+        ("max_size = 'GiB'", "max_size: expected a size"),
+        ("max_request_bytes = '2GiB'", "max_request_bytes: expected a size from 64KiB to 1GiB, such as 16MiB"),
+        (
+            "max_request_bytes = 1000",
+            "max_request_bytes: expected a size from 64KiB to 1GiB, such as 16MiB, got '1000'",
+        ),
+        ("memory = '64MiB'", "memory: expected a size of 128MiB or more"),
+        ("memory = true", "memory: expected a size of 128MiB or more, such as 2GiB, got True"),
         ("qqq = 1", "qqq: no such setting; there are db, host"),
         ("[colector]", r"no section \[colector\]; did you mean collector"),
         ("= 5", "not TOML"),

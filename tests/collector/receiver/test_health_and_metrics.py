@@ -26,6 +26,7 @@ from tests.collector.store.evidence_rows import make_batch, make_row
 @dataclass
 class FakeStatus:
     queued_bytes: int = 0
+    failing: str | None = None
     broken: str | None = None
 
 
@@ -44,11 +45,18 @@ class Bench:
     counters: Counters = field(default_factory=Counters)
     logs: list[dict[str, object]] = field(default_factory=list)
     watched: FakeWatched = field(default_factory=FakeWatched)
+    meta: dict[str, int] = field(default_factory=dict)
+
+    def answer(self, sql: str) -> pa.Table:
+        """What the file says of itself: three spans, and what is in `meta`."""
+        if "FROM meta" in sql:
+            return pa.table({"key": list(self.meta), "value": [str(value) for value in self.meta.values()]})
+        return pa.table({"table_name": ["spans"], "rows": [3]})
 
     def health(self, query: Callable[[str], pa.Table] | None = None, **options: object) -> Health:
         return Health(
             path=self.path,
-            query=query or (lambda _: pa.table({"table_name": ["spans"], "rows": [3]})),
+            query=query or self.answer,
             writer=lambda: self.status,
             queue_limit_bytes=1000,
             counters=self.counters,
@@ -101,6 +109,7 @@ async def test_ready(bench: Bench) -> None:
         (lambda _, health: setattr(health, "phase", Phase.STOPPING), "the collector is shutting down"),
         (lambda bench, _: setattr(bench.status, "broken", "DuckDB gave up"), "DuckDB gave up"),
         (lambda bench, _: bench.counters.failed("no space left"), "no space left"),
+        (lambda bench, _: setattr(bench.status, "failing", "it cannot be removed"), "it cannot be removed"),
         (
             lambda bench, _: setattr(bench.status, "queued_bytes", 950),
             "950 bytes wait to be written, the limit is 1000",
@@ -114,6 +123,22 @@ async def test_not_ready_says_why(bench: Bench, turn: Callable[[Bench, Health], 
 
     assert (answer.status_code, answer.json()) == (503, {"status": "not ready", "reasons": [reason]})
     assert samples((await get(health, "/metrics")).text)["ready", ()] == 0
+
+
+async def test_what_is_kept_and_what_was_removed(bench: Bench) -> None:
+    journal = bench.path.with_name(bench.path.name + ".journal")
+    before = samples((await get(bench.health(), "/metrics")).text)
+    journal.mkdir()
+    (journal / "0000000001").write_bytes(b"x" * 55)
+    bench.meta = {"evidence_since_unix_nano": 1_500_000_000, "retention_removed_spans": 7}
+    after = samples((await get(bench.health(max_size_bytes=1000), "/metrics")).text)
+
+    assert before["journal_bytes", ()] == 0
+    assert not any(name in {"evidence_since_seconds", "removed_rows", "max_size_bytes"} for name, _ in before)
+    assert after["journal_bytes", ()] == 55
+    assert after["max_size_bytes", ()] == 1000
+    assert after["evidence_since_seconds", ()] == 1.5
+    assert after["removed_rows", (("table", "spans"),)] == 7
 
 
 async def test_it_is_ready_again_after_a_commit(bench: Bench) -> None:
