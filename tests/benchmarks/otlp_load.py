@@ -1,9 +1,12 @@
 """A load generator for OTLP receivers, in a process of its own: prints one JSON object about what it saw.
 
-    python otlp_load.py ENDPOINT --requests N [--spans 512] [--clients 16] [--rate SPANS_PER_S] [--protocol grpc|http]
+    python otlp_load.py HOST:PORT (--requests N | --seconds S) [--spans 512] [--clients 16] [--rate SPANS_PER_S]
+                        [--protocol grpc|http|json] [--seed 0] [--announce]
 
-Every request is made before the clock starts and is sent once: receivers that recognise a span that they know already get none.
+No span is ever sent twice, unless two processes have one seed: receivers that recognise a span that they know get none such.
+With --requests all of them are made before the clock starts; with --seconds, which may be many, each is made when it is due.
 With a rate, requests are sent when they are due, whether the last ones are answered or not, so that waiting shows as latency.
+A refusal that may be retried is, after a tenth of a second; the latency goes on, and the refusal is counted. Any other ends the run.
 """
 
 import argparse
@@ -12,126 +15,197 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Final
 
 import grpc
-import httpx
 
-from collector.otlp.synthetic import trace_request
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-TEMPLATES = 24
+from tests.benchmarks.http_client import HttpConnections, RefusedError
+from tests.benchmarks.payloads import Encoding, bodies
+
+METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+TIMEOUT_S: Final = 60
+RETRY_S: Final = 0.1
+CONTENT_TYPES: Final = {"http": "application/x-protobuf", "json": "application/json"}
+
+Post = Callable[[bytes], Awaitable[object]]
 
 
-def payloads(count, spans, seed):
-    """Requests of about 450 bytes and 9 attributes a span; ids differ, the rest repeats every few requests.
+@dataclass(slots=True)
+class Seen:
+    """What the senders saw.
 
-    Making every span from nothing would take longer than sending it.
+    Attributes:
+        latencies_s: Of every acknowledged request.
+        sent_bytes: Of the bodies of those.
+        refused: Refusals after which a request was sent again.
     """
-    made = [trace_request(spans, seed=seed + n) for n in range(min(count, TEMPLATES))]
-    result = []
-    for number in range(count):
-        request = made[number % len(made)]
-        if number >= len(made):
-            renumber(request, number)
-        result.append(request.SerializeToString())
-    return result
+
+    latencies_s: list[float] = field(default_factory=list)
+    sent_bytes: int = 0
+    refused: int = 0
+
+    async def send(self, post: Post, body: bytes, due: float) -> None:
+        """Send until it is acknowledged; its latency counts from `due`."""
+        while True:
+            try:
+                await post(body)
+            except (grpc.aio.AioRpcError, RefusedError) as error:
+                if not is_retryable(error) or time.perf_counter() - due > TIMEOUT_S:
+                    raise
+                self.refused += 1
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.latencies_s.append(time.perf_counter() - due)
+            self.sent_bytes += len(body)
+            return
 
 
-def renumber(request, number):
-    """Give every span of the request new ids, the same for the spans of one trace."""
-    high = number.to_bytes(8, "big")
-    for span in request.resource_spans[0].scope_spans[0].spans:
-        span.trace_id = high + span.trace_id[8:]
+def is_retryable(error: "grpc.aio.AioRpcError | RefusedError") -> bool:
+    """Whether the receiver asks for the same request later."""
+    if isinstance(error, RefusedError):
+        return error.status in {429, 502, 503, 504}
+    return error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def over_grpc(endpoint, clients, send):
-    """Run `send(post)` with that many requests under way at most."""
+# --- how requests travel ----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def over_grpc(endpoint: str) -> AsyncIterator[Post]:
+    """One channel; bytes in, bytes out."""
     options = [("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(endpoint, options=options) as channel:
-        await asyncio.wait_for(channel.channel_ready(), 30)
-        call = channel.unary_unary(METHOD)
-        await send(lambda payload: call(payload, timeout=60))
+        await asyncio.wait_for(channel.channel_ready(), TIMEOUT_S)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+
+        async def post(body: bytes) -> None:
+            await call(body, timeout=TIMEOUT_S)
+
+        yield post
 
 
-async def over_http(endpoint, clients, send):
-    """The same over HTTP/1.1 with as many connections."""
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=f"http://{endpoint}", limits=limits, timeout=60) as client:
-
-        async def post(payload):
-            headers = {"content-type": "application/x-protobuf"}
-            answer = await client.post("/v1/traces", content=payload, headers=headers)
-            answer.raise_for_status()
-
-        await send(post)
+@asynccontextmanager
+async def over_http(endpoint: str, content_type: str) -> AsyncIterator[Post]:
+    """A connection for each request that is under way."""
+    connections = HttpConnections(endpoint, "/v1/traces", content_type)
+    try:
+        yield connections.post
+    finally:
+        connections.close()
 
 
-async def as_fast_as_possible(post, bodies, clients, latencies):
-    """Every client sends its next request when its last one is answered."""
-    waiting = iter(bodies)
+def opened(protocol: str, endpoint: str):
+    """The way to the receiver."""
+    return over_grpc(endpoint) if protocol == "grpc" else over_http(endpoint, CONTENT_TYPES[protocol])
 
-    async def client():
+
+# --- when they are sent -----------------------------------------------------------------------------------------------
+
+
+async def as_fast_as_possible(seen: Seen, post: Post, waiting: Iterator[bytes], clients: int) -> None:
+    """Every client sends its next request when its last one is acknowledged."""
+
+    async def client() -> None:
         for body in waiting:
-            sent = time.perf_counter()
-            await post(body)
-            latencies.append(time.perf_counter() - sent)
+            await seen.send(post, body, time.perf_counter())
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(clients):
+            group.create_task(client())
 
 
-async def at_rate(post, bodies, interval, latencies):
+async def at_rate(seen: Seen, post: Post, waiting: Iterator[bytes], interval_s: float) -> None:
     """Request n is due n intervals after the start, and its latency counts from then."""
     start = time.perf_counter()
-
-    async def one(number, body):
-        due = start + number * interval
-        await asyncio.sleep(max(0, due - time.perf_counter()))
-        await post(body)
-        latencies.append(time.perf_counter() - due)
-
-    await asyncio.gather(*(one(number, body) for number, body in enumerate(bodies)))
+    async with asyncio.TaskGroup() as group:
+        for number, body in enumerate(waiting):
+            due = start + number * interval_s
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(seen.send(post, body, due))
 
 
-def main():
-    """Send, and print what was seen."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def until(seconds: float, made: Iterator[bytes]) -> Iterator[bytes]:
+    """What is made before the time is over."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        yield next(made)
+
+
+async def run(options: argparse.Namespace) -> dict[str, object]:
+    """Send everything, and say what was seen."""
+    encoding: Encoding = "json" if options.protocol == "json" else "protobuf"
+    made = bodies(options.spans, seed=options.seed, start_unix_nano=time.time_ns(), encoding=encoding)
+    first = next(made)  # the templates are made now, not when the clock runs
+    before = iter([first, *islice(made, options.requests - 1)]) if options.requests else None
+    seen = Seen()
+    async with opened(options.protocol, options.endpoint) as post:
+        if options.announce:
+            print("sending", flush=True)
+        begun, worked = time.perf_counter(), time.process_time()
+        waiting = before or until(options.seconds, made)
+        if options.rate:
+            await at_rate(seen, post, waiting, options.spans / options.rate)
+        else:
+            await as_fast_as_possible(seen, post, waiting, options.clients)
+        seconds, cpu_s = time.perf_counter() - begun, time.process_time() - worked
+    return report(seen, options.spans, seconds, cpu_s)
+
+
+def report(seen: Seen, spans: int, seconds: float, cpu_s: float) -> dict[str, object]:
+    """As JSON; a percentile needs two requests at least."""
+    requests = len(seen.latencies_s)
+    percentiles = statistics.quantiles(seen.latencies_s, n=100, method="inclusive") if requests > 1 else [0.0] * 99
+    return {
+        "requests": requests,
+        "spans": requests * spans,
+        "seconds": round(seconds, 3),
+        "spans_per_s": round(requests * spans / seconds),
+        "bytes_per_span": round(seen.sent_bytes / max(1, requests * spans)),
+        "client_cpu_us_per_span": round(cpu_s / max(1, requests * spans) * 1e6, 2),
+        "ack_ms_p50": round(percentiles[49] * 1e3, 1),
+        "ack_ms_p99": round(percentiles[98] * 1e3, 1),
+        "ack_ms_max": round(max(seen.latencies_s, default=0.0) * 1e3, 1),
+        "refused_and_retried": seen.refused,
+    }
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("endpoint", help="host:port")
-    parser.add_argument("--requests", type=int, required=True)
+    length = parser.add_mutually_exclusive_group(required=True)
+    length.add_argument("--requests", type=int, help="made beforehand")
+    length.add_argument("--seconds", type=float, help="made as they are sent")
     parser.add_argument("--spans", type=int, default=512, help="in a request")
     parser.add_argument("--clients", type=int, default=16, help="requests under way at once")
     parser.add_argument("--rate", type=float, help="spans a second; without it as fast as they are answered")
-    parser.add_argument("--protocol", choices=["grpc", "http"], default="grpc")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--protocol", choices=["grpc", "http", "json"], default="grpc")
+    parser.add_argument("--seed", type=int, default=0, help="another one for each process that sends to one receiver")
+    parser.add_argument("--announce", action="store_true", help="print a line `sending` when the clock starts")
     options = parser.parse_args()
-    bodies = payloads(options.requests, options.spans, options.seed)
-    latencies: list[float] = []
-    begun = [0.0, 0.0]
+    if (options.requests is not None and options.requests < 1) or options.spans < 1 or options.clients < 1:
+        parser.error("--requests, --spans and --clients are at least 1")
+    return options
 
-    async def send(post):
-        begun[0], begun[1] = time.perf_counter(), time.process_time()
-        if options.rate:
-            await at_rate(post, bodies, options.spans / options.rate, latencies)
-        else:
-            await as_fast_as_possible(post, bodies, options.clients, latencies)
 
-    protocols = {"grpc": over_grpc, "http": over_http}
-    asyncio.run(protocols[options.protocol](options.endpoint, options.clients, send))
-    seconds, cpu = time.perf_counter() - begun[0], time.process_time() - begun[1]
-    percentiles = statistics.quantiles(latencies, n=100)
-    json.dump(
-        {
-            "spans": options.requests * options.spans,
-            "seconds": seconds,
-            "spans_per_s": round(options.requests * options.spans / seconds),
-            "bytes_per_span": round(sum(map(len, bodies)) / options.requests / options.spans),
-            "client_cpu_us_per_span": round(cpu / (options.requests * options.spans) * 1e6, 2),
-            "ack_ms_p50": round(percentiles[49] * 1e3, 1),
-            "ack_ms_p99": round(percentiles[98] * 1e3, 1),
-        },
-        sys.stdout,
-    )
-    print()
+def main() -> int:
+    """Send, and print what was seen; 1 where the receiver refused a request for good."""
+    failures: list[BaseException] = []
+    try:
+        print(json.dumps(asyncio.run(run(parsed()))))
+    except* (grpc.aio.AioRpcError, RefusedError, OSError) as group:
+        failures.extend(group.exceptions)
+    for failure in failures[:1]:
+        print(f"otlp_load: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
