@@ -316,13 +316,17 @@ def _serve_grpc(
 ) -> Iterator[int]:
     from collector.receiver.doors import GrpcDoor
     from collector.receiver.grpc_server import create_server
+    from collector.receiver.reading import Places
     from collector.receiver.signals import AccessLogs, logs_service
+
+    places = Places()
 
     server, bound = create_server(
         ingest,
         address=f"{_bracketed(settings.host)}:{settings.grpc_port}",
         max_request_bytes=settings.max_request_bytes,
-        handlers=[logs_service(AccessLogs(writer))],
+        handlers=[logs_service(AccessLogs(writer), places=places)],
+        places=places,
         interceptors=[GrpcDoor(trust.credentials, counters)] if trust.credentials.requires("write") else [],
         credentials=trust.tls.grpc_credentials() if trust.tls else None,
         counters=counters,

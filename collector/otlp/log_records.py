@@ -22,6 +22,9 @@ from collector.otlp.projection import Projected, lengths, offsets
 MAX_ATTRIBUTES: Final = 1_000
 """Attributes of one record: they become one dictionary. Istio's access log format has 24."""
 
+MAX_RECORDS: Final = 200_000
+"""Records of one request: each is held as a Python object. A Collector's batch has 8,192."""
+
 TOO_MANY: Final = f"more than {MAX_ATTRIBUTES} attributes"
 NOT_UTF8: Final = "string is not UTF-8: the bad bytes were replaced"
 
@@ -124,7 +127,7 @@ def open_request(payload: bytes, notes: Counter[str]) -> tuple[list[Origin], lis
         _SCOPE_LOGS.limit(scopes, projection.MAX_ORIGINS)
         for encoded_scope in resource_logs.scope_logs:
             records = _SCOPE_LOGS.parse(encoded_scope).log_records
-            _LOG_RECORD.limit(len(encoded) + len(records), projection.MAX_ROWS)
+            _LOG_RECORD.limit(len(encoded) + len(records), MAX_RECORDS)
             encoded.extend(records)
             owner.extend([len(resources) - 1] * len(records))
     return resources, encoded, owner

@@ -6,10 +6,10 @@
 | not a trace request | INVALID_ARGUMENT | drops it |
 | larger than the limit, also after decompression | RESOURCE_EXHAUSTED, by gRPC itself | drops it |
 | the message did not arrive in time | DEADLINE_EXCEEDED | sends it again |
-| the store failed, is full, or took too long | UNAVAILABLE with RetryInfo | sends it again |
+| the store failed, is full, or took too long; too many slow messages | UNAVAILABLE with RetryInfo | sends it again |
 
 An event loop on a thread of its own, not gRPC's thread pool: a request costs a third of the CPU, and how many messages are read at
-once is ours to say. Export is declared as a stream of one message, which looks the same on the wire, so that a message is read when
+once is ours to say (see `reading`). Export is declared as a stream of one message, which looks the same on the wire, so that a message is read when
 there is room for it and not before.
 """
 
@@ -25,27 +25,19 @@ from google.rpc import status_pb2
 from collector.errors import ConfigError, DecodeError, StoreError, StoreFullError
 from collector.receiver.counters import Counters, Reason
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest, store_failure
+from collector.receiver.reading import CrowdedError, Places
 from collector.receiver.statuses import bad_request, grpc_trailer, unavailable
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 
-READING: Final = 3
-"""Messages that are read at once; the rest waits in the senders' flow control windows. Each may have 64 MiB."""
-
-QUICK_S: Final = 0.25
-"""A message of this machine is here by then, if it is whole. One that is not needs a place among the slow."""
-
-SLOW: Final = 2
-"""Slow messages that are read at once. Senders that stall take each other's places, and nobody else's."""
-
-READ_TIMEOUT_S: Final = 10.0
-"""For one message: who sends a byte a second must not hold one of the places for ever."""
-
 COMMIT_TIMEOUT_S: Final = 30.0
 """Longer than any healthy commit; OTLP exporters give up after 10 s by default."""
 
+MAX_STREAMS: Final = 128
+"""Calls of one connection at a time. Without a limit, calls that were opened and reset by the thousand wait for their turn."""
+
 THREADS: Final = 8
-"""For services whose handlers are no coroutines: access logs, and refusals at the door."""
+"""For handlers that are no coroutines: refusals at the door."""
 
 
 class GrpcServer:
@@ -88,7 +80,7 @@ def create_server(
     *,
     address: str,
     max_request_bytes: int = MAX_REQUEST_BYTES,
-    read_timeout_s: float = READ_TIMEOUT_S,
+    places: Places | None = None,
     commit_timeout_s: float = COMMIT_TIMEOUT_S,
     handlers: Sequence[grpc.GenericRpcHandler] = (),
     interceptors: Sequence[grpc.ServerInterceptor] = (),
@@ -98,13 +90,14 @@ def create_server(
     """A server bound to `address` (`host:port`; port 0: any), not started yet, and its port. Raises ConfigError."""
 
     def make() -> tuple[grpc.aio.Server, int]:
-        export = _Export(ingest, read_timeout_s, commit_timeout_s, counters or Counters())
+        export = _Export(ingest, places or Places(), commit_timeout_s, counters or Counters())
         server = grpc.aio.server(
             ThreadPoolExecutor(THREADS, thread_name_prefix="otlp-grpc"),
             handlers=[export.handler(), *handlers],
             interceptors=[_Intercepts(interceptor) for interceptor in interceptors],
             options=[
                 ("grpc.max_receive_message_length", max_request_bytes),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
                 # Off, or two collectors could listen on one port and each would get half of the spans.
                 ("grpc.so_reuseport", 0),
             ],
@@ -136,20 +129,14 @@ class _Intercepts(grpc.aio.ServerInterceptor):
         return self._interceptor.intercept_service(lambda _: handler, handler_call_details)
 
 
-class _CrowdedError(Exception):
-    """Every place for slow messages is taken."""
-
-
 class _Export:
     """TraceService/Export without (de)serialisers: a request's bytes go to the decoder as they came."""
 
-    def __init__(self, ingest: Ingest, read_timeout_s: float, commit_timeout_s: float, counters: Counters) -> None:
+    def __init__(self, ingest: Ingest, places: Places, commit_timeout_s: float, counters: Counters) -> None:
         self._ingest = ingest
-        self._read_timeout_s = read_timeout_s
+        self._places = places
         self._commit_timeout_s = commit_timeout_s
         self._counters = counters
-        self._reading = asyncio.Semaphore(READING)
-        self._slow = asyncio.Semaphore(SLOW)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service."""
@@ -159,12 +146,12 @@ class _Export:
 
     async def _export(self, _: Any, context: Any) -> bytes:
         try:
-            payload = await self._read(context)
-        except _CrowdedError:
-            message = "too many slow messages are under way: send this request again"
-            return await self._refuse(context, grpc.StatusCode.UNAVAILABLE, message, "queue_full", unavailable(message))
+            payload = await self._places.read(context)
+        except CrowdedError as error:
+            body = unavailable(str(error))
+            return await self._refuse(context, grpc.StatusCode.UNAVAILABLE, str(error), "queue_full", body)
         except TimeoutError:
-            message = f"the message did not arrive within {self._read_timeout_s:g} s"
+            message = self._places.too_slow()
             return await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, message, "too_slow")
         if payload is grpc.aio.EOF:
             return await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message", "malformed")
@@ -185,23 +172,6 @@ class _Export:
         if accepted.rejected:
             self._counters.refused("invalid_span", 0, sum(accepted.rejected.values()))
         return accepted.response()
-
-    async def _read(self, context: Any) -> Any:
-        """The message, or EOF. Raises TimeoutError, _CrowdedError."""
-        reading: asyncio.Future[Any] | None = None
-        try:
-            async with self._reading:
-                reading = asyncio.ensure_future(context.read())
-                done, _ = await asyncio.wait([reading], timeout=min(QUICK_S, self._read_timeout_s))
-            if done:
-                return reading.result()
-            if self._slow.locked():
-                raise _CrowdedError
-            async with self._slow:
-                return await asyncio.wait_for(reading, self._read_timeout_s)
-        finally:
-            if reading is not None:
-                reading.cancel()
 
     async def _refuse(
         self, context: Any, code: grpc.StatusCode, message: str, reason: Reason, body: status_pb2.Status | None = None

@@ -116,6 +116,8 @@ class Receiver:
                 else:
                     pending = await run_in_threadpool(signal.accept, converted.payload)
             await _committed(pending, self._limits.commit_timeout_s)
+        except TooLargeError as error:
+            raise _too_large(error) from error
         except DecodeError as error:
             raise _malformed(error) from error
         except (StoreError, CancelledError, TimeoutError) as error:

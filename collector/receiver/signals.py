@@ -12,6 +12,7 @@ A Collector serves the signals for which it has a pipeline, and registers no ser
 Outcomes and statuses of a log request are those of a trace request: see `grpc_server` and `http_app`.
 """
 
+import asyncio
 import logging
 import threading
 import time
@@ -28,13 +29,18 @@ from collector.errors import DecodeError, StoreError
 from collector.otlp.access_logs import decode_access_logs
 from collector.receiver.grpc_server import COMMIT_TIMEOUT_S
 from collector.receiver.http_export import Signal
+from collector.receiver.inflate import TooLargeError
 from collector.receiver.ingest import Writer, refusals, store_failure
+from collector.receiver.reading import CrowdedError, Places
 from collector.receiver.statuses import bad_request, grpc_trailer, unavailable
 
 LOG: Final = logging.getLogger(__name__)
 
 LOGS_SERVICE: Final = "opentelemetry.proto.collector.logs.v1.LogsService"
 LOGS_PATH: Final = "/v1/logs"
+
+MAX_LOGS_BYTES: Final = 8 * 1024 * 1024
+"""Of a log request: its records become Python objects. Envoy sends 16 KiB at a time, a Collector 8,192 records, or 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +77,14 @@ class AccessLogs:
         """Decode a serialised ExportLogsServiceRequest and queue its rows.
 
         Raises:
+            TooLargeError: It has more than `MAX_LOGS_BYTES`.
             DecodeError: It is not one; the refusal itself is recorded in `ingest_errors`.
             StoreError: The store takes no more; the same request may be sent again.
         """
+        if len(payload) > MAX_LOGS_BYTES:
+            raise TooLargeError(
+                f"a log request of {len(payload)} bytes: {MAX_LOGS_BYTES} are accepted, send smaller batches"
+            )
         now = self._clock()
         try:
             with self._decoding:
@@ -96,20 +107,31 @@ class AccessLogs:
             recorded.add_done_callback(_log_failure)
 
 
-def logs_service(logs: AccessLogs, commit_timeout_s: float = COMMIT_TIMEOUT_S) -> grpc.GenericRpcHandler:
-    """LogsService for a gRPC server; a request's bytes go to the decoder as they came."""
+def logs_service(
+    logs: AccessLogs, commit_timeout_s: float = COMMIT_TIMEOUT_S, *, places: Places | None = None
+) -> grpc.GenericRpcHandler:
+    """LogsService for a gRPC server; `places` are those of its port. A request's bytes go to the decoder as they came."""
+    reading = places or Places()
 
-    def export(payload: bytes, context: grpc.ServicerContext) -> bytes:
+    async def export(_: Any, context: Any) -> bytes:
         try:
-            accepted = logs.logs(payload)
-            accepted.committed.result(commit_timeout_s)
+            payload = await reading.read(context)
+            if payload is grpc.aio.EOF:
+                return _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, bad_request("the call has no message"))
+            accepted = await asyncio.to_thread(logs.logs, payload)
+            del payload
+            async with asyncio.timeout(commit_timeout_s):
+                await asyncio.shield(asyncio.wrap_future(accepted.committed))
+        except TooLargeError as error:
+            return _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, bad_request(str(error)))
         except DecodeError as error:
             return _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, bad_request(str(error)))
-        except (StoreError, CancelledError, TimeoutError) as error:
-            return _refuse(context, grpc.StatusCode.UNAVAILABLE, unavailable(store_failure(error)))
+        except (CrowdedError, StoreError, CancelledError, TimeoutError) as error:
+            message = str(error) if isinstance(error, CrowdedError) else store_failure(error)
+            return _refuse(context, grpc.StatusCode.UNAVAILABLE, unavailable(message))
         return accepted.response()
 
-    return grpc.method_handlers_generic_handler(LOGS_SERVICE, {"Export": grpc.unary_unary_rpc_method_handler(export)})
+    return grpc.method_handlers_generic_handler(LOGS_SERVICE, {"Export": grpc.stream_unary_rpc_method_handler(export)})
 
 
 def logs_signal(logs: AccessLogs) -> Signal:
@@ -117,7 +139,7 @@ def logs_signal(logs: AccessLogs) -> Signal:
     return Signal(LOGS_PATH, ExportLogsServiceRequest, ExportLogsServiceResponse, logs.logs)
 
 
-def _refuse(context: grpc.ServicerContext, code: Any, body: Status) -> bytes:
+def _refuse(context: Any, code: Any, body: Status) -> bytes:
     """End the call with a status; what a handler returns beside one is not sent."""
     context.set_code(code)
     context.set_details(body.message)
