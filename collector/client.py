@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from collector.store.database import Store
+
 _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 120.0
 """Longer than a collector's own limit: it is the collector that should end a query, since it can say why."""
@@ -44,6 +46,10 @@ class Source(Protocol):
 
     name: str
     """What the user typed."""
+
+    @property
+    def lacks(self) -> str:
+        """What belongs to it and is in none of its answers, and the remedy; empty where nothing is known to."""
 
     def query(self, sql: str) -> pl.DataFrame:
         """The answer to one SELECT; raises QueryError, SourceUnreachableError."""
@@ -127,6 +133,7 @@ class FileSource:
             self._store = Store.open_read_only(Path(path).expanduser())
         except StoreError as e:
             raise SourceUnreachableError(str(e)) from e
+        self.lacks = _unread(self._store)
         self._reader = Reader(self._store)
         self._new_interrupt = Interrupt
         self._running = _Running()
@@ -153,6 +160,8 @@ class FileSource:
 
 class CollectorSource:
     """A running collector, asked over HTTP."""
+
+    lacks = ""
 
     def __init__(self, url: str, access: Access | None = None) -> None:
         self.name = url
@@ -300,6 +309,25 @@ class _Running:
             interrupts = list(self._interrupts.values())
         for interrupt in interrupts:
             interrupt()
+
+
+def _unread(store: "Store") -> str:
+    """What a crashed collector acknowledged and never brought into the tables, in words."""
+    from collector.store.journal import folder_of, unread
+
+    folder = folder_of(store.path)
+    try:
+        left = unread(store)
+    except StoreError as e:
+        return f"what a collector may have left in {folder} is in no answer: {e}"
+    if not left.requests:
+        return ""
+    requests = "1 request" if left.requests == 1 else f"{left.requests:,} requests"
+    return (
+        f"{requests} ({left.size_bytes:,} bytes) that a collector acknowledged before it ended out of order "
+        f"{'is' if left.requests == 1 else 'are'} in {folder.name}/ and in no answer; bring them in with "
+        f"`provenance import --into {store.path}`, or start a collector on the file"
+    )
 
 
 def _context(access: Access) -> "ssl.SSLContext":

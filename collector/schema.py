@@ -283,6 +283,9 @@ WHERE trace_id = id::UUID""",
 """What people who write SQL are given: `FROM spans_of_trace('4bf92f3577b34da6a3ce929d0e0e4736')` has the columns of `spans`
 and the rows of this trace, out of millions in the time of a few thousand."""
 
+EVIDENCE_SINCE_KEY: Final = "evidence_since_unix_nano"
+"""In the table `meta` (key, value): what was received before then was removed; not there while nothing was."""
+
 CONTENT_KEYS: Final = {"resources": "resource_id", "scopes": "scope_id", "attribute_keys": "attribute_key_id"}
 """Tables whose rows repeat with every request and are stored once, by their content hash."""
 

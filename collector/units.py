@@ -18,7 +18,7 @@ _SIZE_UNITS: Final[dict[str, int]] = {
 
 _AGE_UNITS: Final = {"w": 7 * 86_400, "d": 86_400, "h": 3600, "m": 60, "s": 1}
 
-_SIZE: Final = re.compile(r"(\d{1,18}) ?([a-z]*)", re.ASCII | re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d{1,19}) ?([a-z]*)", re.ASCII | re.IGNORECASE)
 _AGE: Final = re.compile(r"(\d{1,10})([smhdw])", re.ASCII)
 _BY_LOWER: Final = {unit.lower(): size for unit, size in _SIZE_UNITS.items()}
 

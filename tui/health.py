@@ -6,13 +6,17 @@ from tui.snapshots import Health
 from tui.text import clock_time
 
 
-def health_of(status: Status) -> Health:
-    """The snapshot of a status."""
+def health_of(status: Status, lacks: str = "") -> Health:
+    """The snapshot of a status, and of what its source says that it lacks."""
     return Health(
         span_count=status.span_count,
         newest_unix_nano=status.last_received_unix_nano,
         service_count=len(status.services),
-        incomplete=(*_silent(status), *(part for part in status.incomplete.split("; ") if part)),
+        incomplete=(
+            *([lacks] if lacks else []),
+            *_silent(status),
+            *(part for part in status.incomplete.split("; ") if part),
+        ),
     )
 
 

@@ -140,7 +140,8 @@ class SourceEvidence:
         from collector.forensics.status import status
         from tui.health import health_of
 
-        return health_of(status(self._lane("live").query))
+        source = self._lane("live")
+        return health_of(status(source.query), source.lacks)
 
     def findings(self) -> Findings:
         """Every detector's findings in the window."""

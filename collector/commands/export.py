@@ -50,6 +50,8 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
         scope = _scope(options, now())
         source = open_source(options.source, Access.of(options))
         try:
+            if source.lacks:
+                complain("export", source.lacks)
             exported = _export(source, scope, options, out)
         finally:
             source.close()

@@ -4,7 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -14,11 +14,14 @@ from collector.exchange.sniff import FORMATS
 
 if TYPE_CHECKING:
     from collector.exchange.importing import Outcome, Sink, Source
+    from collector.store.journal import Journal
+    from collector.store.writer import Writer
 
 EXIT_NOTHING: Final = 2
 """There was something to import, and none of it could be."""
 
 _SHOWN_REASONS: Final = 10
+_COMMIT_SECONDS: Final = 600.0
 _REPAINT_SECONDS: Final = 0.2
 
 _EPILOG: Final = """\
@@ -31,6 +34,7 @@ formats, found by content (--format says it where that fails):
 Files may be compressed with gzip or zstd, stdin (-) too. Jaeger's logs become events, its references parents and links.
 
 Importing a file twice does not double its spans: a span that is there (ids, kind, times, resource) stays as it is.
+Before that, what a collector acknowledged and had not stored when it crashed is brought in, also without any FILE.
 Lines, spans and messages that cannot be read are skipped, counted, told here, and kept in the table ingest_errors.
 
 examples:
@@ -39,6 +43,7 @@ examples:
   kubectl exec otel-0 -- cat /data/traces.json.gz | provenance import - --into evidence.duckdb
   provenance import monday/ --into evidence.duckdb            a Parquet export
   provenance import traces.jsonl --into http://127.0.0.1:4318 into a running collector, over OTLP
+  provenance import --into evidence.duckdb                    what is in evidence.duckdb.journal/ after a crash
 
 exit codes: 0 imported, perhaps with warnings; 2 usage, a file that is none of these, or nothing in it could be imported;
             3 no collector answers
@@ -53,6 +58,8 @@ def main(argv: Sequence[str], *, clock: Callable[[], float] = time.monotonic) ->
     started = clock()
     outcomes: list[Outcome] = []
     try:
+        if not options.files:
+            _check_without_files(options.into)
         sources = plan(options.files, None if options.format == "auto" else options.format)
         with _sink(options.into) as sink:
             _import(sources, sink, outcomes, _Progress(sys.stderr, clock, is_shown=not options.no_progress))
@@ -64,6 +71,9 @@ def main(argv: Sequence[str], *, clock: Callable[[], float] = time.monotonic) ->
     for outcome in outcomes:
         _tell(outcome)
     spans, rows = sum(o.spans for o in outcomes), sum(o.rows for o in outcomes)
+    if not outcomes:
+        complain("import", f"{options.into}: all that a collector acknowledged is in it")
+        return 0
     complain("import", _summary(spans, rows, outcomes, options.into, clock() - started))
     is_bad = any(o.bad or o.cut for o in outcomes)
     return EXIT_NOTHING if is_bad and not spans + rows + sum(o.already_there for o in outcomes) else 0
@@ -75,6 +85,13 @@ def _import(sources: Sequence["Source"], sink: "Sink", outcomes: list["Outcome"]
     for source in sources:
         with progress.of(source):
             outcomes.append(import_source(source, sink, progress))
+
+
+def _check_without_files(into: str) -> None:
+    if "://" in into:
+        raise ConfigError("nothing to import: name the files; a running collector has brought in what it acknowledged")
+    if not Path(into).expanduser().exists():
+        raise ConfigError(f"--into {into}: no such file; name what to import, or the file whose journal to bring in")
 
 
 @contextmanager
@@ -90,11 +107,27 @@ def _sink(into: str) -> Iterator["Sink"]:
         raise ConfigError(f"--into {into}: expected a DuckDB file, or the http(s) URL of a collector")
     from collector.exchange.storing import StoreSink
     from collector.store.database import Store
+    from collector.store.journal import open_journal
     from collector.store.reader import Reader
     from collector.store.writer import Writer
 
-    with Store.open(Path(into).expanduser()) as store, Writer(store, ask_always=True) as writer:
+    with ExitStack() as stack:
+        store = stack.enter_context(Store.open(Path(into).expanduser()))
+        journal = open_journal(store)
+        stack.callback(journal.close)
+        writer = stack.enter_context(Writer(store, ask_always=True, on_commit=journal.release))
+        _replay(journal, writer, into)
         yield StoreSink(writer, Reader(store))
+
+
+def _replay(journal: "Journal", writer: "Writer", into: str) -> None:
+    """First of all what a collector acknowledged and did not store; raises StoreError."""
+    from collector.receiver.ingest import replay
+
+    if count := replay(journal.replay(), writer):
+        writer.append({}).result(_COMMIT_SECONDS)  # who waits for nothing waits for what came before it
+        requests = "1 request" if count == 1 else f"{count:,} requests"
+        complain("import", f"{requests} that a collector acknowledged and had not stored when it ended: now in {into}")
 
 
 # --- what is told -------------------------------------------------------------------------------------------------------
@@ -184,7 +217,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="what to read; - reads stdin")
+    parser.add_argument(
+        "files", nargs="*", metavar="FILE", help="what to read; - reads stdin; none: only what a crashed collector left"
+    )
     parser.add_argument(
         "--into",
         required=True,

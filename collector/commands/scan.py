@@ -89,6 +89,8 @@ def _scan(options: argparse.Namespace, now_unix_nano: int) -> Scan:
     scope = scope_of(options, now_unix_nano)
     source = open_source(options.source, Access.of(options))
     try:
+        if source.lacks:
+            complain("scan", source.lacks)
         return examine(
             source.query,
             kinds=options.kind or KINDS,

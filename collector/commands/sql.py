@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
         sql = sys.stdin.read() if options.sql == "-" else options.sql
         source = open_source(options.source, Access.of(options))
         try:
+            if source.lacks:
+                complain("sql", source.lacks)
             frame = source.query(sql)
         finally:
             source.close()

@@ -1,14 +1,15 @@
 """What the evidence holds and what it lacks, for a status bar: figures, and one line about what is incomplete."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
 import ibis
 import ibis.expr.types as ir
 
-from collector.forensics.tables import Query, compile_sql, egress_allow, proxy_records, spans
-from collector.schema import ibis_schema
+from collector.forensics.tables import NS_PER_S, Query, compile_sql, egress_allow, proxy_records, spans
+from collector.schema import EVIDENCE_SINCE_KEY, ibis_schema
 
 NAMED: Final = 3
 """Services that a line names before it says how many more there are."""
@@ -36,6 +37,7 @@ class Status:
         proxy_logs: Whose proxies log, sorted.
         ingest_errors: Spans and lines that were refused, by reason, most first.
         has_egress_list: Whether there is an egress allow-list.
+        evidence_since_unix_nano: What was received before then was removed, to make room; None while nothing was.
     """
 
     span_count: int
@@ -46,12 +48,14 @@ class Status:
     proxy_logs: tuple[ProxyLog, ...]
     ingest_errors: tuple[tuple[str, int], ...]
     has_egress_list: bool
+    evidence_since_unix_nano: int | None = None
 
     @property
     def incomplete(self) -> str:
         """What cannot be seen, in one line; empty when nothing is missing."""
+        since = None if self.evidence_since_unix_nano is None else _moment(self.evidence_since_unix_nano)
         if not self.span_count:
-            return "no spans yet"
+            return "no spans yet" if since is None else f"no spans since {since}: what came before was removed"
         logging = {log.service_name for log in self.proxy_logs}
         silent = [name for name in self.services if name not in logging]
         parts: list[str] = []
@@ -61,6 +65,8 @@ class Status:
             parts.append(f"no proxy access log of {_some(silent)}")
         if not self.has_egress_list:
             parts.append("no egress allow-list")
+        if since is not None:
+            parts.append(f"evidence since {since}")
         refused = sum(count for _, count in self.ingest_errors)
         if refused:
             parts.append(f"{refused} refused ({self.ingest_errors[0][0]})")
@@ -85,12 +91,15 @@ def _compiled() -> tuple[tuple[str, str], ...]:
     services = table.filter(table.witness != "proxy").select("service_name").distinct().order_by("service_name")
     logs = records.group_by(["service_name", "direction"]).aggregate(last_record=records.start_time_unix_nano.max())
     refused = errors.group_by("reason").aggregate(refused=errors["count"].sum())
+    meta = ibis.table({"key": "string", "value": "string"}, name="meta")
+    since = meta.filter(meta.key == EVIDENCE_SINCE_KEY).select(since=meta.value.cast("int64"))
     statements: dict[str, ir.Table] = {
         "totals": totals,
         "services": services,
         "proxy_logs": logs.order_by("service_name", "direction"),
         "ingest_errors": refused.order_by(ibis.desc("refused"), "reason"),
         "egress_allow": allow.aggregate(rules=allow.count()),
+        "evidence_since": since,
     }
     return tuple((name, compile_sql(expression)) for name, expression in statements.items())
 
@@ -108,7 +117,12 @@ def status(query: Query) -> Status:
         proxy_logs=tuple(ProxyLog(*row) for row in answers["proxy_logs"].iter_rows()),
         ingest_errors=tuple((reason, int(count)) for reason, count in answers["ingest_errors"].iter_rows()),
         has_egress_list=answers["egress_allow"].item() > 0,
+        evidence_since_unix_nano=next(iter(answers["evidence_since"]["since"]), None),
     )
+
+
+def _moment(unix_nano: int) -> str:
+    return datetime.fromtimestamp(unix_nano // NS_PER_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _some(names: list[str]) -> str:

@@ -25,11 +25,12 @@ from typing import Final
 import duckdb
 
 from collector.errors import StoreError
+from collector.schema import EVIDENCE_SINCE_KEY
 from collector.store.database import ROW_GROUP_ROWS, Store
 from collector.store.failures import message, needs_reopen
 from collector.store.sizes import Sizes, measure
 
-SINCE_KEY: Final = "evidence_since_unix_nano"
+SINCE_KEY: Final = EVIDENCE_SINCE_KEY
 """In `meta`: what was received before it was deleted."""
 
 REMOVED_KEY: Final = "retention_removed_"
@@ -102,6 +103,11 @@ class RetentionReport:
     since_unix_nano: int | None = None
     more: bool = False
     seconds: float = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it only looked."""
+        return not (self.removed or self.forgotten or self.checkpointed)
 
 
 @dataclass(frozen=True, slots=True)

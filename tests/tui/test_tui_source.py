@@ -19,6 +19,7 @@ class FakeSource:
     """A `Source` over a query function; it counts what happens to it."""
 
     name = "http://collector:4318"
+    lacks = ""
 
     def __init__(self, query):
         self.query = query

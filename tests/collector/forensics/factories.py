@@ -96,6 +96,7 @@ def store(
     connection = duckdb.connect()
     for table in (*TABLES, *DERIVED_TABLES):
         connection.execute(ddl(table))
+    connection.execute("CREATE TABLE meta (key VARCHAR NOT NULL, value VARCHAR NOT NULL)")
     for table, rows in (("spans", spans), ("proxy_records", proxy_records), ("egress_allow", egress_allow)):
         batch = to_arrow(table, rows)
         if batch.num_rows:

@@ -25,6 +25,7 @@ FULL = "IO Error: Could not write file: No space left on device"
 @dataclass
 class Did:
     more: bool = False
+    is_idle: bool = True
     forgotten: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
@@ -64,7 +65,7 @@ def test_no_chore_is_never_due() -> None:
 
 def test_a_chore_is_due_every_second_and_again_at_once_while_there_is_more(store: Store) -> None:
     clock, answers = Clock(), iter([Did(more=True), Did(), Did()])
-    chores = Chores(lambda *_: next(answers), clock=clock)
+    chores = Chores(lambda *_: next(answers), clock=clock, cpu_clock=lambda: 0.0)
     assert chores.due_in() == EVERY_SECONDS
     clock.now += 5
     assert chores.due_in() == 0
@@ -87,11 +88,25 @@ def test_one_that_takes_long_to_find_nothing_takes_a_twentieth_of_the_time(store
         clock.now += 0.5
         return Did()
 
-    chores = Chores(slow, clock=clock)
+    chores = Chores(slow, clock=clock, cpu_clock=clock)
     chores.run(store.cursor())
     assert chores.due_in() == 10
     chores.wrote(ROW_GROUP_ROWS)
     assert chores.due_in() == 10
+
+
+def test_one_that_takes_long_to_do_something_does_not_wait_for_its_share(store: Store) -> None:
+    clock = Clock()
+
+    def slow(*_: object) -> Did:
+        clock.now += 5
+        return Did(is_idle=False)
+
+    chores = Chores(slow, clock=clock, cpu_clock=clock)
+    chores.run(store.cursor())
+    assert chores.due_in() == EVERY_SECONDS
+    chores.wrote(ROW_GROUP_ROWS)
+    assert chores.due_in() == 0
 
 
 def test_a_chore_that_fails_says_so_once_and_is_tried_again(store: Store, caplog: pytest.LogCaptureFixture) -> None:

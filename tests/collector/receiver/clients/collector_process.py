@@ -35,11 +35,11 @@ class Collector:
 
 
 @contextmanager
-def running_collector(directory):
+def running_collector(directory, *flags):
     """Yields once it listens; kills it if the test has not stopped it."""
     db, ready, said = directory / "evidence.duckdb", directory / "ready.json", directory / "stderr"
     command = Path(sys.executable).with_name("provenance")
-    argv = [command, "collect", "--db", db, "--grpc-port", "0", "--http-port", "0", "--ready-file", ready]
+    argv = [command, "collect", "--db", db, "--grpc-port", "0", "--http-port", "0", "--ready-file", ready, *flags]
     with said.open("w") as stderr:
         process = subprocess.Popen(argv, stderr=stderr)
     try:
