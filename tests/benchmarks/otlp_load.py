@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +27,7 @@ import grpc
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.http_client import HttpConnections, RefusedError
-from tests.benchmarks.payloads import Encoding, bodies
+from tests.benchmarks.payloads import TEMPLATES, Encoding, bodies
 
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 TIMEOUT_S: Final = 60
@@ -142,14 +142,13 @@ async def run(options: argparse.Namespace) -> dict[str, object]:
     """Send everything, and say what was seen."""
     encoding: Encoding = "json" if options.protocol == "json" else "protobuf"
     made = bodies(options.spans, seed=options.seed, start_unix_nano=time.time_ns(), encoding=encoding)
-    first = next(made)  # the templates are made now, not when the clock runs
-    before = iter([first, *islice(made, options.requests - 1)]) if options.requests else None
+    before = list(islice(made, options.requests or TEMPLATES))
     seen = Seen()
     async with opened(options.protocol, options.endpoint) as post:
         if options.announce:
             print("sending", flush=True)
         begun, worked = time.perf_counter(), time.process_time()
-        waiting = before or until(options.seconds, made)
+        waiting = iter(before) if options.requests else until(options.seconds, chain(before, made))
         if options.rate:
             await at_rate(seen, post, waiting, options.spans / options.rate)
         else:

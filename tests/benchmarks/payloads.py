@@ -6,6 +6,7 @@ copy of one of them in which every id, hash and time is written over where it li
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Final, Literal
 
 import numpy as np
@@ -20,7 +21,6 @@ Encoding = Literal["protobuf", "json"]
 
 TEMPLATES: Final = 24
 SERVICES: Final = ("checkout", "cart", "payments", "catalogue", "shipping", "search", "accounts", "frontend")
-NS_PER_S: Final = 10**9
 
 _HASH, _REQUEST_ID = "provenance.request.hash", "provenance.request_id"
 
@@ -28,16 +28,15 @@ _HASH, _REQUEST_ID = "provenance.request.hash", "provenance.request_id"
 def bodies(spans: int, *, seed: int, start_unix_nano: int, encoding: Encoding = "protobuf") -> Iterator[bytes]:
     """Endless distinct requests with so many spans each; equal arguments give equal bytes, other seeds other spans.
 
-    Traces have up to eight spans, all in one request. A request's spans start within one second or so; requests follow each other by a
-    millisecond.
+    Traces have up to eight spans, all in one request. A request's spans start a millisecond after each other, and so do requests. The
+    first `TEMPLATES` requests take a hundred times longer than the later ones.
     """
     rng = np.random.default_rng(seed)
-    count = max(1, min(TEMPLATES, 24 * 512 // spans))
-    made = [Template.of(spans, seed=seed + n, encoding=encoding) for n in range(count)]
-    number = 0
-    while True:
-        yield made[number % count].fresh(rng, start_unix_nano + number * 10**6)
-        number += 1
+    made: list[Template] = []
+    for number in count():
+        if number < TEMPLATES:
+            made.append(Template.of(spans, seed=seed + number, encoding=encoding))
+        yield made[number % TEMPLATES].fresh(rng, start_unix_nano + number * 10**6)
 
 
 @dataclass(frozen=True, slots=True)
