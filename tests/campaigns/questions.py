@@ -4,9 +4,13 @@ import json
 import struct
 from functools import partial
 
+from collector.receiver.signals import MAX_LOGS_BYTES
 from tests.campaigns import hostile
 from tests.campaigns.attacks import JSON, LOGS, LOGS_METHOD, PROTOBUF, QUERY, Attack, Target, at_once
-from tests.campaigns.hostile import FULL, MIB, field
+from tests.campaigns.hostile import MIB, field
+
+FULL = MAX_LOGS_BYTES - 4096
+"""As large as a log request may be; what is larger is refused unread."""
 
 ENDLESS = "SELECT count(*) FROM range(1000000000000) a, range(1000) b WHERE a.range <> b.range"
 
@@ -95,8 +99,8 @@ LINES = {
         _record(_log_attribute(b"method", field(1, b"GET")) + _log_attribute(b"path", field(1, b"/"))) * (FULL // 80)
     ),
     "attributes of one record": lambda: _logs(_record(_log_attribute(b"k", field(1, b"v")) * (FULL // 13))),
-    "a million keys of one record": lambda: _logs(
-        _record(hostile.numbered(_log_attribute(b"k" * 8, field(1, b"v")), 6, 8, 1_000_000))
+    "400,000 keys of one record": lambda: _logs(
+        _record(hostile.numbered(_log_attribute(b"k" * 8, field(1, b"v")), 4, 8, 400_000))
     ),
     "a deep body": lambda: _logs(_record(b"", hostile.deep_tags(1_000_000))),
     "deep values": lambda: _logs(_record(_log_attribute(b"k", hostile.deep_value(80)) * 100_000)),
@@ -107,9 +111,10 @@ LINES = {
     "one body of JSON": lambda: _logs(_record(b"", field(1, b"[" * (FULL - 999)))),
     "numbers that do not fit": lambda: _logs(
         _record(_log_attribute(b"response_code", field(1, b"9" * 400)) + _log_attribute(b"duration", field(1, b"-" + b"9" * 400)))
-        * 10_000
+        * (FULL // 900)
     ),
-    "unknown groups": lambda: _logs(_record(hostile.DEEP["open groups"]())),
+    "unknown groups": lambda: _logs(_record(hostile.DEEP["open groups"]()[: FULL - 999])),
+    "64 MiB": lambda: _logs(b"\x12\x00" * (hostile.FULL // 2)),
 }  # fmt: skip
 
 
