@@ -169,7 +169,8 @@ def _whole_bodies(target: Target) -> None:
 
 def _over_http(make: Callable[[], bytes], kind: str, path: str, target: Target) -> None:
     body = make()
-    at_once(2, lambda _: target.post(body, kind, path=path))
+    for _ in range(2):  # one after the other: two at once would be refused for want of room
+        target.post(body, kind, path=path)
 
 
 def _compressed_over_http(make: Callable[[], bytes], kind: str, target: Target) -> None:

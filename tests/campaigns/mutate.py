@@ -1,5 +1,6 @@
 """Requests with mistakes: what real ones become when bytes of them are changed, moved, cut or repeated."""
 
+import copy
 import json
 import random
 import struct
@@ -95,5 +96,5 @@ def _change(document: Any, random_: random.Random) -> None:
         if isinstance(place, dict) and random_.random() < 0.2:
             place[random_.choice(("", "traceId", "spans", "value", "Key", "__class__"))] = place.pop(key)
         else:
-            place[key] = random_.choice(_VALUES)
+            place[key] = copy.deepcopy(random_.choice(_VALUES))
         return

@@ -103,7 +103,7 @@ LINES = {
         _record(hostile.numbered(_log_attribute(b"k" * 8, field(1, b"v")), 4, 8, 400_000))
     ),
     "a deep body": lambda: _logs(_record(b"", hostile.deep_tags(1_000_000))),
-    "deep values": lambda: _logs(_record(_log_attribute(b"k", hostile.deep_value(80)) * 100_000)),
+    "deep values": lambda: _logs(_record(_log_attribute(b"k", hostile.deep_value(80)) * 25_000)),
     "a wide body": lambda: _logs(_record(b"", field(5, field(1, b"\x10\x01") * (FULL // 4)))),
     "a wide attribute": lambda: _logs(_record(_log_attribute(b"path", field(5, field(1, b"\x10\x01") * (FULL // 4 - 99))))),
     "one path": lambda: _logs(_record(_log_attribute(b"path", field(1, b"/" * (FULL - 999))))),
@@ -111,7 +111,7 @@ LINES = {
     "one body of JSON": lambda: _logs(_record(b"", field(1, b"[" * (FULL - 999)))),
     "numbers that do not fit": lambda: _logs(
         _record(_log_attribute(b"response_code", field(1, b"9" * 400)) + _log_attribute(b"duration", field(1, b"-" + b"9" * 400)))
-        * (FULL // 900)
+        * 25_000
     ),
     "unknown groups": lambda: _logs(_record(hostile.DEEP["open groups"]()[: FULL - 999])),
     "64 MiB": lambda: _logs(b"\x12\x00" * (hostile.FULL // 2)),
