@@ -14,8 +14,9 @@ from collector.store.journal import SEGMENT_BYTES
 from collector.store.retention import Retention
 from collector.store.writer import MAX_QUEUED_BYTES
 
-_LIMITS_SHARE: Final = 32
-"""A segment of the journal is this part of --max-size at most, and so are the requests that wait for their commit."""
+_SEGMENT_SHARE: Final = 64
+_QUEUE_SHARE: Final = 16
+"""Parts of --max-size that a segment of the journal, and the rows that wait for their commit, are at most."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,5 +64,6 @@ class Room:
         """What a limit of the file's size leaves room for."""
         if max_size_bytes is None:
             return cls(MAX_QUEUED_BYTES, SEGMENT_BYTES)
-        share = max_size_bytes // _LIMITS_SHARE
-        return cls(min(MAX_QUEUED_BYTES, 2 * share), min(SEGMENT_BYTES, share))
+        return cls(
+            min(MAX_QUEUED_BYTES, max_size_bytes // _QUEUE_SHARE), min(SEGMENT_BYTES, max_size_bytes // _SEGMENT_SHARE)
+        )

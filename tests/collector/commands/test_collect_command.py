@@ -351,6 +351,28 @@ def test_a_policy_stays_until_another_replaces_it(start: Starter, tmp_path: Path
     Store.open(collector.db).close()
 
 
+@pytest.mark.slow
+def test_a_request_that_is_larger_than_it_may_be_is_refused_on_both_ports(start: Starter) -> None:
+    collector = start("--max-request-bytes", "64KiB")
+    large = request(*(f"span {n:0100}" for n in range(700)))
+    assert len(large) > 64 * 1024
+    posted = httpx.post(
+        f"{collector.url}/v1/traces",
+        content=large,
+        headers={"content-type": "application/x-protobuf"},
+        timeout=DEADLINE,
+    )
+    assert posted.status_code == 413
+    with grpc.insecure_channel(collector.grpc) as channel:
+        export = channel.unary_unary(EXPORT, request_serializer=bytes, response_deserializer=bytes)
+        with pytest.raises(grpc.RpcError) as refused:
+            export(large, timeout=DEADLINE, wait_for_ready=True)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    collector.export("small")
+    assert collector.stop() == 0
+    assert stored(collector.db, "SELECT name FROM spans") == ["small"]
+
+
 # --- guarded --------------------------------------------------------------------------------------------------------------
 
 

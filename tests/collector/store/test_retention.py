@@ -155,10 +155,12 @@ def test_a_failing_step_leaves_no_transaction_behind(store: Store) -> None:
 @pytest.mark.parametrize(
     ("live_bytes", "rows", "expected"),
     [
-        (899, Rows("spans", 10**6, 0), 0),
-        (1000, Rows("spans", 10**6, 0), 150_000),
-        (1000, Rows("spans", 800_000, 200_000), 150_000),  # which are dead already: a checkpoint will do
-        (1000, Rows("spans", 100_000, 0), 2 * ROW_GROUP_ROWS),  # less than a row group frees nothing
+        (899, Rows("spans", 10**8, 0), 0),
+        (1000, Rows("spans", 10**8, 0), 15_061_440),  # 15 %, and three row groups that a checkpoint may write anew
+        (899, Rows("spans", 10**6, 0), 115_945),
+        (1000, Rows("spans", 800_000, 200_000), 211_440),  # of which most are dead already: a checkpoint will do
+        (600, Rows("spans", 100_000, 0), 2 * ROW_GROUP_ROWS),  # less than a row group frees nothing
+        (1000, Rows("spans", 100_000, 0), 55_000),  # row groups are large beside the limit: half of it is used
         (1000, Rows("spans", 10, 0), 10),
         (1000, Rows("spans", 0, 0), 0),
     ],
