@@ -8,7 +8,7 @@ JOBS ?= auto
 CODE := provenance collector tui tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tui test check campaign crash attack bench format lock picture clean
+.PHONY: help setup demo tui test check campaign crash attack bench soak format lock picture clean
 
 help:  ## this text
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ attack: $(READY)  ## everything hostile that we know, against a collector in use
 bench: $(READY)  ## the benchmarks, as JSON in bench.json
 	@$(BIN)/python tests/benchmarks/run.py --out bench.json $(ARGS)
 
+soak: $(READY)  ## ten minutes of full load: the collector's memory, as JSON in soak.json and drawn in soak.svg
+	@$(BIN)/python tests/benchmarks/soak.py --out soak.json $(ARGS)
+
 format: $(READY)  ## let ruff write the layout
 	$(BIN)/ruff check --fix --quiet $(CODE)
 	$(BIN)/ruff format $(CODE)
@@ -62,4 +65,4 @@ lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json crash.json attack.json snapshot_report.html
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json snapshot_report.html

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
@@ -36,7 +37,7 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
         return ""
     width = min(width, len(values))
     edges = [number * len(values) // width for number in range(width + 1)]
-    highest = [max(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    highest = [max(values[a:b]) for a, b in pairwise(edges)]
     low, high = min(highest), max(highest)
     step = (high - low) / (len(BLOCKS) - 1) or 1.0
     return "".join(BLOCKS[round((value - low) / step)] for value in highest)

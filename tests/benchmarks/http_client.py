@@ -5,6 +5,7 @@ It knows answers with a Content-Length, and nothing else; anything else is an er
 
 import asyncio
 import socket
+from contextlib import suppress
 from typing import Final
 
 SEND_BUFFER_BYTES: Final = 1 << 20
@@ -36,21 +37,26 @@ class HttpConnections:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def post(self, body: bytes) -> bytes:
-        """The answer's body; raises RefusedError."""
+        """The answer's body; raises RefusedError, and OSError where the receiver gave no whole answer."""
         reader, writer = self._idle.pop() if self._idle else await self._connected()
-        head = f"{self._head}{len(body)}\r\n\r\n".encode()
-        async with asyncio.timeout(TIMEOUT_S):
-            writer.write(head + body)
-            status, answer = await _answer(reader)
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                writer.write(f"{self._head}{len(body)}\r\n\r\n".encode() + body)
+                status, answer = await _answer(reader)
+        except BaseException:
+            writer.transport.abort()
+            raise
         self._idle.append((reader, writer))
         if status != 200:
             raise RefusedError(status, answer)
         return answer
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Hang up."""
         for _, writer in self._idle:
             writer.close()
+            with suppress(ConnectionError):  # the receiver hung up first
+                await writer.wait_closed()
 
     async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(*self._address)

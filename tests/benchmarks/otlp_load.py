@@ -98,7 +98,7 @@ async def over_http(endpoint: str, content_type: str) -> AsyncIterator[Post]:
     try:
         yield connections.post
     finally:
-        connections.close()
+        await connections.close()
 
 
 def opened(protocol: str, endpoint: str):
