@@ -29,7 +29,7 @@ def bodies(spans: int, *, seed: int, start_unix_nano: int, encoding: Encoding = 
     """Endless distinct requests with so many spans each; equal arguments give equal bytes, other seeds other spans.
 
     Traces have up to eight spans, all in one request. A request's spans start a millisecond after each other, and so do requests. The
-    first `TEMPLATES` requests take a hundred times longer than the later ones.
+    first `TEMPLATES` requests take far longer than the later ones.
     """
     rng = np.random.default_rng(seed)
     made: list[Template] = []

@@ -4,7 +4,7 @@
 
 A real `provenance collect` gets OTLP/gRPC from 16 clients, 512 spans a request, no span twice: as fast as it acknowledges, or at a rate. Its
 memory is read from /proc every second, until the load has ended. Prints one JSON object, and a sparkline on stderr; --out writes the
-JSON, and the curve as SVG beside it. The file grows by some 100 bytes a span: --folder says on which disk.
+JSON, and the curve as SVG beside it. The file grows all the while: --folder says on which disk.
 """
 
 import argparse
