@@ -131,6 +131,7 @@ def measure(only: str, rounds: int, folder: Path, *, quick: bool) -> dict[str, A
         receivers = (ours, peer)
         for name in parts(only):
             report[name] = by_turns(receivers, TRAFFIC[name].quick() if quick else TRAFFIC[name], rounds)
+            report[name]["our_memory_mb"] = memory_mb(ours.pid)  # the peak, VmHWM, is that of all parts so far
         our_grpc = report["grpc"]["ours"]["spans_per_s"]
         for name in ("http", "json"):
             if name in report:
