@@ -16,7 +16,7 @@ proto3 enums are open, and what else the span says may matter.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from collector.otlp import attributes as attrs
 from collector.otlp import projection
 from collector.otlp.attributes import Indices, Mask, Notes
 from collector.otlp.origins import Origin, read_resource, read_scope, resource_rows, scope_rows
-from collector.otlp.projection import EVENT, LINK, REQUEST, RESOURCE_SPANS, SCOPE_SPANS, SPAN, lengths
+from collector.otlp.projection import EVENT, LINK, REQUEST, RESOURCE_SPANS, SCOPE_SPANS, SPAN, TooManyRowsError, lengths
 from collector.schema import arrow_schema
 
 KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
@@ -46,6 +46,9 @@ UNKNOWN_KIND: Final = "unknown span kind: stored as UNSPECIFIED"
 UNKNOWN_STATUS: Final = "unknown status code: stored as UNSET"
 BAD_EVENT: Final = "event dropped: its time is beyond 2^63 - 1 ns"
 BAD_LINK: Final = "link dropped: it has no valid trace_id and span_id"
+
+SLICE_SPANS: Final = 16_384
+"""Spans of a large request that are decoded together, so that it costs what it weighs and not four times as much."""
 
 _MIN_SPAN_BYTES: Final = 28
 """Tag, length and 16 bytes of trace_id, tag, length and 8 bytes of span_id. What is shorter never becomes a row, so a
@@ -90,7 +93,7 @@ class Group:
     """What several requests said.
 
     Attributes:
-        parts: Tables as in `Decoded`, one part where no request was refused.
+        parts: Tables as in `Decoded`; one part where no request was refused or is large. `resources` and `scopes` come first.
         outcomes: One a request, in their order.
         notes: What was amended in the accepted spans, by reason.
     """
@@ -111,12 +114,29 @@ class _Envelope:
     scope: Indices
     request: Indices
 
+    def slice(self, first: int, count: int) -> "_Envelope":
+        """Some of its spans, copied: what decodes them knows nothing of slices."""
+        places = slice(first, first + count)
+        spans = self.spans.take(pa.array(np.arange(first, min(first + count, len(self.spans)))))
+        return replace(
+            self, spans=spans, resource=self.resource[places], scope=self.scope[places], request=self.request[places]
+        )
+
 
 def decode_traces(payload: bytes, *, received_unix_nano: int) -> Decoded:
     """A serialised ExportTraceServiceRequest as tables. Raises DecodeError, and nothing else, whatever the bytes."""
     group = _decode([payload], [received_unix_nano])
-    [outcome], [batches] = group.outcomes, group.parts
-    return Decoded(batches, outcome.span_count, dict(outcome.rejected), dict(group.notes))
+    [outcome] = group.outcomes
+    return Decoded(_joined(group.parts), outcome.span_count, dict(outcome.rejected), dict(group.notes))
+
+
+def _joined(parts: Sequence[dict[str, pa.RecordBatch]]) -> dict[str, pa.RecordBatch]:
+    """Each table of all the parts as one batch."""
+    first, *rest = parts
+    return {
+        table: pa.concat_batches([batch, *(part[table] for part in rest if table in part)]) if rest else batch
+        for table, batch in first.items()
+    }
 
 
 def decode_group(payloads: Sequence[bytes], received_unix_nano: Sequence[int]) -> Group:
@@ -125,7 +145,8 @@ def decode_group(payloads: Sequence[bytes], received_unix_nano: Sequence[int]) -
         return _decode(payloads, received_unix_nano)
     except DecodeError as error:
         if len(payloads) == 1:
-            return Group((), (Outcome(error=error),), {})
+            # Without its traceback: the frames hold the request and all that was made of it.
+            return Group((), (Outcome(error=error.with_traceback(None)),), {})
     half = len(payloads) // 2
     groups = [decode_group(payloads[part], received_unix_nano[part]) for part in (slice(half), slice(half, None))]
     return Group(
@@ -139,17 +160,43 @@ def _decode(payloads: Sequence[bytes], received_unix_nano: Sequence[int]) -> Gro
     notes: Notes = Counter()
     rejected: list[Counter[str]] = [Counter() for _ in payloads]
     envelope = _open(payloads, notes)
-    spans = _Spans.decode(envelope, rejected)
-    batches = {
-        "spans": _span_rows(spans, np.array(received_unix_nano, dtype=np.int64), notes),
-        "span_events": _event_rows(spans, notes),
-        "span_links": _link_rows(spans, notes),
-        "resources": resource_rows(envelope.resources),
-        "scopes": scope_rows(envelope.scopes),
-    }
-    accepted = np.bincount(spans.request_index, minlength=len(payloads)).tolist()
-    outcomes = tuple(Outcome(count, dict(refused)) for count, refused in zip(accepted, rejected, strict=True))
-    return Group((batches,), outcomes, dict(notes))
+    accepted = np.zeros(len(payloads), dtype=np.int64)
+    received = np.array(received_unix_nano, dtype=np.int64)
+    parts = list(_parts(envelope, received, rejected, notes, accepted))
+    parts[0] |= {"resources": resource_rows(envelope.resources), "scopes": scope_rows(envelope.scopes)}
+    outcomes = tuple(Outcome(count, dict(refused)) for count, refused in zip(accepted.tolist(), rejected, strict=True))
+    return Group(tuple(parts), outcomes, dict(notes))
+
+
+def _parts(
+    envelope: "_Envelope", received: Indices, rejected: list[Counter[str]], notes: Notes, accepted: Indices
+) -> Iterator[dict[str, pa.RecordBatch]]:
+    """The spans' tables, `SLICE_SPANS` at a time; adds to the counts. Fewer where these have too many attributes or events."""
+    if len(envelope.spans) > SLICE_SPANS:
+        for first in range(0, len(envelope.spans), SLICE_SPANS):
+            yield from _parts(envelope.slice(first, SLICE_SPANS), received, rejected, notes, accepted)
+        return
+    noted: Notes = Counter()
+    refused: list[Counter[str]] = [Counter() for _ in rejected]
+    try:
+        spans = _Spans.decode(envelope, refused)
+        tables = {
+            "spans": _span_rows(spans, received, noted),
+            "span_events": _event_rows(spans, noted),
+            "span_links": _link_rows(spans, noted),
+        }
+    except TooManyRowsError:
+        half = len(envelope.spans) // 2
+        if not half:
+            raise
+        for part in (envelope.slice(0, half), envelope.slice(half, len(envelope.spans) - half)):
+            yield from _parts(part, received, rejected, notes, accepted)
+        return
+    notes.update(noted)
+    for counted, more in zip(rejected, refused, strict=True):
+        counted.update(more)
+    accepted += np.bincount(spans.request_index, minlength=len(rejected))
+    yield tables
 
 
 # --- whose spans ------------------------------------------------------------------------------------------------------
@@ -164,7 +211,7 @@ def _open(payloads: Sequence[bytes], notes: Notes) -> _Envelope:
     SCOPE_SPANS.limit(len(encoded_scopes), projection.MAX_ORIGINS)
     scope_spans = SCOPE_SPANS.rows(encoded_scopes)
     spans, scope = _unnested(scope_spans, "spans")
-    SPAN.limit(len(spans), projection.MAX_ROWS)
+    SPAN.limit(len(spans), projection.MAX_SPANS)
     resources = [read_resource(*origin) for origin in _pairs(resource_spans, "resource")]
     scopes = [read_scope(*origin) for origin in _pairs(scope_spans, "scope")]
     for origin in (*resources, *scopes):

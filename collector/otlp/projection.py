@@ -29,8 +29,11 @@ from collector.errors import DecodeError
 TRUSTED_BYTES: Final = 4096
 """A message this short nests at most this deep, which takes less than 512 KiB of stack (measured)."""
 
-MAX_ROWS: Final = 2_000_000
-"""Messages of one kind in a request. 64 MiB of ordinary spans hold 150 thousand, with 1.3 million attributes."""
+MAX_ROWS: Final = 400_000
+"""Messages of one kind that are decoded together: an attribute takes up to half a kilobyte meanwhile."""
+
+MAX_SPANS: Final = 400_000
+"""In a request. 64 MiB of ordinary spans hold 150 thousand."""
 
 MAX_ORIGINS: Final = 65_536
 """ResourceSpans, and ScopeSpans, in a request: they are read one by one, in Python. A gateway's batch holds 8,192 spans."""
@@ -142,6 +145,10 @@ FILE: Final = _POOL.FindFileByName("rows.proto")
 _HANDLERS: Final = ptars.HandlerPool([FILE])
 
 
+class TooManyRowsError(DecodeError):
+    """More messages of one kind than are decoded together."""
+
+
 class Projected:
     """One declared message: parsed singly by upb, or by the array through ptars."""
 
@@ -166,7 +173,10 @@ class Projected:
 
     def rows(self, messages: pa.BinaryArray) -> pa.RecordBatch:
         """One row a message, in order, one column a field. Raises DecodeError when any of them is broken."""
-        self.limit(len(messages), MAX_ROWS)
+        if len(messages) > MAX_ROWS:
+            raise TooManyRowsError(
+                f"{self.name}: {len(messages)} in one request, at most {MAX_ROWS} are accepted: send smaller batches"
+            )
         for index in np.flatnonzero(lengths(messages) > TRUSTED_BYTES).tolist():
             self.parse(messages[index].as_py())
         try:

@@ -11,7 +11,7 @@ span that is there already is left out, with its events and links (see `recent`)
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 import numpy as np
@@ -23,6 +23,7 @@ from collector.store.derived import derived_rows
 from collector.store.recent import CAPACITY, IDENTITY, Hashes, Mask, RecentSpans, span_hashes
 
 Batches = Mapping[str, pa.RecordBatch]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 SCHEMAS: Final = {table: schema.arrow_schema(table) for table in schema.TABLES}
 
@@ -34,11 +35,14 @@ _OF_SPANS: Final = ("span_events", "span_links")
 _SEEDED: Final = CAPACITY // 4
 """How many of a file's last spans are remembered when it is opened: those whose senders may not know that they are safe."""
 
-_STORED: Final = f"""\
-WITH suspect AS MATERIALIZED (FROM {ARRIVED})
-SELECT DISTINCT suspect.row_number FROM suspect JOIN spans USING ({", ".join(IDENTITY)})
+_KNOWN: Final = f"""\
+SELECT row_number FROM (
+  SELECT row_number, row_number() OVER (PARTITION BY {", ".join(IDENTITY)} ORDER BY row_number) AS nth FROM {ARRIVED}
+) WHERE nth > 1
+UNION
+SELECT suspect.row_number FROM {ARRIVED} AS suspect JOIN spans USING ({", ".join(IDENTITY)})
 WHERE spans.received_unix_nano >= ?"""
-"""Materialised because DuckDB 1.5 pushes a filter on a UUID down into Arrow, and then cannot make it."""
+"""Of the spans in question, those that are stored, or that repeat an earlier one of them."""
 
 
 _TRACE_ID_BYTES: Final = "unhex(replace(trace_id::VARCHAR, '-', '')) AS trace_id"
@@ -162,22 +166,14 @@ class Inserter:
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         return suspects | np.isin(hashes, twice) if len(twice) else suspects
 
-    def _known_rows(self, spans: pa.Table, suspects: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[int]:
+    def _known_rows(self, spans: pa.Table, suspects: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Rows:
         """Which of these rows are stored already, or repeat an earlier one of them."""
         asked = spans.select(IDENTITY).take(pa.array(suspects)).append_column("row_number", pa.array(suspects))
         self._cursor.register(ARRIVED, asked)
         since = 0 if self._ask_always else (self._recent.since or 0)
-        stored = {row for (row,) in self._cursor.execute(_STORED, [since]).fetchall()}
+        known = self._cursor.execute(_KNOWN, [since]).fetchnumpy()["row_number"]
         self._cursor.unregister(ARRIVED)
-        seen: set[tuple[object, ...]] = set()
-        known = []
-        for row, *identity in zip(
-            suspects.tolist(), *(_hashable(asked.column(name)) for name in IDENTITY), strict=True
-        ):
-            if row in stored or tuple(identity) in seen:
-                known.append(row)
-            seen.add(tuple(identity))
-        return known
+        return np.asarray(known, dtype=np.int64)
 
 
 def _derived(spans: pa.Table) -> dict[str, pa.Table]:

@@ -344,22 +344,43 @@ def test_two_byte_spans_are_counted_without_becoming_rows():
 
 
 def test_more_rows_than_the_limit_are_refused(monkeypatch):
-    monkeypatch.setattr(projection, "MAX_ROWS", 10)
-    with pytest.raises(DecodeError, match="KeyValue: 18 in one request, at most 10"):
+    monkeypatch.setattr(projection, "MAX_ROWS", 8)
+    with pytest.raises(DecodeError, match="KeyValue: 9 in one request, at most 8"):
         decode_request(trace_request(2))
+
+
+@pytest.mark.parametrize(("slice_spans", "max_rows"), [(7, 1_000), (1_000, 30), (3, 12)])
+def test_a_large_request_is_decoded_in_slices_to_the_same_rows(monkeypatch, slice_spans, max_rows):
+    requests = [trace_request(50, seed=seed) for seed in range(2)]
+    spans = requests[1].resource_spans[0].scope_spans[0].spans
+    spans[20].span_id = b"short"
+    spans[30].kind = Span.SpanKind.ValueType(99)
+    spans[40].events.add(name="e", time_unix_nano=7)
+    payloads = [request.SerializeToString() for request in requests]
+    whole = decode.decode_group(payloads, [1, 2])
+    monkeypatch.setattr(decode, "SLICE_SPANS", slice_spans)
+    monkeypatch.setattr(projection, "MAX_ROWS", max_rows)
+    sliced = decode.decode_group(payloads, [1, 2])
+
+    assert len(sliced.parts) > len(whole.parts) == 1
+    assert sliced.outcomes == whole.outcomes
+    assert sliced.notes == whole.notes
+    for table, batch in whole.parts[0].items():
+        rows = [row for part in sliced.parts for row in part.get(table, batch.slice(0, 0)).to_pylist()]
+        assert rows == batch.to_pylist(), table
 
 
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
         ("MAX_ORIGINS", "ResourceSpans: 3 in one request, at most 2"),
-        ("MAX_ROWS", "Span: 3 in one request, at most 2"),
+        ("MAX_SPANS", "Span: 3 in one request, at most 2"),
     ],
 )
 def test_more_resources_or_spans_than_the_limit_are_refused(monkeypatch, limit, message):
     monkeypatch.setattr(projection, limit, 2)
     request = make_request(make_span())
-    if limit == "MAX_ROWS":
+    if limit == "MAX_SPANS":
         request.resource_spans[0].scope_spans[0].spans.extend([make_span()] * 2)
     else:
         request.resource_spans.extend([request.resource_spans[0]] * 2)
