@@ -203,20 +203,20 @@ def _parts(
 
 
 def _open(payloads: Sequence[bytes], notes: Notes) -> _Envelope:
-    """Three levels of messages, each decoded as one array; the spans themselves stay serialised."""
-    encoded_resources, request = _unnested(REQUEST.rows(pa.array(payloads, pa.binary())), "resource_spans")
-    RESOURCE_SPANS.limit(len(encoded_resources), projection.MAX_ORIGINS)
-    resource_spans = RESOURCE_SPANS.rows(encoded_resources)
-    encoded_scopes, resource = _unnested(resource_spans, "scope_spans")
-    SCOPE_SPANS.limit(len(encoded_scopes), projection.MAX_ORIGINS)
-    scope_spans = SCOPE_SPANS.rows(encoded_scopes)
-    spans, scope = _unnested(scope_spans, "spans")
-    SPAN.limit(len(spans), projection.MAX_SPANS)
-    resources = [read_resource(*origin) for origin in _pairs(resource_spans, "resource")]
-    scopes = [read_scope(*origin) for origin in _pairs(scope_spans, "scope")]
+    """Three levels of messages, each decoded as one array and let go before the next one; the spans stay serialised."""
+    encoded, request = _unnested(REQUEST.rows(pa.array(payloads, pa.binary())), "resource_spans")
+    RESOURCE_SPANS.limit(len(encoded), projection.MAX_ORIGINS)
+    messages = RESOURCE_SPANS.rows(encoded)
+    resources = [read_resource(*origin) for origin in _pairs(messages, "resource")]
+    encoded, resource = _unnested(messages, "scope_spans")
+    SCOPE_SPANS.limit(len(encoded), projection.MAX_ORIGINS)
+    messages = SCOPE_SPANS.rows(encoded)
+    scopes = [read_scope(*origin) for origin in _pairs(messages, "scope")]
+    encoded, scope = _unnested(messages, "spans")
+    SPAN.limit(len(encoded), projection.MAX_SPANS)
     for origin in (*resources, *scopes):
         notes.update(dict(origin.notes))
-    return _Envelope(resources, scopes, spans, resource[scope], scope, request[resource[scope]])
+    return _Envelope(resources, scopes, encoded, resource[scope], scope, request[resource[scope]])
 
 
 def _unnested(messages: pa.RecordBatch, column: str) -> tuple[pa.BinaryArray, Indices]:
