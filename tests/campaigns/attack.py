@@ -284,6 +284,12 @@ def run(names: list[str], directory: Path, options: argparse.Namespace) -> dict[
     }
 
 
+def allow_files() -> None:
+    """Let this process, and the collector that it starts, have thousands of connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, FILES), hard), hard))
+
+
 def say(row: Row) -> None:
     """A line of progress."""
     what = f"{row.peak_mb:6.0f} MB  {row.answered_s:5.2f} s  {row.good_slowest_s:5.2f} s  {row.attack}"
@@ -310,8 +316,7 @@ def main() -> int:
     if options.list:
         print("\n".join(names))
         return 0
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, FILES), hard), hard))
+    allow_files()
     with tempfile.TemporaryDirectory(prefix="attack-", dir=options.directory) as directory:
         try:
             report = run(names, Path(directory), options)
