@@ -8,7 +8,7 @@ JOBS ?= auto
 CODE := provenance collector tui tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tui test check campaign crash attack bench soak format lock picture clean
+.PHONY: help setup demo tui test check benchtest campaign crash attack bench soak format lock picture clean
 
 help:  ## this text
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +28,7 @@ demo: $(READY)  ## a real little mesh with four planted incidents, and the workb
 	@$(BIN)/provenance demo $(ARGS)
 
 test: $(READY)  ## the whole test suite, the headless demo among it
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not demo' $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not demo and not bench' $(ARGS)
 	$(BIN)/python -m pytest -m demo $(ARGS) || [ $$? -eq 5 ]  # 5: ARGS chose no demo test
 
 check: $(READY)  ## before every commit: ruff, mypy, import-linter, the fast tests
@@ -49,6 +49,9 @@ attack: $(READY)  ## everything hostile that we know, against a collector in use
 
 bench: $(READY)  ## the benchmarks, as JSON in bench.json
 	@$(BIN)/python tests/benchmarks/run.py --out bench.json $(ARGS)
+
+benchtest: $(READY)  ## that every benchmark still runs, in its short form
+	$(BIN)/python -m pytest -n 0 -m bench $(ARGS)
 
 soak: $(READY)  ## ten minutes of full load: the collector's memory, as JSON in soak.json and drawn in soak.svg
 	@$(BIN)/python tests/benchmarks/soak.py --out soak.json $(ARGS)

@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # a fifth of it where nothing else runs
+pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(300)]  # a fifth of it where nothing else runs
 
 
 def report_of(script: str, *arguments: str) -> dict[str, Any]:
