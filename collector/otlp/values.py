@@ -17,6 +17,10 @@ from collector.otlp.projection import Projected
 _ARRAY: Final = Projected("ArrayValue")
 _KVLIST: Final = Projected("KeyValueList")
 
+MAX_NESTED_BYTES: Final = 256 * 1024
+"""Of an array or map that is written as JSON: each of its values becomes a Python object, of forty times its weight."""
+
+TOO_LARGE: Final = f"array or map of more than {MAX_NESTED_BYTES} bytes as an attribute: its bytes were kept"
 UNDECODABLE: Final = "attribute value nested too deeply or malformed: its bytes were kept"
 
 
@@ -57,7 +61,10 @@ def value_json(value: Any, notes: dict[str, int]) -> str:
 
 
 def tolerant_json(encoded: bytes, decode: Callable[[bytes], str], notes: dict[str, int]) -> str:
-    """`decode(encoded)`, or the bytes themselves and a note when they cannot be decoded: evidence is not thrown away."""
+    """`decode(encoded)`, or the bytes themselves and a note when that cannot be, or costs too much: evidence is not thrown away."""
+    if len(encoded) > MAX_NESTED_BYTES:
+        notes[TOO_LARGE] = notes.get(TOO_LARGE, 0) + 1
+        return bytes_json(encoded)
     try:
         return decode(encoded)
     except DecodeError:
