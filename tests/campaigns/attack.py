@@ -262,7 +262,7 @@ def every_attack() -> dict[str, Attack]:
 def run(names: list[str], directory: Path, options: argparse.Namespace) -> dict[str, object]:
     """Run the attacks; the report."""
     known = every_attack()
-    collector = Collector(directory / "attacked")
+    collector = Collector(directory / "attacked", tuple(options.collect))
     collector.directory.mkdir()
     rows: list[Row] = []
     campaign = Campaign(collector, seconds=options.seconds, seed=options.seed)
@@ -309,6 +309,9 @@ def main() -> int:
         "--seconds", type=float, default=5.0, help="of an attack that could go on for ever (default: 5)"
     )
     parser.add_argument("--seed", type=int, default=1, help="of every random choice (default: 1)")
+    parser.add_argument(
+        "--collect", action="append", default=[], help="a further argument of collect: --collect=--memory=256MiB"
+    )
     parser.add_argument("--directory", type=Path, help="where the file is made (default: a temporary directory)")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
     options = parser.parse_args()

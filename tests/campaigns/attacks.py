@@ -19,6 +19,7 @@ from tests.campaigns import hostile, wire
 from tests.campaigns.clients import METHOD
 from tests.campaigns.hostile import GIB, MIB
 from tests.campaigns.mutate import INTERESTING, json_seeds, mutate, mutate_json, seeds
+from tests.campaigns.shapes import POST, SHAPES
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 TRACES, LOGS, QUERY = "/v1/traces", "/v1/logs", "/api/v1/query"
@@ -323,50 +324,6 @@ def _grpc_noise(target: Target) -> None:
 
 # --- HTTP/1.1 -------------------------------------------------------------------------------------------------------------
 
-_POST = b"POST /v1/traces HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-protobuf\r\n"
-_SMUGGLED = b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-
-SHAPES: dict[str, bytes] = {
-    "length and chunks": _POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + _SMUGGLED,
-    "two lengths": _POST + b"Content-Length: 0\r\nContent-Length: 44\r\n\r\n" + _SMUGGLED,
-    "lengths in one line": _POST + b"Content-Length: 0, 44\r\n\r\n" + _SMUGGLED,
-    "a length with a sign": _POST + b"Content-Length: +4\r\n\r\nabcd",
-    "a negative length": _POST + b"Content-Length: -1\r\n\r\n",
-    "a length of 5,000 digits": _POST + b"Content-Length: " + b"9" * 5_000 + b"\r\n\r\n",
-    "a length of other digits": _POST + "Content-Length: \u00b2\r\n\r\n".encode("latin-1"),
-    "chunked twice": _POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "chunked, then not": _POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-    "chunked with a space": _POST + b"Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
-    "xchunked": _POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "a chunk size with a sign": _POST + b"Transfer-Encoding: chunked\r\n\r\n-1\r\nx\r\n0\r\n\r\n",
-    "a chunk size of 100 digits": _POST + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 100 + b"\r\n",
-    "a long chunk extension": _POST + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"e" * 2 * MIB + b"\r\nx\r\n0\r\n\r\n",
-    "long trailers": _POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"t: v\r\n" * 400_000 + b"\r\n",
-    "bare line feeds": _POST.replace(b"\r\n", b"\n") + b"Content-Length: 0\n\n",
-    "a folded header": _POST + b"X: a\r\n b\r\nContent-Length: 0\r\n\r\n",
-    "a NUL": _POST + b"X: a\0b\r\nContent-Length: 0\r\n\r\n",
-    "a carriage return": _POST + b"X: a\rb\r\nContent-Length: 0\r\n\r\n",
-    "one header of 8 MiB": _POST + b"X: " + b"a" * 8 * MIB + b"\r\n\r\n",
-    "a million headers": _POST + b"X: a\r\n" * 1_000_000 + b"\r\n",
-    "a path of 8 MiB": b"GET /" + b"a" * 8 * MIB + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-    "an absolute address": b"GET http://evil.example/metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
-    "another host": b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\n\r\n",
-    "no host": b"GET /metrics HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\n\r\n",
-    "dots": b"GET /../../../../etc/passwd HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
-    "HTTP/0.9": b"GET /metrics\r\n\r\n",
-    "HTTP/9.9": b"GET /metrics HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n",
-    "HTTP/2 in clear text": wire.PREFACE + wire.frame(wire.SETTINGS, 0, 0),
-    "an upgrade": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n",
-    "a web socket": b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-    "a promise of 100": _POST + b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n",
-    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500),
-    "noise": random.Random(1).randbytes(100_000),
-    "a thousand requests in a row": (b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") * 1_000,
-    "a content type of 60 KB": b"POST /v1/traces HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: " + b"a" * 60_000 + b"\r\nContent-Length: 0\r\n\r\n",
-    "encodings": _POST + b"Content-Encoding: " + b"gzip, " * 5_000 + b"gzip\r\nContent-Length: 0\r\n\r\n",
-}  # fmt: skip
-
 
 def _shapes(target: Target) -> None:
     for name, shape in SHAPES.items():
@@ -451,7 +408,7 @@ def bodies() -> dict[str, Attack]:
 def connections() -> dict[str, Attack]:
     """Attacks by how it is sent."""
     attacks: dict[str, Attack] = {
-        "slow: headers, 200 connections": partial(_slow, "http_port", 200, _POST, _headers_for_ever),
+        "slow: headers, 200 connections": partial(_slow, "http_port", 200, POST, _headers_for_ever),
         "slow: bodies, 200 connections": partial(_slow, "http_port", 200, SLOW_BODY, lambda _: b"x"),
         "slow: halves of 10 MiB bodies, 40 connections": partial(_slow, "http_port", 40, HALF_BODY, lambda _: b"x"),
         "slow: gRPC prefaces, 200 connections": partial(_slow, "grpc_port", 200, wire.PREFACE[:10], lambda _: b""),
@@ -460,7 +417,7 @@ def connections() -> dict[str, Attack]:
         "slow: gRPC, 100 halves of messages on one connection": _half_messages_of_one,
         "slow: gRPC, 64 messages of 64 MiB without their ends": _big_half_messages,
         "idle: 2,000 HTTP connections": partial(_idle, "http_port", b""),
-        "idle: 2,000 HTTP connections with half a head": partial(_idle, "http_port", _POST),
+        "idle: 2,000 HTTP connections with half a head": partial(_idle, "http_port", POST),
         "idle: 2,000 gRPC connections": partial(_idle, "grpc_port", wire.PREFACE + wire.frame(wire.SETTINGS, 0, 0)),
         "HTTP: shapes of smuggling and of nonsense": _shapes,
         "HTTP/2: noise": _grpc_noise,
