@@ -43,9 +43,13 @@ HIGH_RATIO: Final = 0.9
 LOW_RATIO: Final = 0.85
 """Above the first, evidence is deleted down to the second: the rest of the limit is for blocks that wait for their reuse."""
 
-REWRITTEN_ROW_GROUPS: Final = 3
+REWRITTEN_ROW_GROUPS: Final = 2
 """So much less is kept: a checkpoint writes row groups that are not full anew before the old ones' blocks are free. It is nothing
 beside gigabytes; beside 64 MiB, spans of half a kilobyte let the file outgrow its limit by two fifths without it."""
+
+BETWEEN_BYTES: Final = 48 * 1024 * 1024
+_BETWEEN_RATIO: Final = 0.15
+"""What the log and the journal grow by between two looks: a few transactions; the first at most, and this share of a small limit."""
 
 _REWRITTEN_RATIO: Final = 0.4
 """Of the limit, at most: something must be left to keep."""
@@ -133,9 +137,12 @@ def rows_to_remove(policy: Policy, sizes: Sizes, rows: Rows) -> int:
     limit = policy.max_size_bytes
     row_group_bytes = sizes.live_bytes * ROW_GROUP_ROWS / (rows.live + rows.dead)
     rewritten = min(REWRITTEN_ROW_GROUPS * row_group_bytes, limit * _REWRITTEN_RATIO)
-    if sizes.live_bytes <= limit * HIGH_RATIO - rewritten:
+    high = limit * HIGH_RATIO - rewritten - min(limit * _BETWEEN_RATIO, BETWEEN_BYTES)
+    if sizes.live_bytes <= high:
         return 0
-    excess = sizes.live_bytes - (limit * LOW_RATIO - rewritten)
+    # Two row groups below it at least: one of them may go in part only, and what is left of it must not ask for the next.
+    low = max(high - max(limit * (HIGH_RATIO - LOW_RATIO), 2 * row_group_bytes), high / 2)
+    excess = sizes.live_bytes - low
     # Row groups go as a whole: what is dead in one that is not all dead is no gain yet.
     goal = max((rows.live + rows.dead) * excess / sizes.live_bytes, 2 * ROW_GROUP_ROWS)
     return min(rows.live, int(goal))
@@ -157,6 +164,7 @@ class Retention:
         self._unswept_rows = 0
         self._next_age_unix_nano = 0
         self._next_checkpoint_unix_nano = 0
+        self._is_kept = False
 
     def step(self, cursor: duckdb.DuckDBPyConnection, now_unix_nano: int) -> RetentionReport:
         """Do what is most urgent, no more; outside a transaction. Raises duckdb.Error."""
@@ -191,7 +199,8 @@ class Retention:
         goal = rows_to_remove(self._policy, sizes, rows)
         missing = goal - rows.dead
         # What is dead is most of it: see what a checkpoint gains before more is deleted for the sake of a few rows.
-        if missing > (ROW_GROUP_ROWS if rows.dead else 0):
+        # And while a reader keeps that, more would be gone and nothing gained: it ends, and so does each checkpoint's extra block.
+        if missing > (ROW_GROUP_ROWS if rows.dead else 0) and not self._is_kept:
             count = max(min(missing, MAX_STEP_ROWS), min(ROW_GROUP_ROWS, rows.live))
             cut = _received_at(cursor, rows.table, count)
             return None if cut is None else self._cut(cursor, sizes, cut, count, rows.table)
@@ -231,6 +240,7 @@ class Retention:
         cursor.execute("INSERT INTO meta VALUES (?, ?)", [CHECKPOINT_KEY, str(now)])
         cursor.execute("CHECKPOINT")
         freed = rows.dead - _rows(cursor, rows.table).dead
+        self._is_kept = freed <= 0 and rows.dead > ROW_GROUP_ROWS
         if freed <= 0 < rows.dead:
             self._next_checkpoint_unix_nano = now + _CHECKPOINT_AGAIN_NS
         still = rows_to_remove(self._policy, measure(cursor, self._path), rows)

@@ -20,10 +20,10 @@ LOAD_SECONDS = 20
 LIMIT = 64 * 1024 * 1024
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 SPANS = 512
-NOISE = 600
-"""Characters of hex in each span: it takes half a kilobyte in the file."""
+NOISE = 400
+"""Characters of hex in each span: it takes three times the room of an ordinary one."""
 
-LOAD_SPANS = 200_000
+LOAD_SPANS = 240_000
 
 
 class Load:
