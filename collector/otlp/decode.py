@@ -204,25 +204,29 @@ def _parts(
 
 def _open(payloads: Sequence[bytes], notes: Notes) -> _Envelope:
     """Three levels of messages, each decoded as one array and let go before the next one; the spans stay serialised."""
-    encoded, request = _unnested(REQUEST.rows(pa.array(payloads, pa.binary())), "resource_spans")
-    RESOURCE_SPANS.limit(len(encoded), projection.MAX_ORIGINS)
+    origins = projection.MAX_ORIGINS
+    encoded, request = _unnested(
+        REQUEST.rows(pa.array(payloads, pa.binary())), "resource_spans", RESOURCE_SPANS, origins
+    )
     messages = RESOURCE_SPANS.rows(encoded)
     resources = [read_resource(*origin) for origin in _pairs(messages, "resource")]
-    encoded, resource = _unnested(messages, "scope_spans")
-    SCOPE_SPANS.limit(len(encoded), projection.MAX_ORIGINS)
+    encoded, resource = _unnested(messages, "scope_spans", SCOPE_SPANS, origins)
     messages = SCOPE_SPANS.rows(encoded)
     scopes = [read_scope(*origin) for origin in _pairs(messages, "scope")]
-    encoded, scope = _unnested(messages, "spans")
-    SPAN.limit(len(encoded), projection.MAX_SPANS)
+    encoded, scope = _unnested(messages, "spans", SPAN, projection.MAX_SPANS)
     for origin in (*resources, *scopes):
         notes.update(dict(origin.notes))
     return _Envelope(resources, scopes, encoded, resource[scope], scope, request[resource[scope]])
 
 
-def _unnested(messages: pa.RecordBatch, column: str) -> tuple[pa.BinaryArray, Indices]:
-    """The items of every message's list, and whose each is."""
+def _unnested(
+    messages: pa.RecordBatch, column: str, kind: projection.Projected, most: int
+) -> tuple[pa.BinaryArray, Indices]:
+    """The items of every message's list, at most so many, and whose each is. Raises DecodeError."""
     lists = messages.column(column)
-    return lists.flatten(), np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
+    items = lists.flatten()
+    kind.limit(len(items), most)
+    return items, np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
 
 
 def _pairs(messages: pa.RecordBatch, column: str) -> Iterator[tuple[bytes, bytes]]:

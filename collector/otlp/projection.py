@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import ptars
 import pyarrow as pa
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, empty_pb2, message_factory
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from collector.errors import DecodeError
@@ -118,6 +118,10 @@ _DECLARATIONS: Final[dict[str, tuple[tuple[str, int, int | str], ...]]] = {
 }
 
 
+_FLAT: Final = frozenset({"Request", "ResourceSpans", "ScopeSpans"})
+"""Messages that are declared without messages in them: what is nested in them is bytes to ptars."""
+
+
 def _declare() -> descriptor_pool.DescriptorPool:
     file = descriptor_pb2.FileDescriptorProto(name="rows.proto", package="rows", syntax="proto3")
     for message_name, fields in _DECLARATIONS.items():
@@ -166,6 +170,19 @@ class Projected:
         except ProtobufDecodeError as error:
             raise DecodeError(f"{self.name}: not a protobuf message ({len(payload)} bytes): {error}") from error
 
+    def _check(self, payload: bytes) -> None:
+        """Have upb read it, for its limits. Raises DecodeError.
+
+        Of a message that holds no others it needs no fields: 64 MiB of empty ones would take half a gigabyte as fields.
+        """
+        if self.name not in _FLAT:
+            self.parse(payload)
+            return
+        try:
+            empty_pb2.Empty.FromString(payload)
+        except ProtobufDecodeError as error:
+            raise DecodeError(f"{self.name}: not a protobuf message ({len(payload)} bytes): {error}") from error
+
     def limit(self, count: int, most: int) -> None:
         """Raise DecodeError when a request holds more than `most` of these messages."""
         if count > most:
@@ -178,7 +195,7 @@ class Projected:
                 f"{self.name}: {len(messages)} in one request, at most {MAX_ROWS} are accepted: send smaller batches"
             )
         for index in np.flatnonzero(lengths(messages) > TRUSTED_BYTES).tolist():
-            self.parse(messages[index].as_py())
+            self._check(messages[index].as_py())
         try:
             return self._handler.array_to_record_batch(messages)
         except ValueError as error:
