@@ -68,7 +68,7 @@ class _Server(uvicorn.Server):
 @contextmanager
 def http_server(app):
     """The application on a port of its own; yields the port."""
-    server = _Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
+    server = _Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
