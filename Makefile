@@ -8,7 +8,7 @@ JOBS ?= auto
 CODE := provenance collector tui tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo tui test check benchtest campaign crash attack bench soak format lock picture clean
+.PHONY: help setup demo test lint check benchtest campaign crash attack bench soak format lock picture clean
 
 help:  ## this text
 	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +31,13 @@ test: $(READY)  ## the whole test suite, the headless demo among it
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not demo and not bench' $(ARGS)
 	$(BIN)/python -m pytest -m demo $(ARGS) || [ $$? -eq 5 ]  # 5: ARGS chose no demo test
 
-check: $(READY)  ## before every commit: ruff, mypy, import-linter, the fast tests
+lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check: lint  ## before every commit: lint and the fast tests
 	$(BIN)/python -m pytest -q -n $(JOBS) -m 'not slow and not demo' $(ARGS)
 
 campaign: $(READY)  ## the detectors on 40 simulated meshes

@@ -1,13 +1,14 @@
 """What the proxies prove of each call in one trace: forensics' verdicts, narrowed to the trace."""
 
 import uuid
-from functools import lru_cache
 from typing import Final
 
 import ibis
+import ibis.expr.types as ir
 
 from collector.forensics.ids import hex_ids
-from collector.forensics.tables import Query, Window, compile_sql
+from collector.forensics.statements import TRACE_ID, compiled_once, windowed
+from collector.forensics.tables import Query, Window
 from collector.forensics.verdicts import REASONS, judged_calls
 from tui.snapshots import Hop, Sight, Trace
 
@@ -21,12 +22,14 @@ _COLUMNS: Final = (
 )
 
 
-@lru_cache(maxsize=16)
 def verdicts_sql(trace_id: str, window: Window) -> str:
     """The verdicts on the calls of one trace that began in the window. Raises ValueError if it is no trace id."""
+    return windowed(window, lambda blank: compiled_once(_verdicts, blank), trace_id=str(uuid.UUID(trace_id)))
+
+
+def _verdicts(window: Window) -> ir.Table:
     judged = judged_calls(window)
-    wanted = ibis.literal(str(uuid.UUID(trace_id))).cast("uuid")
-    return compile_sql(judged.filter(judged.trace_id == wanted).select(*_COLUMNS))
+    return judged.filter(judged.trace_id == ibis.literal(TRACE_ID).cast("uuid")).select(*_COLUMNS)
 
 
 def hops(query: Query, trace: Trace) -> tuple[Hop, ...]:

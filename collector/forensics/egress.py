@@ -12,7 +12,6 @@ Destinations that the list allows are never findings, however regular.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from statistics import median
 from typing import Final
@@ -27,6 +26,7 @@ from collector.forensics.columns import is_error, request_key_of
 from collector.forensics.edges import answering, calls_in
 from collector.forensics.findings import EVIDENCE_LIMIT, SEVERITIES, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
+from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, egress_allow, proxy_records, spans
 from collector.policy import EgressPolicy
 
@@ -101,20 +101,14 @@ class _Access:
 
 def egress_sql(window: Window, params: EgressParams | None = None) -> dict[str, str]:
     """The statements that start a search; the one that fetches the suspects' calls follows from their answers."""
-    return dict(_compiled(window, (params or EgressParams()).settle_ns))
-
-
-@lru_cache(maxsize=16)
-def _compiled(window: Window, settle_ns: int) -> tuple[tuple[str, str], ...]:
-    # Compiling takes longer than running on a small store, and a workbench asks again and again.
-    statements = {
-        "destinations": _destinations(window, settle_ns),
-        "answering": _answering(window),
-        "listeners": _listeners(window),
-        "services": _services(window),
-        "egress_allow": egress_allow(),
+    settle_ns = (params or EgressParams()).settle_ns
+    return {
+        "destinations": windowed(window, lambda blank: compiled_once(_destinations, blank, settle_ns)),
+        "answering": windowed(window, lambda blank: compiled_once(_answering, blank)),
+        "listeners": windowed(window, lambda blank: compiled_once(_listeners, blank)),
+        "services": windowed(window, lambda blank: compiled_once(_services, blank)),
+        "egress_allow": compiled_once(egress_allow),
     }
-    return tuple((name, compile_sql(expression)) for name, expression in statements.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,9 +349,8 @@ def _access(query: Query, window: Window, judged: Sequence[_Judged]) -> _Access:
     return _Access(found, frozenset(query(_logging_sql(window))["service_name"]))
 
 
-@lru_cache(maxsize=16)
 def _logging_sql(window: Window) -> str:
-    return compile_sql(_logging(window))
+    return windowed(window, lambda blank: compiled_once(_logging, blank))
 
 
 def _finding(judged: _Judged, access: _Access, notes: Sequence[str]) -> Finding:

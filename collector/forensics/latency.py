@@ -10,7 +10,6 @@ Plain OpenTelemetry spans are enough. Calls that fail and vanish are not looked 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -31,6 +30,7 @@ from collector.forensics.durations import (
 )
 from collector.forensics.findings import Finding
 from collector.forensics.shifts import Series, Shift, ShiftParams, find_shifts
+from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql
 
 BUCKETS: Final = 144
@@ -92,14 +92,12 @@ def latency_sql(window: Window, params: LatencyParams | None = None) -> dict[str
     return statements
 
 
-@lru_cache(maxsize=1)
 def _first_spans_sql() -> str:
-    return compile_sql(first_spans())
+    return compiled_once(first_spans)
 
 
-@lru_cache(maxsize=16)
 def _durations_sql(window: Window) -> str:
-    return compile_sql(histogram(window, BUCKETS))
+    return windowed(window, lambda blank: compiled_once(histogram, blank, BUCKETS))
 
 
 def find_latency(query: Query, window: Window, params: LatencyParams | None = None) -> list[Finding]:

@@ -34,7 +34,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Final
 
 import ibis.expr.types as ir
@@ -44,7 +43,8 @@ from collector.forensics.findings import EVIDENCE_LIMIT, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
 from collector.forensics.matching import lines
 from collector.forensics.shadow_flags import MINUTE_NS, ShadowParams, summary
-from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql
+from collector.forensics.statements import compiled_once, windowed
+from collector.forensics.tables import NS_PER_S, Query, Window
 from collector.forensics.verdicts import REASONS, SEEN, UNKNOWN
 
 __all__ = ["ShadowParams", "ShadowReport", "examine_shadow", "find_shadow", "percent", "shadow_sql"]
@@ -62,15 +62,12 @@ def shadow_sql(window: Window, params: ShadowParams | None = None) -> dict[str, 
     return {"calls": _calls_sql(window, params or ShadowParams()), "proxies": _proxies_sql(window)}
 
 
-@lru_cache(maxsize=16)
 def _calls_sql(window: Window, params: ShadowParams) -> str:
-    # Compiling takes longer than planning and, on a small store, than running: about a second.
-    return compile_sql(summary(window, params))
+    return windowed(window, lambda blank: compiled_once(summary, blank, params))
 
 
-@lru_cache(maxsize=16)
 def _proxies_sql(window: Window) -> str:
-    return compile_sql(_activity(window))
+    return windowed(window, lambda blank: compiled_once(_activity, blank))
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,11 +70,14 @@ def _quoted(value: str) -> str:
     return exp.Literal.string(value).sql("duckdb")
 
 
-def windowed(window: Window, compiled: Callable[[Window], str]) -> str:
-    """The statement for a window, out of the one that `compiled` (which remembers its answers) has for windows of this shape."""
+def windowed(window: Window, compiled: Callable[[Window], str], **values: str | int | None) -> str:
+    """The statement for a window, out of the one that `compiled` (which remembers its answers) has for windows of this shape.
+
+    `values` fill what other blanks there are.
+    """
     since, until = window.since_unix_nano, window.until_unix_nano
     blank = Window(None if since is None else number("since"), None if until is None else number("until"))
-    return fill(compiled(blank), since=since, until=until)
+    return fill(compiled(blank), since=since, until=until, **values)
 
 
 @lru_cache(maxsize=64)

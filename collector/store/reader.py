@@ -276,6 +276,7 @@ def _other_table_functions() -> frozenset[str]:
 
 def _fetch(cursor: duckdb.DuckDBPyConnection, sql: str, limits: Limits) -> pa.Table:
     """Run the statement and read its answer batch by batch, so that one that is too large is never held whole."""
+    # `cursor.execute` would plan the statement once instead of twice, but hold the whole answer before the first batch.
     relation = cursor.sql(sql)
     if relation is None:
         raise QueryError("the statement returns no rows")

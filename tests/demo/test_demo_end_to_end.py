@@ -121,7 +121,7 @@ def test_every_planted_incident_is_found_and_nothing_else(tmp_path):
 
 
 def test_a_mesh_without_incidents_has_no_findings(tmp_path):
-    finished = run(tmp_path, "--format", "json", "--duration", "30s", "--incidents", "none")
+    finished = run(tmp_path, "--format", "json", "--duration", "20s", "--incidents", "none")
     assert finished.returncode == 0, f"{finished.stderr}\n{finished.stdout}"
     result = json.loads(finished.stdout)
     assert (result["findings"], result["incidents"], result["ok"]) == ([], [], True)
@@ -159,7 +159,7 @@ def test_on_a_terminal_the_workbench_opens_and_leaving_it_stops_the_mesh(tmp_pat
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     settings = termios.tcgetattr(terminal)
-    argv = command(tmp_path, "--duration", "30s", "--incidents", "none")
+    argv = command(tmp_path, "--duration", "20s", "--incidents", "none")
     values = {**environment(tmp_path), "TERM": "xterm-256color"}
     streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
     with running(argv, tmp_path, **streams, env=values, start_new_session=True) as demo:

@@ -44,7 +44,7 @@ def distinct_spans(request):
 
 @pytest.mark.slow
 @settings(
-    max_examples=10,
+    max_examples=6,
     deadline=None,
     phases=set(Phase) - {Phase.explain},  # which traces every line that runs: ten times the time
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

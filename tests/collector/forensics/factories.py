@@ -105,7 +105,9 @@ def store(
             connection.unregister("incoming")
 
     def query(sql: str) -> pl.DataFrame:
-        return pl.DataFrame(connection.sql(sql).to_arrow_table())
+        answer = connection.execute(sql).to_arrow_reader()
+        assert answer is not None
+        return pl.DataFrame(answer.read_all())
 
     return query
 

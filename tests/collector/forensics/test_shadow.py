@@ -670,7 +670,7 @@ CALLS = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(calls=CALLS, deployed=SIDES, skew=st.integers(-90, 90), proxies=st.integers(0, 4))
 def test_a_meshed_and_stamped_mesh_is_never_flagged(
     calls: list[tuple[int, str, str]], deployed: tuple[str, ...], skew: int, proxies: int
@@ -683,7 +683,7 @@ def test_a_meshed_and_stamped_mesh_is_never_flagged(
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     calls=CALLS, at=st.integers(1_000, 119_000), skew=st.integers(-90, 90), stamped=st.booleans(), shared=st.booleans()
 )

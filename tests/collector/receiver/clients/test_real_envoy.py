@@ -233,5 +233,6 @@ def test_each_call_is_a_record(records, logger, service_name, instance):
     }
     assert len({row["request_id"] for row in rows}) == len({row["record_id"] for row in rows}) == CALLS
     assert {row["trace"] for row in rows} == {TRACE_ID}
-    assert all(row["duration_ns"] is not None and row["start_time_unix_nano"] % 1_000_000 for row in rows)
+    assert all(row["duration_ns"] is not None for row in rows)
+    assert any(row["start_time_unix_nano"] % 1_000_000 for row in rows)  # finer than milliseconds
     assert dict(rows[0]["attributes"])["route_name"] == '"r"'
