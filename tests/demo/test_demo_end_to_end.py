@@ -24,8 +24,11 @@ NAMES = ["bypass", "egress", "rogue", "slow"]
 UP = b"the mesh is up"
 STARTED_BY_THE_DEMO = ("examples/mesh/", "_bin/envoy", "provenance.cli collect", "provenance.cli tui")
 
-# One after the other: two meshes at once on two cores would be slow for a reason that nobody planted.
-pytestmark = [pytest.mark.slow, pytest.mark.demo, pytest.mark.timeout(300), pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+# With nothing else on the machine, which would be slow for a reason that nobody planted.
+alone = pytest.mark.demo
 
 
 def command(tmp_path, *arguments):
@@ -99,6 +102,7 @@ def run(tmp_path, *arguments):
     )
 
 
+@alone
 def test_every_planted_incident_is_found_and_nothing_else(tmp_path):
     finished = run(tmp_path, "--format", "json", "--duration", "40s")
     assert finished.stdout, finished.stderr
@@ -120,8 +124,9 @@ def test_every_planted_incident_is_found_and_nothing_else(tmp_path):
     assert services == ["checkout", "gateway", "inventory", "payment", "pricing"]
 
 
+@alone
 def test_a_mesh_without_incidents_has_no_findings(tmp_path):
-    finished = run(tmp_path, "--format", "json", "--duration", "20s", "--incidents", "none")
+    finished = run(tmp_path, "--format", "json", "--duration", "30s", "--incidents", "none")
     assert finished.returncode == 0, f"{finished.stderr}\n{finished.stdout}"
     result = json.loads(finished.stdout)
     assert (result["findings"], result["incidents"], result["ok"]) == ([], [], True)
@@ -159,7 +164,7 @@ def test_on_a_terminal_the_workbench_opens_and_leaving_it_stops_the_mesh(tmp_pat
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     settings = termios.tcgetattr(terminal)
-    argv = command(tmp_path, "--duration", "20s", "--incidents", "none")
+    argv = command(tmp_path, "--duration", "30s", "--incidents", "none")
     values = {**environment(tmp_path), "TERM": "xterm-256color"}
     streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal}
     with running(argv, tmp_path, **streams, env=values, start_new_session=True) as demo:
