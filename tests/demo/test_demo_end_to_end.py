@@ -104,7 +104,7 @@ def run(tmp_path, *arguments):
 
 @alone
 def test_every_planted_incident_is_found_and_nothing_else(tmp_path):
-    finished = run(tmp_path, "--format", "json", "--duration", "40s")
+    finished = run(tmp_path, "--format", "json", "--duration", "30s")
     assert finished.stdout, finished.stderr
     result = json.loads(finished.stdout)
     assert finished.returncode == 0, f"{finished.stderr}\n{finished.stdout}"
@@ -135,7 +135,7 @@ def test_a_mesh_without_incidents_has_no_findings(tmp_path):
     source.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_half_way_nothing_keeps_running(tmp_path, number):
     argv = command(tmp_path, "--headless", "--duration", "10m")
     with running(argv, tmp_path, stderr=subprocess.PIPE) as demo:

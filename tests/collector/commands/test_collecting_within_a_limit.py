@@ -16,14 +16,14 @@ from collector.otlp.synthetic import attribute, trace_request
 from tests.collector.receiver.clients.collector_process import running_collector
 
 DEADLINE = 60
-LOAD_SECONDS = 20
+LOAD_SECONDS = 5
 LIMIT = 64 * 1024 * 1024
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 SPANS = 512
 NOISE = 400
 """Characters of hex in each span: it takes three times the room of an ordinary one."""
 
-LOAD_SPANS = 240_000
+LOAD_SPANS = 150_000
 
 
 class Load:

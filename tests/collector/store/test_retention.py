@@ -225,7 +225,7 @@ def test_under_a_steady_load_the_file_stays_within_its_limit_and_the_newest_evid
     load, limit = Load(cursor), 48_000_000
     retention = Retention(store.path, Policy(max_size_bytes=limit))
     peak, slowest = 0, 0.0
-    for _ in range(120):
+    for _ in range(70):
         load.write()
         for report in finish(retention, cursor, load.now):
             slowest = max(slowest, report.seconds)
