@@ -185,7 +185,7 @@ class SourceEvidence:
             case FindingsView():
                 return self._findings_sql()
             case EdgesView():
-                return _join(edges.edges_sql(self._window()))
+                return _laid_out(edges.edges_sql(self._window()))
             case SearchView(query):
                 wanted, ask = self._filter(query), self._lane("search").query
                 return _join(search.search_sql(wanted, search.known_to(ask, wanted)))

@@ -12,7 +12,6 @@ attribute.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import ibis
@@ -20,8 +19,8 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.forensics.columns import address_of, host_of, is_error, port_of
-from collector.forensics.statements import windowed
-from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
+from collector.forensics.statements import compiled_once, windowed
+from collector.forensics.tables import NS_PER_S, Query, Window, spans
 
 BUCKETS: Final = 24
 """Buckets of a sparkline."""
@@ -57,6 +56,8 @@ _READ: Final = (
 
 _LOCAL: Final = (*_READ, "host", "port", "address", "destination")
 """What is known of a span here; the last four say where a client span dialled, as `with_destination` tells it."""
+
+_KEY: Final = ["caller", "callee", "operation", "external"]
 
 SCHEMA: Final[dict[str, pl.DataType]] = {
     "caller": pl.String(),
@@ -180,18 +181,9 @@ def edge_calls(window: Window) -> ir.Table:
     return arrived.union(left)
 
 
-@lru_cache(maxsize=16)
-def _compiled(window: Window, buckets: int) -> tuple[str, str]:
-    totals, series = _expressions(window, buckets)
-    return compile_sql(totals), compile_sql(series)
-
-
-def edges_sql(window: Window, buckets: int = BUCKETS) -> dict[str, str]:
-    """The two statements behind `edges`: totals, and counts with medians per bucket."""
-    return {
-        "edges": windowed(window, lambda blank: _compiled(blank, buckets)[0]),
-        "series": windowed(window, lambda blank: _compiled(blank, buckets)[1]),
-    }
+def edges_sql(window: Window, buckets: int = BUCKETS) -> str:
+    """The statement behind `edges`: a row an edge, with its totals, and a row an edge and bucket, with its calls and median."""
+    return windowed(window, lambda blank: compiled_once(_figures, blank, buckets))
 
 
 def edges(query: Query, window: Window, buckets: int = BUCKETS) -> pl.DataFrame:
@@ -201,26 +193,26 @@ def edges(query: Query, window: Window, buckets: int = BUCKETS) -> pl.DataFrame:
     observed where the window is open. `rate_series` counts calls per bucket; `duration_series` has the median of each
     bucket in ns, NULL where nobody called.
     """
-    statements = edges_sql(window, buckets)
-    totals = query(statements["edges"])
-    if totals.is_empty():
+    figures = query(edges_sql(window, buckets))
+    if figures.is_empty():
         return pl.DataFrame(schema=SCHEMA)
-    key = ["caller", "callee", "operation", "external"]
+    totals = figures.filter(pl.col("bucket").is_null()).drop("bucket")
     series = (
-        query(statements["series"])
-        .group_by(key)
-        .agg(pl.col("bucket"), pl.col("bucket_calls"), pl.col("bucket_p50"))
-        .with_columns(
-            pl.struct("bucket", "bucket_calls")
-            .map_elements(lambda row: _spread(row, "bucket_calls", buckets, 0), return_dtype=pl.List(pl.Int64))
+        figures.filter(pl.col("bucket").is_not_null())
+        .group_by(_KEY)
+        .agg("bucket", "calls", "duration_ns_p50")
+        .select(
+            *_KEY,
+            pl.struct("bucket", "calls")
+            .map_elements(lambda row: _spread(row, "calls", buckets, 0), return_dtype=pl.List(pl.Int64))
             .alias("rate_series"),
-            pl.struct("bucket", "bucket_p50")
-            .map_elements(lambda row: _spread(row, "bucket_p50", buckets, None), return_dtype=pl.List(pl.Int64))
+            pl.struct("bucket", "duration_ns_p50")
+            .map_elements(lambda row: _spread(row, "duration_ns_p50", buckets, None), return_dtype=pl.List(pl.Int64))
             .alias("duration_series"),
         )
     )
     seconds = (pl.col("window_ns") / NS_PER_S).clip(lower_bound=1e-9)
-    joined = totals.join(series, on=key, how="left", nulls_equal=True)
+    joined = totals.join(series, on=_KEY, how="left", nulls_equal=True)
     return (
         joined.with_columns(
             request_rate=pl.col("calls") / seconds,
@@ -244,22 +236,24 @@ def bucketed(table: ir.Table, window: Window, buckets: int) -> ir.Table:
     return joined.mutate(bucket=bucket)
 
 
-def _expressions(window: Window, buckets: int) -> tuple[ir.Table, ir.Table]:
+def _figures(window: Window, buckets: int) -> ir.Table:
+    """Of every edge its totals (bucket is NULL) and its buckets, in one statement: what is a call is then found out once."""
     calls = bucketed(edge_calls(window), window, buckets)
-    key = ["caller", "callee", "operation", "external"]
     duration = calls.duration_ns
-    totals = calls.group_by(key).aggregate(
-        calls=calls.count(),
+    counted = {"calls": calls.count(), "duration_ns_p50": duration.quantile(0.5)}
+    totals = calls.group_by(_KEY).aggregate(
+        **counted,
         # Not a sum: DuckDB sums integers into 128 bits, which Arrow calls a decimal.
         errors=calls.count(where=calls.error),
-        duration_ns_p50=duration.quantile(0.5),
         duration_ns_p95=duration.quantile(0.95),
         duration_ns_p99=duration.quantile(0.99),
         last_seen_unix_nano=calls.start_time_unix_nano.max(),
         window_ns=calls.window_ns.max(),
     )
-    series = calls.group_by([*key, "bucket"]).aggregate(bucket_calls=calls.count(), bucket_p50=duration.quantile(0.5))
-    return totals, series
+    series = calls.group_by([*_KEY, "bucket"]).aggregate(**counted)
+    totals = totals.mutate(bucket=ibis.null("int64"))
+    missing = {name: ibis.null(totals.schema()[name]) for name in totals.columns if name not in series.columns}
+    return totals.union(series.mutate(**missing).select(*totals.columns))
 
 
 def _spread(row: dict[str, list[int]], column: str, buckets: int, empty: int | None) -> list[int | None]:
