@@ -38,6 +38,29 @@ class RunningHash:
         return self._sha256.hexdigest()
 
 
+class StreamHash:
+    """SHA-256 over a stream of messages, each with its length before it: `size` counts the messages' bytes alone.
+
+    The length is gRPC's own, four bytes, most significant first: so two messages never hash as their concatenation.
+    """
+
+    __slots__ = ("_sha256", "size")
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256(usedforsecurity=False)
+        self.size = 0
+
+    def update(self, message: bytes) -> None:
+        """Take in the next message."""
+        self._sha256.update(len(message).to_bytes(4, "big"))
+        self._sha256.update(message)
+        self.size += len(message)
+
+    def hexdigest(self) -> str:
+        """The hash of every message so far."""
+        return self._sha256.hexdigest()
+
+
 def request_hash(body: bytes) -> str:
     """SHA-256 of the body, lowercase hex."""
     return hashlib.sha256(body, usedforsecurity=False).hexdigest()

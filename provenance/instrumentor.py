@@ -13,6 +13,8 @@ from provenance.patching import Patch
 SHELLS: Final = (
     ("grpc", "provenance.grpc.client", "client_patches"),
     ("grpc", "provenance.grpc.server", "server_patches"),
+    ("grpc", "provenance.grpc.aio_client", "client_patches"),
+    ("grpc", "provenance.grpc.aio_server", "server_patches"),
     ("httpcore", "provenance.http.client", "client_patches"),
     ("starlette", "provenance.http.starlette", "server_patches"),
 )

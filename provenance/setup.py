@@ -29,6 +29,8 @@ INSTRUMENTORS: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
     ("starlette", "opentelemetry.instrumentation.starlette", "StarletteInstrumentor", {}),
     ("grpc", "opentelemetry.instrumentation.grpc", "GrpcInstrumentorClient", {}),
     ("grpc", "opentelemetry.instrumentation.grpc", "GrpcInstrumentorServer", {}),
+    ("grpc", "opentelemetry.instrumentation.grpc", "GrpcAioInstrumentorClient", {}),
+    ("grpc", "opentelemetry.instrumentation.grpc", "GrpcAioInstrumentorServer", {}),
     ("httpx", "opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor", {}),
 )
 """Framework, the package that instruments it, its instrumentor, and what `instrument()` tells it."""

@@ -22,7 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from provenance import faults
 from provenance.context import serving
-from provenance.grpc import client as client_shell
+from provenance.grpc import incoming, outgoing
 from provenance.grpc import server as server_shell
 from provenance.instrumentor import ProvenanceInstrumentor
 from provenance.stamp import parse
@@ -448,13 +448,13 @@ def test_streams_pass_untouched(mesh: Mesh, spans: Any) -> None:
 @pytest.mark.parametrize(
     ("shell", "name"),
     [
-        (client_shell, "request_hash"),
-        (client_shell, "stamp_now"),
-        (client_shell, "own_span"),
-        (server_shell, "request_hash"),
-        (server_shell, "judge"),
-        (server_shell, "_headers"),
-        (server_shell, "_observe"),
+        (outgoing, "request_hash"),
+        (outgoing, "stamp_now"),
+        (outgoing, "own_span"),
+        (incoming, "request_hash"),
+        (incoming, "judge"),
+        (incoming, "combined"),
+        (server_shell, "observed"),
         (server_shell, "_observed_methods"),
     ],
 )

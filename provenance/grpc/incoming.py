@@ -1,0 +1,161 @@
+"""What sync and aio servers share: what one call shows of itself, and the attributes that follow from it. No I/O."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from opentelemetry.trace import SpanKind
+
+from provenance import names
+from provenance.addresses import peer_attributes
+from provenance.context import usable
+from provenance.digest import StreamHash, request_hash
+from provenance.faults import Contained
+from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
+from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span, stamp_attributes
+from provenance.stamp import judge
+
+PLACE: Final = "grpc.server"
+
+_OPENTELEMETRY: Final = "opentelemetry."
+_NOT_SERIALISED: Final = object()
+
+
+def observed(handler: Any, *, may_serialise_early: bool, observe: "Observe") -> Any:
+    """The handler of a call, with an `IncomingCall` that listens; `observe` makes the behaviour's shell."""
+    call = IncomingCall(handler, may_serialise_early=may_serialise_early)
+    requests = "stream" if handler.request_streaming else "unary"
+    name = f"{requests}_{'stream' if handler.response_streaming else 'unary'}"
+    return handler._replace(
+        request_deserializer=call.deserialise,
+        response_serializer=call.serialise,
+        **{name: observe(handler, getattr(handler, name), call)},
+    )
+
+
+def only_opentelemetry(interceptors: Iterable[object]) -> bool:
+    """Whether nobody but OpenTelemetry stands between the behaviour and the wire.
+
+    An interceptor of the user's own may still change the response message after the behaviour returned it.
+    """
+    return all(map(is_opentelemetry, interceptors))
+
+
+def is_opentelemetry(interceptor: object) -> bool:
+    """Whether it is one of OpenTelemetry's."""
+    return type(interceptor).__module__.startswith(_OPENTELEMETRY)
+
+
+class IncomingCall:
+    """One call. gRPC calls `deserialise` for every request, then the behaviour calls `begin` and `responded`.
+
+    A call with one request has its hash before `begin`; a stream's is complete once `requests_ended` was called.
+    """
+
+    __slots__ = (
+        "_deserializer",
+        "_intact",
+        "_may_serialise_early",
+        "_raw_response",
+        "_response",
+        "_response_size",
+        "_serializer",
+        "_span",
+        "_stream",
+        "hash_hex",
+        "size",
+    )
+
+    def __init__(self, handler: Any, *, may_serialise_early: bool) -> None:
+        self._deserializer: Callable[[bytes], Any] | None = handler.request_deserializer
+        self._serializer: Callable[[Any], Any] | None = handler.response_serializer
+        self._may_serialise_early = may_serialise_early
+        self._stream = StreamHash() if handler.request_streaming else None
+        self._intact = True
+        self.hash_hex: str | None = None
+        self.size = 0
+        self._span: RecordingSpan | None = None
+        self._response: Any = _NOT_SERIALISED
+        self._raw_response = b""
+        self._response_size = 0
+
+    def deserialise(self, raw: bytes) -> Any:
+        """Hash a request's bytes, then let the user's deserialiser work."""
+        intact, self._intact = self._intact, False  # a message that cannot be hashed leaves a hash of something else
+        with Contained(PLACE):
+            if self._stream is None:
+                self.hash_hex, self.size = request_hash(raw), len(raw)
+            else:
+                self._stream.update(raw)
+            self._intact = intact
+        return raw if self._deserializer is None else self._deserializer(raw)
+
+    def begin(self, context: Any) -> str | None:
+        """Describe the call on the server span, if there is one; returns the request id to carry on."""
+        request_id = None
+        with Contained(PLACE):
+            headers = combined(context.invocation_metadata())
+            request_id = usable(headers.get(names.REQUEST_ID))
+            span = own_span(SpanKind.SERVER, FOREIGN_TO_RPC)
+            if span is not None:
+                add_attributes(span, self._attributes(headers, request_id), peer_attributes(context.peer()))
+                self._span = span
+        return request_id
+
+    def requests_ended(self) -> None:
+        """The caller has no more requests: what came is all that it sent."""
+        with Contained(PLACE):
+            if self._stream is not None and self._intact and self._span is not None and self._span.is_recording():
+                self._span.set_attributes(
+                    {names.REQUEST_HASH: self._stream.hexdigest(), names.REQUEST_SIZE: self._stream.size}
+                )
+
+    def answered(self, response: Any) -> None:
+        """The one response is there. It is serialised now, because OpenTelemetry ends its span before gRPC serialises."""
+        if self._span is None or not self._may_serialise_early:
+            return
+        with Contained(PLACE):
+            try:
+                raw = response if self._serializer is None else self._serializer(response)
+            except Exception:  # noqa: BLE001  (gRPC will call it again, and report what it raises as it would without us)
+                return
+            if isinstance(raw, bytes):
+                self._response, self._raw_response = response, raw
+                self._span.set_attributes({names.RESPONSE_SIZE: len(raw)})
+
+    def serialise(self, response: Any) -> Any:
+        """The bytes that were made to be measured, if this is still that response; else the user's serialiser's."""
+        if self._response is response:
+            return self._raw_response
+        raw = response if self._serializer is None else self._serializer(response)
+        if isinstance(raw, bytes):
+            self._response_size += len(raw)
+        return raw
+
+    def responses_ended(self) -> None:
+        """The behaviour has no more responses; each of those before was serialised when the next was asked for."""
+        with Contained(PLACE):
+            if self._span is not None and self._span.is_recording():
+                self._span.set_attributes({names.RESPONSE_SIZE: self._response_size})
+
+    def _attributes(self, headers: dict[str, str], request_id: str | None) -> dict[str, str | int]:
+        status, stamp = judge(headers.get(names.STAMP), headers.get(names.CONTENT_DIGEST), self.hash_hex)
+        attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp)
+        if self.hash_hex is not None:
+            attributes |= {names.REQUEST_HASH: self.hash_hex, names.REQUEST_SIZE: self.size}
+        if request_id is not None:
+            attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
+        if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
+            attributes[names.PEER_PRINCIPAL] = principal
+        return attributes
+
+
+Observe = Callable[[Any, Callable[..., Any], IncomingCall], Callable[..., Any]]
+
+
+def combined(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
+    """Text metadata by key; of several values of one key the combined field, as RFC 9651 section 4.2 combines lines."""
+    headers: dict[str, str] = {}
+    for key, value in metadata or ():
+        if isinstance(value, str):
+            headers[key] = f"{headers[key]}, {value}" if key in headers else value
+    return headers

@@ -1,0 +1,168 @@
+"""What sync and aio clients share: a call's stamp in its metadata, its requests' hash, its responses' size."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.trace import SpanKind
+
+from provenance import names
+from provenance.digest import StreamHash, request_hash
+from provenance.faults import Contained
+from provenance.outgoing import Outgoing, own_headers, stamp_now
+from provenance.patching import Patch
+from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
+
+PLACE: Final = "grpc.client"
+
+METADATA_ROOM_BYTES: Final = 7 * 1024
+"""Metadata above this goes out without a stamp: servers refuse calls beyond 8 kB, and a stamp must not be the last drop."""
+
+_METADATA_ENTRY_OVERHEAD: Final = 32  # HPACK's accounting, which gRPC's limit uses (RFC 7541 section 4.1)
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+Serializer = Callable[[Any], Any]
+
+
+class MetadataFullError(Exception):
+    """No room for a stamp beside the caller's own metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class SerialiserFailure:
+    """What the user's serialiser raised; gRPC's own code is to meet it where it would have met it without us."""
+
+    error: Exception
+
+
+def hand_over(payload: Any) -> Any:
+    """The serialiser that gRPC sees where the work is done already."""
+    if isinstance(payload, SerialiserFailure):
+        raise payload.error
+    return payload
+
+
+def serialise(request: Any, serializer: Serializer | None) -> Any:
+    """What the user's serialiser makes of it, or what it raised."""
+    if serializer is None:
+        return request
+    try:
+        return serializer(request)
+    except Exception as error:  # noqa: BLE001  (handed to gRPC, which reports it as it would without us)
+        return SerialiserFailure(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """One stamped call: its metadata, and the span that describes it, if there is one."""
+
+    metadata: Metadata
+    span: RecordingSpan | None
+
+
+def stamp_payload(patch: Patch, payload: Any, own: Metadata, address: dict[str, str | int]) -> Stamped | None:
+    """The stamp of a call with one request, which is here; None: it goes as it came.
+
+    The exporter's own calls, among others: OpenTelemetry's suppression is ours too. And a payload that is not bytes is a
+    serialiser that failed or broke its contract: gRPC will say so.
+    """
+    if not patch.active or not is_instrumentation_enabled() or not isinstance(payload, bytes):
+        return None
+    with Contained(PLACE):
+        return _stamp(own, address, request_hash(payload), len(payload))
+    return None
+
+
+def stamp_stream(patch: Patch, own: Metadata, address: dict[str, str | int]) -> Stamped | None:
+    """The stamp of a call whose requests are yet to come: no digest travels ahead of them. None: it goes as it came."""
+    if not patch.active or not is_instrumentation_enabled():
+        return None
+    with Contained(PLACE):
+        return _stamp(own, address, None, 0)
+    return None
+
+
+def _stamp(own: Metadata, address: dict[str, str | int], hash_hex: str | None, size: int) -> Stamped:
+    span = own_span(SpanKind.CLIENT, FOREIGN_TO_RPC)
+    headers = own_headers((text(key), text(value)) for key, value in own)
+    outgoing = stamp_now(span, own=headers, hash_hex=hash_hex, size=size)
+    metadata = add_metadata(own, outgoing)
+    if span is not None:
+        add_attributes(span, outgoing.attributes, address)
+    return Stamped(metadata, span)
+
+
+def add_metadata(own: Metadata, outgoing: Outgoing) -> Metadata:
+    """The caller's metadata, as it is and in its order, and the stamp's after it.
+
+    Only what somebody forwarded from another call goes: it is not this call's.
+
+    Raises:
+        MetadataFullError: The call would come close to the limit of what servers accept.
+    """
+    kept = tuple(entry for entry in own if text(entry[0]).lower() not in outgoing.replaced)
+    added = outgoing.headers
+    size = sum(len(key) + len(value) + _METADATA_ENTRY_OVERHEAD for key, value in kept + added)
+    if size > METADATA_ROOM_BYTES:
+        message = f"{size} bytes of metadata with a stamp, over {METADATA_ROOM_BYTES}: the call goes without one"
+        raise MetadataFullError(message)
+    return kept + added
+
+
+class HashedRequests:
+    """The hash of a call's requests, taken as they are serialised; it goes on the span once there are no more.
+
+    A stream that ends in another way (the call is over first, the caller's iterator fails) has no hash: what was sent of
+    it is known to nobody.
+    """
+
+    __slots__ = ("_hash", "_intact", "_serializer", "_span")
+
+    def __init__(self, serializer: Serializer | None, span: RecordingSpan) -> None:
+        self._serializer = serializer
+        self._span = span
+        self._hash = StreamHash()
+        self._intact = True
+
+    def serialise(self, request: Any) -> Any:
+        """The user's serialiser, listened to."""
+        raw = request if self._serializer is None else self._serializer(request)
+        intact, self._intact = self._intact, False  # a message that cannot be hashed leaves a hash of something else
+        with Contained(PLACE):
+            self._hash.update(raw)
+            self._intact = intact
+        return raw
+
+    def end(self) -> None:
+        """There are no more."""
+        with Contained(PLACE):
+            if self._intact and self._span.is_recording():
+                self._span.set_attributes(
+                    {names.REQUEST_HASH: self._hash.hexdigest(), names.REQUEST_SIZE: self._hash.size}
+                )
+
+
+def measured(deserializer: Serializer | None, span: RecordingSpan) -> Serializer:
+    """A deserialiser of one call's own, which counts; because gRPC may run it in another thread, it holds the span."""
+    size = 0
+
+    def measure(response: bytes) -> Any:
+        nonlocal size
+        with Contained(PLACE):
+            size += len(response)
+            if span.is_recording():
+                span.set_attributes({names.RESPONSE_SIZE: size})
+        return response if deserializer is None else deserializer(response)
+
+    return measure
+
+
+def own_metadata(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:
+    """The caller's metadata, read once, because it may be a generator."""
+    return tuple(metadata) if metadata else ()
+
+
+def text(value: str | bytes) -> str:
+    """GRPC takes keys and values as either."""
+    return value.decode("latin-1") if isinstance(value, bytes) else value
