@@ -9,6 +9,7 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 
 from provenance.faults import report
 from provenance.patching import Patch
+from provenance.signing import sign_as_the_environment_says
 
 SHELLS: Final = (
     ("grpc", "provenance.grpc.client", "client_patches"),
@@ -34,6 +35,7 @@ class ProvenanceInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # as abov
         if not self._patches:
             # Kept for good: a patch that could not be taken out beneath somebody's wrapper has to be woken, not doubled.
             self._patches = tuple(patch for shell in SHELLS for patch in _shell_patches(*shell))
+        sign_as_the_environment_says()
         for patch in self._patches:
             patch.apply()
 

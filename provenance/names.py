@@ -11,7 +11,10 @@ CONTENT_DIGEST: Final = "content-digest"
 """RFC 9530: `sha-256=:<base64>:` over the request body as sent (for gRPC: the serialised message)."""
 
 STAMP: Final = "provenance"
-"""RFC 9651 dictionary: `v=1, kid="checkout", t=<unix ms>, n=:<12 random bytes>:`."""
+"""RFC 9651 dictionary: `v=1, kid="checkout/3", t=<unix ms>, n=:<12 random bytes>:`, signed `s=:<span id>:, mac=:…:` too."""
+
+TRACEPARENT: Final = "traceparent"
+"""W3C Trace Context: which trace the call belongs to; a signed stamp covers it."""
 
 REQUEST_ID: Final = "x-request-id"
 """The only join key that Istio's and Envoy's access logs share with a call by default: read, recorded and forwarded."""
@@ -34,13 +37,19 @@ STAMP_STATUS: Final = "provenance.stamp.status"
 """On SERVER spans, what the middleware found: one of `STAMP_STATUSES`. No attribute: no middleware looked."""
 
 STAMP_KID: Final = "provenance.stamp.kid"
-"""Whose key made the stamp; an unsigned stamp names the calling service alone."""
+"""Whose key made the stamp, `service/version`; an unsigned stamp names the calling service alone."""
 
 STAMP_NONCE: Final = "provenance.stamp.nonce"
 """Lowercase hex of the stamp's 12 random bytes."""
 
 STAMP_TIME: Final = "provenance.stamp.time_unix_ms"
 """When the caller made the stamp, by its clock."""
+
+STAMP_MAC: Final = "provenance.stamp.mac"
+"""Lowercase hex of a signed stamp's MAC."""
+
+STAMP_TEXT_HASH: Final = "provenance.stamp.text_hash"
+"""Lowercase hex SHA-256 of what the MAC is over (`provenance.stamp.signed_text`), as this side of the call saw it."""
 
 PEER_PRINCIPAL: Final = "provenance.peer.principal"
 """The authenticated identity of the peer (SPIFFE id, Linkerd identity), where a proxy vouched for one."""
@@ -49,8 +58,10 @@ STAMP_ABSENT: Final = "absent"
 STAMP_MALFORMED: Final = "malformed"
 STAMP_MISMATCHED: Final = "mismatched"
 STAMP_UNSIGNED: Final = "unsigned"
-STAMP_STATUSES: Final = (STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED, STAMP_UNSIGNED)
-"""absent: no stamp; malformed: not parseable; mismatched: `content-digest` differs from the body's; unsigned: well-formed, no MAC."""
+STAMP_SIGNED: Final = "signed"
+STAMP_STATUSES: Final = (STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED, STAMP_UNSIGNED, STAMP_SIGNED)
+"""absent: no stamp; malformed: not parseable; mismatched: `content-digest` differs from the body's; unsigned: well-formed, no MAC;
+signed: with one, which whoever has the keys verifies."""
 
 # --- semantic conventions that the middleware sets where nobody else did --------------------------------------------
 

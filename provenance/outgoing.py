@@ -4,14 +4,17 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from provenance import names
 from provenance.context import outgoing_request_id, usable
 from provenance.digest import render_content_digest
-from provenance.spans import RecordingSpan, current_kid, stamp_attributes
-from provenance.stamp import NONCE_BYTES, STAMP_VERSION, Stamp, render
+from provenance.incoming import promised_hash
+from provenance.keys import Key
+from provenance.signing import signing_key
+from provenance.spans import RecordingSpan, current_service, stamp_attributes
+from provenance.stamp import NONCE_BYTES, STAMP_VERSION, Seen, Stamp, render, span_id_of, text_hash
 
 _NS_PER_MS: Final = 1_000_000
 
@@ -46,22 +49,51 @@ def own_headers(headers: Iterable[tuple[str, str]]) -> OwnHeaders:
     return own
 
 
-def stamp_call(*, stamp: Stamp, own: OwnHeaders, request_id: str | None, hash_hex: str | None, size: int) -> Outgoing:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent, as far as it is known before it is.
+
+    Attributes:
+        method: The HTTP method; gRPC's is POST.
+        target: Path and query; gRPC's is `/package.Service/Method`.
+        hash_hex: None for a body that is only known once it is sent: then no digest travels ahead of it.
+        size: Bytes that the hash covers.
+        own: The headers that it has without us.
+    """
+
+    method: str
+    target: str
+    hash_hex: str | None
+    size: int
+    own: OwnHeaders
+
+
+def stamp_call(request: Request, stamp: Stamp, *, key: Key | None, request_id: str | None) -> Outgoing:
     """Headers and attributes of one call; pure.
 
-    `hash_hex` is None for a body that is only known once it is sent: then no digest travels ahead of it.
+    With a `key`, the stamp goes signed, with the span id of the trace context that the call carries.
+
     `request_id` is None if nobody can use the one that the call has. An x-request-id of the caller's own stays, and so
     does a `content-digest`: ours beside it would be another line of the same dictionary, and alter what it says.
     """
+    own, hash_hex = request.own, request.hash_hex
     replaced = {names.STAMP}
     if _digest_of_another_call(own, hash_hex):
         replaced.add(names.CONTENT_DIGEST)
-    headers = [(names.STAMP, render(stamp))]
-    attributes = stamp_attributes(stamp)
+    headers = []
+    digest = None if names.CONTENT_DIGEST in replaced else _combined(own, names.CONTENT_DIGEST)
+    if hash_hex is not None and digest is None:
+        digest = render_content_digest(hash_hex)
+        headers.append((names.CONTENT_DIGEST, digest))
+    traceparent = _combined(own, names.TRACEPARENT)
+    seen = Seen(request.method, request.target, promised_hash(digest), traceparent)
+    if key is not None:
+        stamp = replace(stamp, kid=key.kid, span_id=span_id_of(traceparent))
+        stamp = replace(stamp, mac=key.sign(text_hash(stamp, seen)))
+    headers.append((names.STAMP, render(stamp)))
+    attributes = stamp_attributes(stamp, seen)
     if hash_hex is not None:
-        if names.CONTENT_DIGEST in replaced or names.CONTENT_DIGEST not in own:
-            headers.insert(0, (names.CONTENT_DIGEST, render_content_digest(hash_hex)))
-        attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: size}
+        attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: request.size}
     if request_id is not None:
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
         if names.REQUEST_ID not in own:
@@ -69,15 +101,20 @@ def stamp_call(*, stamp: Stamp, own: OwnHeaders, request_id: str | None, hash_he
     return Outgoing(tuple(headers), frozenset(replaced), attributes)
 
 
-def stamp_now(span: RecordingSpan | None, *, own: OwnHeaders, hash_hex: str | None, size: int) -> Outgoing:
-    """`stamp_call` with this moment, fresh randomness and this process's identity."""
+def stamp_now(span: RecordingSpan | None, request: Request) -> Outgoing:
+    """`stamp_call` with this moment, fresh randomness and this process's identity and key."""
+    service, own = current_service(span), request.own
     return stamp_call(
-        stamp=Stamp(STAMP_VERSION, current_kid(span), time.time_ns() // _NS_PER_MS, os.urandom(NONCE_BYTES)),
-        own=own,
+        request,
+        Stamp(STAMP_VERSION, service, time.time_ns() // _NS_PER_MS, os.urandom(NONCE_BYTES)),
+        key=signing_key(service),
         request_id=usable(own[names.REQUEST_ID][0]) if names.REQUEST_ID in own else outgoing_request_id(),
-        hash_hex=hash_hex,
-        size=size,
     )
+
+
+def _combined(own: OwnHeaders, name: str) -> str | None:
+    """All lines of one header as one, as a callee combines them; None where there is none."""
+    return ", ".join(own[name]) if name in own else None
 
 
 def _digest_of_another_call(own: OwnHeaders, hash_hex: str | None) -> bool:

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from provenance.faults import report
 from provenance.forks import Lock
 from provenance.instrumentor import ProvenanceInstrumentor
+from provenance.signing import sign_with
 
 DEFAULT_ENDPOINT: Final = {"grpc": "http://127.0.0.1:4317", "http/protobuf": "http://127.0.0.1:4318"}
 
@@ -77,6 +78,7 @@ def instrument(
     *,
     endpoint: str | None = None,
     resource_attributes: Mapping[str, str | bool | int | float] | None = None,
+    keys: str | os.PathLike[str] | None = None,
 ) -> Handle:
     """Export spans over OTLP, activate OpenTelemetry's instrumentors and the stamps; a second call changes nothing.
 
@@ -85,11 +87,15 @@ def instrument(
         endpoint: OTLP endpoint; else OTEL_EXPORTER_OTLP_(TRACES_)ENDPOINT; else the collector on this host. Port 4318
             or a path means HTTP unless OTEL_EXPORTER_OTLP_(TRACES_)PROTOCOL says otherwise.
         resource_attributes: More of the resource, over the environment's.
+        keys: A JWKS file whose newest key of this service signs the stamps (`provenance keys new`), read again when it
+            changes; else PROVENANCE_KEYS; else the stamps go unsigned.
 
-    A tracer provider that is already set is used as it is, and then none of the three arguments has a meaning.
+    A tracer provider that is already set is used as it is, and then none of the first three arguments has a meaning.
     """
     global _handle  # noqa: PLW0603  (one process has one tracer provider, and one handle on it)
     with _lock:
+        if keys is not None:
+            sign_with(keys)
         if _handle is None:
             _handle = _set_up(service_name, endpoint, resource_attributes or {})
         return _handle

@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol, cast
 from opentelemetry.trace import SpanKind, get_current_span, get_tracer_provider
 
 from provenance import names
-from provenance.stamp import Stamp, make_kid
+from provenance.stamp import Seen, Stamp, make_kid, text_hash
 
 Attributes = Mapping[str, str | int]
 
@@ -51,19 +51,22 @@ def add_attributes(span: RecordingSpan, ours: Attributes, where_missing: Attribu
     span.set_attributes({**ours, **{key: value for key, value in where_missing.items() if key not in present}})
 
 
-def stamp_attributes(stamp: Stamp | None) -> dict[str, str | int]:
-    """A stamp's content as attributes; nothing for no stamp."""
+def stamp_attributes(stamp: Stamp | None, seen: Seen) -> dict[str, str | int]:
+    """A stamp's content as attributes, with what this side saw of a signed call; nothing for no stamp."""
     if stamp is None:
         return {}
-    return {
+    attributes: dict[str, str | int] = {
         names.STAMP_KID: stamp.kid,
         names.STAMP_NONCE: stamp.nonce.hex(),
         names.STAMP_TIME: stamp.time_unix_ms,
     }
+    if stamp.mac is not None:
+        attributes |= {names.STAMP_MAC: stamp.mac.hex(), names.STAMP_TEXT_HASH: text_hash(stamp, seen).hex()}
+    return attributes
 
 
-def current_kid(span: RecordingSpan | None) -> str:
-    """The name of the service that this span, or else the global tracer provider, speaks for."""
+def current_service(span: RecordingSpan | None) -> str:
+    """The name of the service that this span, or else the global tracer provider, speaks for, as an unsigned stamp's kid."""
     resource = getattr(get_tracer_provider() if span is None else span, "resource", None)
     name = None if resource is None else resource.attributes.get("service.name")
     return make_kid(name if isinstance(name, str) else UNKNOWN_SERVICE)

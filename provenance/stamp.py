@@ -1,15 +1,21 @@
 """The stamp: who says that it made a call, when, and a nonce that makes the call unique.
 
-On the wire an RFC 9651 dictionary: `v=1, kid="checkout", t=1763859600123, n=:<12 random bytes>:`. Pure: time and
-randomness are arguments. Unknown keys and parameters are ignored, as the RFC demands, so that later versions can add
-`mac` without breaking earlier readers.
+On the wire an RFC 9651 dictionary: `v=1, kid="checkout/3", t=1763859600123, n=:<12 random bytes>:`, and where it is signed
+`s=:<8 bytes, the caller's span id>:, mac=:<32 or 64 bytes>:`. Pure: time, randomness and keys are arguments. Unknown keys and
+parameters are ignored, as the RFC demands.
+
+What is signed is the SHA-256 of `signed_text`: so a callee can record what it saw of a call in 32 bytes, and whoever has the
+key verifies the MAC against that, without the path, the query or the body.
 """
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Final, TypeVar
+from urllib.parse import quote, unquote_to_bytes
 
 from provenance.digest import DigestError, parse_content_digest
-from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED, STAMP_UNSIGNED
+from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED, STAMP_SIGNED, STAMP_UNSIGNED
 from provenance.structured import StructuredFieldError, Value, parse_dictionary, render_bytes, render_string
 
 STAMP_VERSION: Final = 1
@@ -20,8 +26,13 @@ MAX_KID_BYTES: Final = 255
 MAX_STAMP_LENGTH: Final = 1024
 """Characters of a stamp that are read; metadata is limited to 8 kB in all."""
 
+SPAN_ID_BYTES: Final = 8
+MAC_BYTES: Final = (32, 64)
+"""HMAC-SHA-256, Ed25519."""
+
 _T = TypeVar("_T", int, str, bytes)
 _MAX_INTEGER: Final = 999_999_999_999_999  # RFC 9651 section 3.3.1
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 
 
 class StampError(ValueError):
@@ -37,6 +48,8 @@ class Stamp:
         kid: Whose key made the stamp; unsigned stamps name the calling service alone. 1 to 255 bytes of UTF-8.
         time_unix_ms: When the caller made it, by the caller's clock.
         nonce: 12 random bytes.
+        span_id: Of the caller's span, 8 bytes, where the call carries a trace context: then the MAC covers that.
+        mac: 32 bytes of HMAC-SHA-256 or 64 of Ed25519; None where the caller has no key.
 
     Raises:
         StampError: A value out of these bounds.
@@ -46,6 +59,8 @@ class Stamp:
     kid: str
     time_unix_ms: int
     nonce: bytes
+    span_id: bytes | None = None
+    mac: bytes | None = None
 
     def __post_init__(self) -> None:
         if self.version != STAMP_VERSION:
@@ -59,6 +74,12 @@ class Stamp:
         if len(self.nonce) != NONCE_BYTES:
             message = f"a nonce of {len(self.nonce)} bytes, expected {NONCE_BYTES}"
             raise StampError(message)
+        if self.span_id is not None and len(self.span_id) != SPAN_ID_BYTES:
+            message = f"a span id of {len(self.span_id)} bytes, expected {SPAN_ID_BYTES}"
+            raise StampError(message)
+        if self.mac is not None and len(self.mac) not in MAC_BYTES:
+            message = f"a MAC of {len(self.mac)} bytes, expected 32 or 64"
+            raise StampError(message)
 
 
 def make_kid(service_name: str) -> str:
@@ -69,14 +90,77 @@ def make_kid(service_name: str) -> str:
 
 def render(stamp: Stamp) -> str:
     """The header's value."""
-    return f"v={stamp.version}, kid={render_string(stamp.kid)}, t={stamp.time_unix_ms}, n={render_bytes(stamp.nonce)}"
+    text = f"v={stamp.version}, kid={render_string(stamp.kid)}, t={stamp.time_unix_ms}, n={render_bytes(stamp.nonce)}"
+    if stamp.span_id is not None:
+        text += f", s={render_bytes(stamp.span_id)}"
+    return text if stamp.mac is None else f"{text}, mac={render_bytes(stamp.mac)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one side saw of a call, as the MAC covers it.
+
+    Attributes:
+        method: The HTTP method; gRPC's is POST.
+        target: Path and query as sent; gRPC's is `/package.Service/Method`.
+        digest_hex: The SHA-256 that the call's `content-digest` promises; None where none travels.
+        traceparent: The header's value; None where there is none.
+    """
+
+    method: str
+    target: str
+    digest_hex: str | None
+    traceparent: str | None
+
+
+def span_id_of(traceparent: str | None) -> bytes | None:
+    """The parent's span id in a `traceparent`; None where there is none, or it cannot be read."""
+    match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
+    return None if match is None else bytes.fromhex(match[2])
+
+
+def signed_text(stamp: Stamp, seen: Seen) -> str:
+    """What a stamp's MAC is over, in lines.
+
+    The trace id is the one that came, the span id the stamp's own: a proxy that traces puts its own span between the two, and
+    keeps the trace. Where the caller sent no trace context, one that a proxy began is not the caller's to sign.
+    """
+    match = None if stamp.span_id is None or seen.traceparent is None else _TRACEPARENT.fullmatch(seen.traceparent)
+    return "\n".join(
+        (
+            f"provenance {stamp.version}",
+            render_string(stamp.kid),
+            str(stamp.time_unix_ms),
+            stamp.nonce.hex(),
+            "-" if match is None else match[1],
+            "-" if stamp.span_id is None else stamp.span_id.hex(),
+            seen.method.upper(),
+            canonical_target(seen.target),
+            seen.digest_hex or "-",
+        )
+    )
+
+
+def text_hash(stamp: Stamp, seen: Seen) -> bytes:
+    """The SHA-256 of `signed_text`: what is signed, and what a callee records."""
+    return hashlib.sha256(signed_text(stamp, seen).encode("utf-8", "surrogateescape"), usedforsecurity=False).digest()
+
+
+def canonical_target(target: str) -> str:
+    """Path and query in the one form in which both sides can know them: a WSGI server tells the path without its escapes.
+
+    `/a%2Fb` and `/a/b` are one target here, and `/` is what an empty path is sent as; the query stays as it is.
+    """
+    path, mark, query = target.partition("?")
+    return (quote(unquote_to_bytes(path)) or "/") + mark + query
 
 
 def parse(text: str) -> Stamp:
     """Read a stamp.
 
     Raises:
-        StampError: Not a dictionary, too long, or v, kid, t or n missing, of another type, or out of bounds.
+        StampError: Not a dictionary, too long, or v, kid, t or n missing, or any of them, s or mac of another type or out
+            of bounds.
     """
     try:
         members = parse_dictionary(text, max_length=MAX_STAMP_LENGTH)
@@ -88,6 +172,8 @@ def parse(text: str) -> Stamp:
         kid=_member(members, "kid", str),
         time_unix_ms=_member(members, "t", int),
         nonce=_member(members, "n", bytes),
+        span_id=_member(members, "s", bytes) if "s" in members else None,
+        mac=_member(members, "mac", bytes) if "mac" in members else None,
     )
 
 
@@ -109,7 +195,7 @@ def judge(stamp_header: str | None, digest_header: str | None, actual_hash: str 
         return STAMP_MALFORMED, stamp
     if promised is not None and actual_hash is not None and promised != actual_hash:
         return STAMP_MISMATCHED, stamp
-    return STAMP_UNSIGNED, stamp
+    return STAMP_UNSIGNED if stamp.mac is None else STAMP_SIGNED, stamp
 
 
 def _member(members: dict[str, Value], key: str, kind: type[_T]) -> _T:

@@ -15,6 +15,7 @@ from provenance.addresses import target_attributes
 from provenance.faults import Contained
 from provenance.grpc.outgoing import (
     PLACE,
+    Callee,
     HashedRequests,
     Serializer,
     hand_over,
@@ -92,7 +93,7 @@ def _one_request(addresses: _Addresses) -> Callable[[Callable[..., None], Patch]
             if patch.active:
                 request, request_serializer = serialise(request, request_serializer), hand_over
                 own = own_metadata(metadata)
-                stamped = stamp_payload(patch, request, own, addresses.of(channel))
+                stamped = stamp_payload(patch, request, own, Callee(text(method), addresses.of(channel)))
                 if stamped is not None:
                     metadata = stamped.metadata
                     if stamped.span is not None:
@@ -124,7 +125,10 @@ def _many_requests(addresses: _Addresses) -> Callable[[Callable[..., None], Patc
             *args: Any,
             **kwargs: Any,
         ) -> None:
-            stamped = stamp_stream(patch, own_metadata(metadata), addresses.of(channel)) if patch.active else None
+            stamped = None
+            if patch.active:
+                callee = Callee(text(method), addresses.of(channel))
+                stamped = stamp_stream(patch, own_metadata(metadata), callee)
             if stamped is not None:
                 metadata = stamped.metadata
                 if stamped.span is not None:

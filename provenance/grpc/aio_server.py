@@ -89,13 +89,14 @@ class _Handlers:
 
     def service(self, handler_call_details: Any) -> Any:
         """The observed handler of a registered method."""
-        return self.observed(self.registered.get(handler_call_details.method))
+        method = handler_call_details.method
+        return self.observed(self.registered.get(method), method)
 
-    def observed(self, handler: Any) -> Any:
+    def observed(self, handler: Any, method: str) -> Any:
         """The handler, listened to for one call."""
         if handler is not None and self._patch.active:
             with Contained(PLACE):
-                return observed(handler, may_serialise_early=self._may_serialise_early, observe=self._observe)
+                return observed(handler, method, may_serialise_early=self._may_serialise_early, observe=self._observe)
         return handler
 
 
@@ -108,7 +109,7 @@ class _Generic:
 
     def service(self, handler_call_details: Any) -> Any:
         """The observed handler of the method; None where there is none."""
-        return self._handlers.observed(self._generic.service(handler_call_details))
+        return self._handlers.observed(self._generic.service(handler_call_details), handler_call_details.method)
 
 
 def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) -> Callable[..., Any]:

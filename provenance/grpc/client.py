@@ -19,6 +19,7 @@ from provenance.addresses import target_attributes
 from provenance.faults import Contained
 from provenance.grpc.outgoing import (
     PLACE,
+    Callee,
     HashedRequests,
     Serializer,
     hand_over,
@@ -39,7 +40,7 @@ class _Method:
     inner: Any
     serializer: Serializer | None
     deserializer: Serializer | None
-    address: dict[str, str | int]
+    callee: Callee
     patch: Patch
 
 
@@ -83,7 +84,8 @@ def _wrapper(stamped: Callable[[_Method], Any], *, early: bool) -> Callable[[Cal
             address: dict[str, str | int] = {}
             with Contained(PLACE):
                 address = target_attributes(text(channel._target))  # noqa: SLF001  (what it dials is nowhere else)
-            return stamped(_Method(inner, request_serializer, response_deserializer, address, patch))
+            callee = Callee(text(method), address)
+            return stamped(_Method(inner, request_serializer, response_deserializer, callee, patch))
 
         return multicallable
 
@@ -172,7 +174,7 @@ class StampedStreamStream(_Stamped, grpc.StreamStreamMultiCallable):  # type: ig
 def _with_payload(method: _Method, request: Any, metadata: Any) -> _Prepared:
     payload = serialise(request, method.serializer)
     own = own_metadata(metadata)
-    stamped = stamp_payload(method.patch, payload, own, method.address)
+    stamped = stamp_payload(method.patch, payload, own, method.callee)
     if stamped is None:
         return _Prepared(method.inner, payload, own or None)
     if stamped.span is None:
@@ -184,7 +186,7 @@ def _with_payload(method: _Method, request: Any, metadata: Any) -> _Prepared:
 
 def _with_stream(method: _Method, requests: Any, metadata: Any) -> _Prepared:
     own = own_metadata(metadata)
-    stamped = stamp_stream(method.patch, own, method.address)
+    stamped = stamp_stream(method.patch, own, method.callee)
     if stamped is None:
         return _Prepared(method.inner, requests, own or None)
     if stamped.span is None:

@@ -10,19 +10,20 @@ from provenance.addresses import peer_attributes
 from provenance.context import usable
 from provenance.digest import StreamHash, request_hash
 from provenance.faults import Contained
-from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
-from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span, stamp_attributes
-from provenance.stamp import judge
+from provenance.incoming import incoming_attributes
+from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "grpc.server"
+HTTP_METHOD: Final = "POST"
+"""Of every gRPC call on the wire; what gRPC calls the method is the path there."""
 
 _OPENTELEMETRY: Final = "opentelemetry."
 _NOT_SERIALISED: Final = object()
 
 
-def observed(handler: Any, *, may_serialise_early: bool, observe: "Observe") -> Any:
+def observed(handler: Any, method: str, *, may_serialise_early: bool, observe: "Observe") -> Any:
     """The handler of a call, with an `IncomingCall` that listens; `observe` makes the behaviour's shell."""
-    call = IncomingCall(handler, may_serialise_early=may_serialise_early)
+    call = IncomingCall(handler, method, may_serialise_early=may_serialise_early)
     requests = "stream" if handler.request_streaming else "unary"
     name = f"{requests}_{'stream' if handler.response_streaming else 'unary'}"
     return handler._replace(
@@ -53,26 +54,28 @@ class IncomingCall:
 
     __slots__ = (
         "_deserializer",
+        "_hash_hex",
         "_intact",
         "_may_serialise_early",
+        "_method",
         "_raw_response",
         "_response",
         "_response_size",
         "_serializer",
+        "_size",
         "_span",
         "_stream",
-        "hash_hex",
-        "size",
     )
 
-    def __init__(self, handler: Any, *, may_serialise_early: bool) -> None:
+    def __init__(self, handler: Any, method: str, *, may_serialise_early: bool) -> None:
+        self._method = method
         self._deserializer: Callable[[bytes], Any] | None = handler.request_deserializer
         self._serializer: Callable[[Any], Any] | None = handler.response_serializer
         self._may_serialise_early = may_serialise_early
         self._stream = StreamHash() if handler.request_streaming else None
         self._intact = True
-        self.hash_hex: str | None = None
-        self.size = 0
+        self._hash_hex: str | None = None
+        self._size = 0
         self._span: RecordingSpan | None = None
         self._response: Any = _NOT_SERIALISED
         self._raw_response = b""
@@ -83,7 +86,7 @@ class IncomingCall:
         intact, self._intact = self._intact, False  # a message that cannot be hashed leaves a hash of something else
         with Contained(PLACE):
             if self._stream is None:
-                self.hash_hex, self.size = request_hash(raw), len(raw)
+                self._hash_hex, self._size = request_hash(raw), len(raw)
             else:
                 self._stream.update(raw)
             self._intact = intact
@@ -97,7 +100,10 @@ class IncomingCall:
             request_id = usable(headers.get(names.REQUEST_ID))
             span = own_span(SpanKind.SERVER, FOREIGN_TO_RPC)
             if span is not None:
-                add_attributes(span, self._attributes(headers, request_id), peer_attributes(context.peer()))
+                attributes = incoming_attributes(
+                    headers, method=HTTP_METHOD, target=self._method, hash_hex=self._hash_hex, size=self._size
+                )
+                add_attributes(span, attributes, peer_attributes(context.peer()))
                 self._span = span
         return request_id
 
@@ -136,17 +142,6 @@ class IncomingCall:
         with Contained(PLACE):
             if self._span is not None and self._span.is_recording():
                 self._span.set_attributes({names.RESPONSE_SIZE: self._response_size})
-
-    def _attributes(self, headers: dict[str, str], request_id: str | None) -> dict[str, str | int]:
-        status, stamp = judge(headers.get(names.STAMP), headers.get(names.CONTENT_DIGEST), self.hash_hex)
-        attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp)
-        if self.hash_hex is not None:
-            attributes |= {names.REQUEST_HASH: self.hash_hex, names.REQUEST_SIZE: self.size}
-        if request_id is not None:
-            attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
-        if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
-            attributes[names.PEER_PRINCIPAL] = principal
-        return attributes
 
 
 Observe = Callable[[Any, Callable[..., Any], IncomingCall], Callable[..., Any]]

@@ -10,7 +10,8 @@ from opentelemetry.trace import SpanKind
 from provenance import names
 from provenance.digest import StreamHash, request_hash
 from provenance.faults import Contained
-from provenance.outgoing import Outgoing, own_headers, stamp_now
+from provenance.grpc.incoming import HTTP_METHOD
+from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
 from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
 
@@ -54,6 +55,14 @@ def serialise(request: Any, serializer: Serializer | None) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Callee:
+    """Whom a call is for: `/package.Service/Method`, and what is dialled, as attributes."""
+
+    method: str
+    address: dict[str, str | int]
+
+
+@dataclass(frozen=True, slots=True)
 class Stamped:
     """One stamped call: its metadata, and the span that describes it, if there is one."""
 
@@ -61,7 +70,7 @@ class Stamped:
     span: RecordingSpan | None
 
 
-def stamp_payload(patch: Patch, payload: Any, own: Metadata, address: dict[str, str | int]) -> Stamped | None:
+def stamp_payload(patch: Patch, payload: Any, own: Metadata, callee: Callee) -> Stamped | None:
     """The stamp of a call with one request, which is here; None: it goes as it came.
 
     The exporter's own calls, among others: OpenTelemetry's suppression is ours too. And a payload that is not bytes is a
@@ -70,26 +79,26 @@ def stamp_payload(patch: Patch, payload: Any, own: Metadata, address: dict[str, 
     if not patch.active or not is_instrumentation_enabled() or not isinstance(payload, bytes):
         return None
     with Contained(PLACE):
-        return _stamp(own, address, request_hash(payload), len(payload))
+        return _stamp(own, callee, request_hash(payload), len(payload))
     return None
 
 
-def stamp_stream(patch: Patch, own: Metadata, address: dict[str, str | int]) -> Stamped | None:
+def stamp_stream(patch: Patch, own: Metadata, callee: Callee) -> Stamped | None:
     """The stamp of a call whose requests are yet to come: no digest travels ahead of them. None: it goes as it came."""
     if not patch.active or not is_instrumentation_enabled():
         return None
     with Contained(PLACE):
-        return _stamp(own, address, None, 0)
+        return _stamp(own, callee, None, 0)
     return None
 
 
-def _stamp(own: Metadata, address: dict[str, str | int], hash_hex: str | None, size: int) -> Stamped:
+def _stamp(own: Metadata, callee: Callee, hash_hex: str | None, size: int) -> Stamped:
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_RPC)
     headers = own_headers((text(key), text(value)) for key, value in own)
-    outgoing = stamp_now(span, own=headers, hash_hex=hash_hex, size=size)
+    outgoing = stamp_now(span, Request(HTTP_METHOD, callee.method, hash_hex, size, headers))
     metadata = add_metadata(own, outgoing)
     if span is not None:
-        add_attributes(span, outgoing.attributes, address)
+        add_attributes(span, outgoing.attributes, callee.address)
     return Stamped(metadata, span)
 
 

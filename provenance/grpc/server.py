@@ -59,7 +59,8 @@ class _ObservedMethod:
         with Contained(PLACE):
             if handler is not None:
                 interceptors = () if self._pipeline is None else self._pipeline.interceptors
-                return observed(handler, may_serialise_early=only_opentelemetry(interceptors), observe=observe)
+                early = only_opentelemetry(interceptors)
+                return observed(handler, handler_call_details.method, may_serialise_early=early, observe=observe)
         return handler
 
     service = handler

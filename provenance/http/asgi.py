@@ -12,17 +12,17 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
+from urllib.parse import quote
 
 from opentelemetry.trace import SpanKind
 
 from provenance import names
 from provenance.addresses import socket_attributes
-from provenance.context import serving, usable
+from provenance.context import serving
 from provenance.digest import RunningHash
 from provenance.faults import Contained
-from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
-from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span, stamp_attributes
-from provenance.stamp import judge
+from provenance.incoming import incoming_attributes
+from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -179,19 +179,24 @@ class WatchedRequest:
             add_attributes(self.span, self._attributes(), socket_attributes(tuple(self._scope.get("client") or ())))
 
     def _attributes(self) -> dict[str, str | int]:
-        headers = self._headers
-        hash_hex = self._running.hexdigest() if self._complete else None
-        status, stamp = judge(headers.get(names.STAMP), headers.get(names.CONTENT_DIGEST), hash_hex)
-        attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp)
-        if hash_hex is not None:
-            attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: self._running.size}
+        method = self._scope.get("method", "")
+        attributes = incoming_attributes(
+            self._headers,
+            method=method,
+            target=target_of(self._scope),
+            hash_hex=self._running.hexdigest() if self._complete else None,
+            size=self._running.size,
+        )
         if self._sent_bytes is not None:
-            attributes[names.RESPONSE_SIZE] = 0 if self._scope.get("method") == "HEAD" else self._sent_bytes
-        if request_id := usable(headers.get(names.REQUEST_ID)):
-            attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
-        if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
-            attributes[names.PEER_PRINCIPAL] = principal
+            attributes[names.RESPONSE_SIZE] = 0 if method == "HEAD" else self._sent_bytes
         return attributes
+
+
+def target_of(scope: Scope) -> str:
+    """Path and query as they came; the path decoded from a server that tells no other."""
+    path = scope.get("raw_path") or quote(scope.get("path", "")).encode()
+    query = scope.get("query_string") or b""
+    return (path + b"?" + query if query else path).decode("latin-1")
 
 
 def has_no_body(http_version: str, headers: dict[str, str]) -> bool:

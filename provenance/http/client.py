@@ -22,7 +22,7 @@ from provenance import names
 from provenance.addresses import socket_attributes
 from provenance.digest import RunningHash, request_hash
 from provenance.faults import Contained
-from provenance.outgoing import Outgoing, own_headers, stamp_now
+from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
@@ -140,9 +140,13 @@ def _stamp(request: httpcore.Request, passing: type[HashedStream]) -> _Sent:
     body = _known_body(request.stream)
     outgoing = stamp_now(
         span,
-        own=own_headers((key.decode("latin-1"), value.decode("latin-1")) for key, value in request.headers),
-        hash_hex=None if body is None else request_hash(body),
-        size=0 if body is None else len(body),
+        Request(
+            method=request.method.decode("latin-1"),
+            target=request.url.target.decode("latin-1"),
+            hash_hex=None if body is None else request_hash(body),
+            size=0 if body is None else len(body),
+            own=own_headers((key.decode("latin-1"), value.decode("latin-1")) for key, value in request.headers),
+        ),
     )
     hashed = passing(request.stream) if body is None and span is not None else None
     if span is not None:

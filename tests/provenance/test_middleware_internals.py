@@ -14,7 +14,7 @@ import pytest
 import provenance
 from provenance import faults
 from provenance.digest import render_content_digest
-from provenance.outgoing import own_headers, stamp_call
+from provenance.outgoing import Request, own_headers, stamp_call
 from provenance.patching import Patch
 from provenance.stamp import Stamp, parse
 
@@ -119,7 +119,7 @@ def test_a_patch_beneath_somebody_elses_falls_asleep_and_wakes_again(monkeypatch
 
 def test_what_a_stamped_call_carries_and_says() -> None:
     stamp = Stamp(1, "checkout", 17, bytes(12))
-    outgoing = stamp_call(stamp=stamp, own={}, request_id="r-1", hash_hex="ab" * 32, size=5)
+    outgoing = stamp_call(Request("POST", "/pay", "ab" * 32, 5, {}), stamp, key=None, request_id="r-1")
 
     assert [name for name, _ in outgoing.headers] == ["content-digest", "provenance", "x-request-id"]
     assert parse(dict(outgoing.headers)["provenance"]) == stamp
@@ -135,7 +135,7 @@ def test_what_a_stamped_call_carries_and_says() -> None:
 
 def test_what_is_not_known_is_not_said() -> None:
     stamp = Stamp(1, "checkout", 17, bytes(12))
-    outgoing = stamp_call(stamp=stamp, own={"x-request-id": ["a b"]}, request_id=None, hash_hex=None, size=0)
+    outgoing = stamp_call(Request("POST", "/pay", None, 0, {"x-request-id": ["a b"]}), stamp, key=None, request_id=None)
 
     assert [name for name, _ in outgoing.headers] == ["provenance"]
     assert outgoing.attributes.keys() == {f"provenance.stamp.{key}" for key in ("kid", "nonce", "time_unix_ms")}
@@ -165,13 +165,8 @@ def test_a_digest_of_the_callers_own_is_not_altered(
     digests: list[str], beside_a_stamp: bool, hash_hex: str | None, sent: list[str]
 ) -> None:
     headers = [("Content-Digest", each) for each in digests] + [("Provenance", "v=1")] * beside_a_stamp
-    outgoing = stamp_call(
-        stamp=Stamp(1, "checkout", 17, bytes(12)),
-        own=own_headers(headers),
-        request_id=None,
-        hash_hex=hash_hex,
-        size=5,
-    )
+    request = Request("POST", "/pay", hash_hex, 5, own_headers(headers))
+    outgoing = stamp_call(request, Stamp(1, "checkout", 17, bytes(12)), key=None, request_id=None)
 
     kept = [] if "content-digest" in outgoing.replaced else digests
     assert kept + [value for name, value in outgoing.headers if name == "content-digest"] == sent

@@ -88,7 +88,7 @@ def test_judging_never_fails(stamp: str, digest: str | None, actual: str | None)
 @pytest.mark.parametrize(
     "text",
     [
-        TEXT + ', mac=:AAAA:, later, list=(1 tok;p=1 "s");q, f=1.5, b=?0, d=@17, w=%"f%c3%bc"',
+        TEXT + ', later=:AAAA:, later, list=(1 tok;p=1 "s");q, f=1.5, b=?0, d=@17, w=%"f%c3%bc"',
         TEXT.replace("v=1", 'v=1;a;b="x";c=:AA==:'),
         "v=7, " + TEXT,  # "the last one wins"
         f"  {TEXT}  ",

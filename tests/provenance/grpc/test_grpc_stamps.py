@@ -452,7 +452,7 @@ def test_streams_pass_untouched(mesh: Mesh, spans: Any) -> None:
         (outgoing, "stamp_now"),
         (outgoing, "own_span"),
         (incoming, "request_hash"),
-        (incoming, "judge"),
+        (incoming, "incoming_attributes"),
         (incoming, "combined"),
         (server_shell, "observed"),
         (server_shell, "_observed_methods"),

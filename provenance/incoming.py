@@ -1,0 +1,43 @@
+"""What a callee's span says of a request, decided once for every framework. Pure."""
+
+from collections.abc import Mapping
+
+from provenance import names
+from provenance.context import usable
+from provenance.digest import DigestError, parse_content_digest
+from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
+from provenance.spans import stamp_attributes
+from provenance.stamp import Seen, judge
+
+
+def incoming_attributes(
+    headers: Mapping[str, str], *, method: str, target: str, hash_hex: str | None, size: int
+) -> dict[str, str | int]:
+    """The attributes of one request.
+
+    Args:
+        headers: Values by lowercase name, several lines of one name joined by commas.
+        method: The HTTP method; gRPC's is POST.
+        target: Path and query as they came; gRPC's is `/package.Service/Method`.
+        hash_hex: The body's hash; None where it was not read to its end, or is a stream that is yet to come.
+        size: Bytes that the hash covers.
+    """
+    digest = headers.get(names.CONTENT_DIGEST)
+    status, stamp = judge(headers.get(names.STAMP), digest, hash_hex)
+    seen = Seen(method, target, promised_hash(digest), headers.get(names.TRACEPARENT))
+    attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp, seen)
+    if hash_hex is not None:
+        attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: size}
+    if request_id := usable(headers.get(names.REQUEST_ID)):
+        attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
+    if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
+        attributes[names.PEER_PRINCIPAL] = principal
+    return attributes
+
+
+def promised_hash(digest_header: str | None) -> str | None:
+    """The SHA-256 that a `content-digest` promises; None where it promises none, or cannot be read."""
+    try:
+        return None if digest_header is None else parse_content_digest(digest_header)
+    except DigestError:
+        return None
