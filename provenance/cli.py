@@ -30,6 +30,12 @@ COMMANDS: Final[dict[str, Command]] = {
         "collector.commands.import_", "collector", "read OTLP, Jaeger, Zipkin or Parquet files into a DuckDB file"
     ),
     "export": Command("collector.commands.export", "collector", "write evidence as OTLP or Parquet"),
+    "verify": Command(
+        "collector.commands.verify",
+        "collector",
+        "judge every call's stamp: who really made it, and whether it arrived as sent",
+    ),
+    "keys": Command("provenance.keys_command", "", "make, list, rotate and publish the keys that sign stamps"),
     "version": Command("provenance.version", "", "print the versions that matter in a bug report"),
 }
 

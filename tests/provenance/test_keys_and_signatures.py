@@ -265,7 +265,7 @@ def test_a_file_is_looked_at_once_a_second(tmp_path: Path, monkeypatch: pytest.M
     write(path, 1)
     keys = signing.KeyFile(path)
     keys.signing_key("checkout")
-    looks = []
+    looks: list[object] = []
     monkeypatch.setattr("provenance.signing.os.stat", looks.append)
     now = time.monotonic()
     monkeypatch.setattr("provenance.signing.time.monotonic", lambda: now)
