@@ -3,13 +3,13 @@
 A call here is a span on which the middleware looked for a stamp. Its verdict, the first of these that holds:
 
 - absent, malformed: there was no stamp, or none that can be read.
-- unknown key: the stamp is signed, and none of the keys is the one that it names.
 - tampered: what arrived is not what the caller sent: the body, or (by the MAC) method, target, digest or trace.
 - forged: the MAC is not the named key's over anything that either side saw.
 - impersonated: the MAC is right, and the span that made the stamp belongs to another service than the key.
 - expired: made longer before or after its arrival than clocks and queues explain.
 - replayed: its nonce arrived before. Not where the earlier call failed: proxies send such a call again, stamp and all.
-- unsigned: none of the above, and without a MAC nobody can say more. valid: none of the above.
+- unsigned: none of the above, and without a MAC nobody can say more. unknown key: there is a MAC, and none of the keys is the
+  one that it names. valid: none of the above.
 """
 
 from collections.abc import Iterable, Mapping
@@ -175,7 +175,7 @@ def judge_call(
         return Verdict("absent", "the call came without a stamp")
     if status == names.STAMP_MALFORMED or kid is None:
         return Verdict("malformed", "the call came with a stamp or a digest that cannot be read")
-    if callee["mac"] is not None and (wrong := _wrong_mac(callee, caller, keys)):
+    if callee["mac"] is not None and kid in keys and (wrong := _wrong_mac(callee, caller, keys[kid])):
         return wrong
     if body := _altered_body(callee, caller):
         return body
@@ -190,19 +190,15 @@ def judge_call(
         return Verdict("replayed", f"its nonce came before, to {earlier['service_name']}, and was answered")
     if callee["mac"] is None:
         return Verdict("unsigned", "nothing contradicts it, and nothing proves it")
+    if kid not in keys:
+        return Verdict("unknown key", f"it is signed with {kid}, which is not among the keys")
     again = "; sent again after a failure" if earlier is not None else ""
     unseen = "; its caller left no span" if caller is None else ""
     return Verdict("valid", f"the MAC is {kid}'s over what arrived{again}{unseen}")
 
 
-def _wrong_mac(
-    callee: Mapping[str, Any], caller: Mapping[str, Any] | None, keys: Mapping[str, Verifier]
-) -> Verdict | None:
-    kid = callee["provenance_stamp_kid"]
-    key = keys.get(kid)
-    if key is None:
-        return Verdict("unknown key", f"it is signed with {kid}, which is not among the keys")
-    mac = _bytes(callee["mac"])
+def _wrong_mac(callee: Mapping[str, Any], caller: Mapping[str, Any] | None, key: Verifier) -> Verdict | None:
+    kid, mac = callee["provenance_stamp_kid"], _bytes(callee["mac"])
     if _verifies(key, callee["text_hash"], mac):
         return None
     if caller is not None and _verifies(key, caller["text_hash"], mac):
