@@ -15,6 +15,7 @@ from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resou
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
+from provenance.enforcement import enforce, guard_of
 from provenance.faults import report
 from provenance.forks import Lock
 from provenance.instrumentor import ProvenanceInstrumentor
@@ -79,6 +80,7 @@ def instrument(
     endpoint: str | None = None,
     resource_attributes: Mapping[str, str | bool | int | float] | None = None,
     keys: str | os.PathLike[str] | None = None,
+    mode: str | None = None,
 ) -> Handle:
     """Export spans over OTLP, activate OpenTelemetry's instrumentors and the stamps; a second call changes nothing.
 
@@ -89,6 +91,11 @@ def instrument(
         resource_attributes: More of the resource, over the environment's.
         keys: A JWKS file whose newest key of this service signs the stamps (`provenance keys new`), read again when it
             changes; else PROVENANCE_KEYS; else the stamps go unsigned.
+        mode: `observe` or `enforce`; else PROVENANCE_MODE; else observe. Enforced, calls to this service are refused unless a
+            stamp proves who made them (`provenance.enforcement`).
+
+    Raises:
+        ModeError: A mode, or a setting of it, that cannot be used.
 
     A tracer provider that is already set is used as it is, and then none of the first three arguments has a meaning.
     """
@@ -96,6 +103,8 @@ def instrument(
     with _lock:
         if keys is not None:
             sign_with(keys)
+        if mode is not None:
+            enforce(guard_of(os.environ, mode))
         if _handle is None:
             _handle = _set_up(service_name, endpoint, resource_attributes or {})
         return _handle

@@ -39,6 +39,12 @@ class KeyFile:
             signing[service] = self.keys.signing_key(service)
         return signing[service]
 
+    def verification_key(self, kid: str) -> Key | None:
+        """The key with this id; None where the file has none."""
+        if time.monotonic() >= self._look_at:
+            self._look()
+        return self.keys.by_kid.get(kid)
+
     def _look(self) -> None:
         with self._lock:
             if time.monotonic() < self._look_at:
@@ -69,6 +75,11 @@ def sign_as_the_environment_says() -> None:
     """Sign with the keys that `PROVENANCE_KEYS` names, unless the program named others."""
     if _file is None and (path := os.environ.get(ENVIRONMENT, "").strip()):
         sign_with(path)
+
+
+def verification_key(kid: str) -> Key | None:
+    """The key with this id, to verify another's stamp with."""
+    return None if _file is None else _file.verification_key(kid)
 
 
 def signing_key(service: str) -> Key | None:

@@ -15,7 +15,10 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mappi
 from contextlib import aclosing
 from typing import Any
 
+import grpc
+
 from provenance.context import serving
+from provenance.enforcement import NOT_PROVEN, current_guard
 from provenance.faults import Contained
 from provenance.grpc import server as sync
 from provenance.grpc.incoming import PLACE, IncomingCall, is_opentelemetry, observed, only_opentelemetry
@@ -97,6 +100,8 @@ class _Handlers:
         if handler is not None and self._patch.active:
             with Contained(PLACE):
                 return observed(handler, method, may_serialise_early=self._may_serialise_early, observe=self._observe)
+            if current_guard() is not None:  # it goes on as it is where it cannot be observed, but not past a guard
+                return grpc.unary_unary_rpc_method_handler(_refuse)
         return handler
 
 
@@ -115,13 +120,15 @@ class _Generic:
 def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) -> Callable[..., Any]:
     """The behaviour with `call` listening, of the same kind."""
 
-    def begin(request: Any, context: Any) -> tuple[Any, str | None]:
+    async def begin(request: Any, context: Any) -> tuple[Any, str | None]:
         request_id = call.begin(context)
+        if call.refusal is not None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, call.refusal)
         return (_Requests(request, call) if handler.request_streaming else request), request_id
 
     @functools.wraps(behaviour)
     async def one_response(request: Any, context: Any) -> Any:
-        request, request_id = begin(request, context)
+        request, request_id = await begin(request, context)
         with serving(request_id):
             response = await behaviour(request, context)
         call.answered(response)
@@ -129,7 +136,7 @@ def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) ->
 
     @functools.wraps(behaviour)
     async def written_responses(request: Any, context: Any) -> None:
-        request, request_id = begin(request, context)
+        request, request_id = await begin(request, context)
         try:
             with serving(request_id):
                 await behaviour(request, context)
@@ -138,7 +145,7 @@ def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) ->
 
     @functools.wraps(behaviour)
     async def many_responses(request: Any, context: Any) -> AsyncIterator[Any]:
-        request, request_id = begin(request, context)
+        request, request_id = await begin(request, context)
         try:
             with serving(request_id):
                 async with aclosing(behaviour(request, context)) as responses:
@@ -168,6 +175,10 @@ def _observe_as_iterator(handler: Any, behaviour: Callable[..., Any], call: Inco
             yield response
 
     return no_responses
+
+
+async def _refuse(_request: Any, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, NOT_PROVEN)
 
 
 class _Requests:

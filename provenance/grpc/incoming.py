@@ -9,6 +9,7 @@ from provenance import names
 from provenance.addresses import peer_attributes
 from provenance.context import usable
 from provenance.digest import StreamHash, request_hash
+from provenance.enforcement import current_guard
 from provenance.faults import Contained
 from provenance.incoming import incoming_attributes
 from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
@@ -65,6 +66,7 @@ class IncomingCall:
         "_size",
         "_span",
         "_stream",
+        "refusal",
     )
 
     def __init__(self, handler: Any, method: str, *, may_serialise_early: bool) -> None:
@@ -73,6 +75,8 @@ class IncomingCall:
         self._serializer: Callable[[Any], Any] | None = handler.response_serializer
         self._may_serialise_early = may_serialise_early
         self._stream = StreamHash() if handler.request_streaming else None
+        self.refusal: str | None = None
+        """After `begin`: why the call is refused; always None in observe mode."""
         self._intact = True
         self._hash_hex: str | None = None
         self._size = 0
@@ -95,6 +99,7 @@ class IncomingCall:
     def begin(self, context: Any) -> str | None:
         """Describe the call on the server span, if there is one; returns the request id to carry on."""
         request_id = None
+        headers: dict[str, str] = {}
         with Contained(PLACE):
             headers = combined(context.invocation_metadata())
             request_id = usable(headers.get(names.REQUEST_ID))
@@ -105,6 +110,9 @@ class IncomingCall:
                 )
                 add_attributes(span, attributes, peer_attributes(context.peer()))
                 self._span = span
+        guard = current_guard()
+        if guard is not None:
+            self.refusal = guard.refusal(headers, method=HTTP_METHOD, target=self._method, actual_hash=self._hash_hex)
         return request_id
 
     def requests_ended(self) -> None:

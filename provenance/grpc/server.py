@@ -10,7 +10,10 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
+
 from provenance.context import serving
+from provenance.enforcement import NOT_PROVEN, current_guard
 from provenance.faults import Contained
 from provenance.grpc.incoming import PLACE, IncomingCall, observed, only_opentelemetry
 from provenance.patching import Patch
@@ -61,7 +64,8 @@ class _ObservedMethod:
                 interceptors = () if self._pipeline is None else self._pipeline.interceptors
                 early = only_opentelemetry(interceptors)
                 return observed(handler, handler_call_details.method, may_serialise_early=early, observe=observe)
-        return handler
+        # A handler that cannot be observed goes on as it is, but not past a guard.
+        return handler if handler is None or current_guard() is None else grpc.unary_unary_rpc_method_handler(_refuse)
 
     service = handler
 
@@ -71,6 +75,8 @@ def observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) -> 
 
     def served(request: Any, context: Any, *args: Any, **kwargs: Any) -> tuple[Any, str | None]:
         request_id = call.begin(context)
+        if call.refusal is not None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, call.refusal)
         if handler.request_streaming:
             request = _Requests(request, call)
         with serving(request_id):
@@ -89,6 +95,10 @@ def observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) -> 
         return _Responses(responses, call, request_id) if hasattr(responses, "__next__") else responses
 
     return many_responses if handler.response_streaming else one_response
+
+
+def _refuse(_request: Any, context: Any) -> None:
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, NOT_PROVEN)
 
 
 class _Requests:

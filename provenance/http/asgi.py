@@ -8,11 +8,10 @@ application at once, and the outermost of them inside the span does the work, on
 import asyncio
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
-from urllib.parse import quote
 
 from opentelemetry.trace import SpanKind
 
@@ -20,20 +19,29 @@ from provenance import names
 from provenance.addresses import socket_attributes
 from provenance.context import serving
 from provenance.digest import RunningHash
+from provenance.enforcement import current_guard
 from provenance.faults import Contained
+from provenance.http.guarded import GuardedApp
+from provenance.http.messages import (
+    ASGIApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    combined_headers,
+    has_no_body,
+    target_of,
+)
 from provenance.incoming import incoming_attributes
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PLACE: Final = "http.server"
 
 SEEN: Final = "provenance.seen"
 """In the scope of a request, or of a lifespan, that is being watched."""
+
+ENFORCED: Final = "provenance.enforced"
+"""In the scope of a request whose stamp has been judged."""
 
 FLUSH_SECONDS: Final = 5.0
 """How long the end of a lifespan waits for the last spans: orchestrators commonly kill after 10 to 30."""
@@ -53,8 +61,11 @@ class ProvenanceMiddleware:
         await serve(self.app, scope, receive, send)
 
 
-async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    """Call `app`, watched if this is the outermost place inside the request's own server span."""
+async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, is_last: bool = True) -> None:
+    """Call `app`, watched if this is the outermost place inside the request's own server span.
+
+    `is_last`: no further place of ours follows, so what is to be enforced is enforced here, span or none.
+    """
     if scope["type"] == "lifespan" and SEEN not in scope and (handle := _own_handle()) is not None:
         scope[SEEN] = True
         await app(scope, receive, _flushing(handle, send))
@@ -64,11 +75,16 @@ async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Non
         return
     headers: dict[str, str] = {}
     request: WatchedRequest | None = None
+    guard = None if ENFORCED in scope else current_guard()
     with Contained(PLACE):
         headers = combined_headers(scope["headers"])
         span = own_span(SpanKind.SERVER, FOREIGN_TO_HTTP)
         if span is not None and span is not _watched.get():
             request = WatchedRequest(span, scope, headers)
+    if guard is not None and (request is not None or is_last):
+        # Inside the span, if there is to be one: what is refused is evidence too.
+        scope[ENFORCED] = True
+        app = GuardedApp(app, guard, headers)
     with serving(headers.get(names.REQUEST_ID)):
         if request is None:
             await app(scope, receive, send)
@@ -190,31 +206,3 @@ class WatchedRequest:
         if self._sent_bytes is not None:
             attributes[names.RESPONSE_SIZE] = 0 if method == "HEAD" else self._sent_bytes
         return attributes
-
-
-def target_of(scope: Scope) -> str:
-    """Path and query as they came; the path decoded from a server that tells no other."""
-    path = scope.get("raw_path") or quote(scope.get("path", "")).encode()
-    query = scope.get("query_string") or b""
-    return (path + b"?" + query if query else path).decode("latin-1")
-
-
-def has_no_body(http_version: str, headers: dict[str, str]) -> bool:
-    """Whether a request is known to have no body before anybody reads it.
-
-    In HTTP/1 a request without Content-Length and Transfer-Encoding has none (RFC 9112 section 6.3); in later versions
-    it may, so there only `content-length: 0` says so.
-    """
-    if "transfer-encoding" in headers:
-        return False
-    length = headers.get("content-length")
-    return length == "0" or (length is None and http_version.startswith("1"))
-
-
-def combined_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Values by lowercase name; several lines of one name are one value, joined by commas (RFC 9110 section 5.3)."""
-    combined: dict[str, str] = {}
-    for raw_key, raw_value in headers:
-        key, value = raw_key.decode("latin-1").lower(), raw_value.decode("latin-1")
-        combined[key] = f"{combined[key]}, {value}" if key in combined else value
-    return combined

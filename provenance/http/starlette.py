@@ -14,20 +14,26 @@ from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.routing import Router
 
-from provenance.http.asgi import Receive, Scope, Send, serve
+from provenance.http.asgi import serve
+from provenance.http.messages import Receive, Scope, Send
 from provenance.patching import Patch
 
 
 def server_patches() -> tuple[Patch, ...]:
     """The patches of this shell, not yet applied."""
-    return tuple(Patch(each, "__call__", _wrap_call) for each in (ServerErrorMiddleware, ExceptionMiddleware, Router))
+    return tuple(
+        Patch(each, "__call__", functools.partial(_wrap_call, is_last=each is Router))
+        for each in (ServerErrorMiddleware, ExceptionMiddleware, Router)
+    )
 
 
-def _wrap_call(original: Callable[..., Awaitable[None]], patch: Patch) -> Callable[..., Awaitable[None]]:
+def _wrap_call(
+    original: Callable[..., Awaitable[None]], patch: Patch, *, is_last: bool
+) -> Callable[..., Awaitable[None]]:
     @functools.wraps(original)
     async def call(app: Any, scope: Scope, receive: Receive, send: Send) -> None:
         if patch.active:
-            await serve(functools.partial(original, app), scope, receive, send)
+            await serve(functools.partial(original, app), scope, receive, send, is_last=is_last)
         else:
             await original(app, scope, receive, send)
 
