@@ -44,6 +44,7 @@ def main() -> None:
 
     config = uvicorn.Config(app, host="127.0.0.1", port=arguments.port, log_level="warning")
     listener = config.bind_socket()
+    listener.listen()  # from here on nobody is refused, though uvicorn takes a moment
     print(f"listening on 127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
 

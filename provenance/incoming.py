@@ -7,7 +7,7 @@ from provenance.context import usable
 from provenance.digest import DigestError, parse_content_digest
 from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
 from provenance.spans import stamp_attributes
-from provenance.stamp import Seen, judge
+from provenance.stamp import Seen, judge, text_hash
 
 
 def incoming_attributes(
@@ -24,8 +24,10 @@ def incoming_attributes(
     """
     digest = headers.get(names.CONTENT_DIGEST)
     status, stamp = judge(headers.get(names.STAMP), digest, hash_hex)
-    seen = Seen(method, target, promised_hash(digest), headers.get(names.TRACEPARENT))
-    attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp, seen)
+    signed = None
+    if stamp is not None and stamp.mac is not None:
+        signed = text_hash(stamp, Seen(method, target, promised_hash(digest), headers.get(names.TRACEPARENT)))
+    attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp, signed)
     if hash_hex is not None:
         attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: size}
     if request_id := usable(headers.get(names.REQUEST_ID)):

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from provenance import names
@@ -86,12 +86,14 @@ def stamp_call(request: Request, stamp: Stamp, *, key: Key | None, request_id: s
         digest = render_content_digest(hash_hex)
         headers.append((names.CONTENT_DIGEST, digest))
     traceparent = _combined(own, names.TRACEPARENT)
-    seen = Seen(request.method, request.target, promised_hash(digest), traceparent)
+    signed = None
     if key is not None:
-        stamp = replace(stamp, kid=key.kid, span_id=span_id_of(traceparent))
-        stamp = replace(stamp, mac=key.sign(text_hash(stamp, seen)))
+        seen = Seen(request.method, request.target, promised_hash(digest), traceparent)
+        known = (stamp.version, key.kid, stamp.time_unix_ms, stamp.nonce, span_id_of(traceparent))
+        signed = text_hash(Stamp(*known), seen)
+        stamp = Stamp(*known, key.sign(signed))
     headers.append((names.STAMP, render(stamp)))
-    attributes = stamp_attributes(stamp, seen)
+    attributes = stamp_attributes(stamp, signed)
     if hash_hex is not None:
         attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: request.size}
     if request_id is not None:

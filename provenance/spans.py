@@ -6,7 +6,7 @@ from typing import Any, Final, Protocol, cast
 from opentelemetry.trace import SpanKind, get_current_span, get_tracer_provider
 
 from provenance import names
-from provenance.stamp import Seen, Stamp, make_kid, text_hash
+from provenance.stamp import Stamp, make_kid
 
 Attributes = Mapping[str, str | int]
 
@@ -51,8 +51,8 @@ def add_attributes(span: RecordingSpan, ours: Attributes, where_missing: Attribu
     span.set_attributes({**ours, **{key: value for key, value in where_missing.items() if key not in present}})
 
 
-def stamp_attributes(stamp: Stamp | None, seen: Seen) -> dict[str, str | int]:
-    """A stamp's content as attributes, with what this side saw of a signed call; nothing for no stamp."""
+def stamp_attributes(stamp: Stamp | None, signed: bytes | None) -> dict[str, str | int]:
+    """A stamp's content as attributes, with the hash of what is `signed`, as this side saw it; nothing for no stamp."""
     if stamp is None:
         return {}
     attributes: dict[str, str | int] = {
@@ -60,8 +60,8 @@ def stamp_attributes(stamp: Stamp | None, seen: Seen) -> dict[str, str | int]:
         names.STAMP_NONCE: stamp.nonce.hex(),
         names.STAMP_TIME: stamp.time_unix_ms,
     }
-    if stamp.mac is not None:
-        attributes |= {names.STAMP_MAC: stamp.mac.hex(), names.STAMP_TEXT_HASH: text_hash(stamp, seen).hex()}
+    if stamp.mac is not None and signed is not None:
+        attributes |= {names.STAMP_MAC: stamp.mac.hex(), names.STAMP_TEXT_HASH: signed.hex()}
     return attributes
 
 

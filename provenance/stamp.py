@@ -10,6 +10,7 @@ key verifies the MAC against that, without the path, the query or the body.
 
 import hashlib
 import re
+from binascii import a2b_base64
 from dataclasses import dataclass
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote_to_bytes
@@ -32,6 +33,13 @@ MAC_BYTES: Final = (32, 64)
 
 _T = TypeVar("_T", int, str, bytes)
 _MAX_INTEGER: Final = 999_999_999_999_999  # RFC 9651 section 3.3.1
+_RENDERED: Final = re.compile(
+    r'v=1, kid="([A-Za-z0-9_./:@-]{1,255})", t=([0-9]{1,15}), n=:([A-Za-z0-9+/]{16}):'
+    r"(?:, s=:([A-Za-z0-9+/]{10}[AEIMQUYcgkosw048]=):)?"
+    r"(?:, mac=:([A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/]{85}[AQgw]==):)?"
+)
+"""A stamp as `render` writes it, its base64 canonical: the general parser takes eight times as long, on every call."""
+
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 
 
@@ -156,12 +164,15 @@ def canonical_target(target: str) -> str:
 
 
 def parse(text: str) -> Stamp:
-    """Read a stamp.
+    """Read a stamp: one as `render` writes them at a glance, any other as the RFC says.
 
     Raises:
         StampError: Not a dictionary, too long, or v, kid, t or n missing, or any of them, s or mac of another type or out
             of bounds.
     """
+    if match := _RENDERED.fullmatch(text):
+        kid, time_unix_ms, nonce, span_id, mac = match.groups()
+        return Stamp(STAMP_VERSION, kid, int(time_unix_ms), a2b_base64(nonce), _decoded(span_id), _decoded(mac))
     try:
         members = parse_dictionary(text, max_length=MAX_STAMP_LENGTH)
     except StructuredFieldError as e:
@@ -206,7 +217,13 @@ def _member(members: dict[str, Value], key: str, kind: type[_T]) -> _T:
     return value
 
 
+def _decoded(base64: str | None) -> bytes | None:
+    return None if base64 is None else a2b_base64(base64)
+
+
 def _utf8_length(text: str) -> int:
+    if text.isascii():
+        return len(text)
     try:
         return len(text.encode())
     except UnicodeEncodeError as e:

@@ -17,7 +17,7 @@ from provenance.digest import (
 )
 from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED, STAMP_STATUSES, STAMP_UNSIGNED
 from provenance.stamp import MAX_KID_BYTES, MAX_STAMP_LENGTH, Stamp, StampError, judge, make_kid, parse, render
-from provenance.structured import Opaque, StructuredFieldError, parse_dictionary
+from provenance.structured import Opaque, StructuredFieldError, parse_dictionary, render_bytes, render_string
 
 NONCE = bytes(range(12))
 STAMP = Stamp(1, "checkout", 1763859600123, NONCE)
@@ -272,3 +272,34 @@ def test_dictionaries(text: str, members: dict[str, object]) -> None:
 def test_what_is_no_dictionary(text: str) -> None:
     with pytest.raises(StructuredFieldError):
         parse_dictionary(text, max_length=100)
+
+
+BASE64_SLIPS = st.text(alphabet="AEQgw4059+/=ab-_ ", min_size=8, max_size=90)
+
+
+@given(
+    kid=st.text(alphabet='ab/1._-@: é"\\', min_size=1, max_size=8),
+    nonce=st.binary(min_size=12, max_size=12).map(render_bytes) | BASE64_SLIPS.map(lambda text: f":{text}:"),
+    mac=st.binary(min_size=32, max_size=32).map(render_bytes) | BASE64_SLIPS.map(lambda text: f":{text}:"),
+)
+def test_what_is_read_at_a_glance_is_what_the_parser_reads(kid: str, nonce: str, mac: str) -> None:
+    text = f"v=1, kid={render_string(kid)}, t=17, n={nonce}, s=:AAAAAAAAAAA=:, mac={mac}"
+    slowly = text.replace("v=1,", "v=1 ,")  # another form of the same, which only the parser takes
+
+    def outcome(text: str) -> Stamp | None:
+        try:
+            return parse(text)
+        except StampError:
+            return None
+
+    assert outcome(text) == outcome(slowly)
+    if len(mac) == 46:
+        digest = f"sha-256={mac}"
+        assert digest_or_none(digest) == digest_or_none(f"{digest} ")
+
+
+def digest_or_none(text: str) -> str | None:
+    try:
+        return parse_content_digest(text)
+    except DigestError:
+        return None
