@@ -9,7 +9,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -47,27 +47,36 @@ class Allowance:
 
     def reopened(self) -> None:
         """The file was opened again, with the larger limit."""
-        with self._lock:
-            self._raised = self._asking > self._writing
-            self._last = time.monotonic()
+        self._raised = self._asking > self._writing
+        self._last = time.monotonic()
 
     @contextmanager
-    def asking(self, cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """For the time of a query."""
-        if self._asking <= self._writing:
-            yield
-            return
+    def asking(self, connect: Callable[[], duckdb.DuckDBPyConnection]) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection, with the larger limit, for the time of a query."""
         with self._lock:
-            self._running += 1
-            if not self._raised:
+            cursor = connect()
+            if self._asking > self._writing and not self._raised:
                 _set(cursor, self._asking, os.cpu_count() or 1)
                 self._raised = True
+            self._running += 1
         try:
-            yield
+            yield cursor
         finally:
+            cursor.close()  # which also ends its transaction
             with self._lock:
                 self._running -= 1
                 self._last = time.monotonic()
+
+    @contextmanager
+    def nobody_asking(self) -> Iterator[bool]:
+        """Whether no query runs; if so, none begins until this is over."""
+        if not self._lock.acquire(blocking=False):
+            yield False
+            return
+        try:
+            yield not self._running
+        finally:
+            self._lock.release()
 
     def lower_when_idle(self, cursor: duckdb.DuckDBPyConnection) -> bool:
         """Take back what the last query was lent, if it is long enough ago; call it now and then. True if it did."""

@@ -132,19 +132,16 @@ class Reader:
         Raises QueryError for SQL that is refused or fails, QueryTimeoutError, QueryInterruptedError; StoreError when the
         store is closed.
         """
-        cursor = self._store.cursor()
         try:
-            statement = _one_statement(cursor, sql)
-            watched = _watched(cursor, self._limits.seconds, interrupt or Interrupt())
-            with self._store.memory.asking(cursor), watched:
-                cursor.execute("BEGIN TRANSACTION READ ONLY")
-                return plain_types(_fetch(cursor, statement, self._limits))
+            with self._store.memory.asking(self._store.cursor) as cursor:
+                statement = _one_statement(cursor, sql)
+                with _watched(cursor, self._limits.seconds, interrupt or Interrupt()):
+                    cursor.execute("BEGIN TRANSACTION READ ONLY")
+                    return plain_types(_fetch(cursor, statement, self._limits))
         except duckdb.Error as e:
             raise QueryError(message(e)) from e
         except pa.ArrowException as e:
             raise QueryError(f"the answer has a value that cannot be sent ({e}); cast it to VARCHAR") from e
-        finally:
-            cursor.close()  # which also ends its transaction
 
 
 def _one_statement(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:

@@ -288,3 +288,59 @@ def test_retention_is_such_a_chore(store: Store) -> None:
         # Ages are looked at once in a hundredth of what is kept.
         assert until(lambda: count(store, "spans") == 1)
     assert Reader(store).query("SELECT name FROM spans").to_pylist() == [{"name": "new"}]
+
+
+# --- the memory of what it wrote ------------------------------------------------------------------------------------------
+
+
+def opened_again(store: Store, before: int) -> bool:
+    deadline = time.monotonic() + 20
+    while store.generation == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return store.generation > before
+
+
+def test_after_so_many_rows_the_file_is_opened_again_and_nothing_is_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.store.writer.REOPEN_ROWS", 100)
+    before = store.generation
+    with Writer(store, linger_seconds=0.0) as writer:
+        for number in range(300):
+            writer.append({"spans": make_batch("spans", make_row("spans", span_id=number + 1))}).result(20)
+        assert opened_again(store, before)
+        assert store.generation - before < 30, "not at every commit"
+        [row] = Reader(store).query("SELECT count(*) AS n, count(DISTINCT span_id) AS d FROM spans").to_pylist()
+    assert row == {"n": 300, "d": 300}
+
+
+def test_it_is_not_opened_again_under_a_query_and_a_query_waits_for_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.store.writer.REOPEN_ROWS", 1)
+    before = store.generation
+    with Writer(store, linger_seconds=0.0) as writer:
+        with store.memory.asking(store.cursor) as cursor:
+            for number in range(5):
+                writer.append({"spans": make_batch("spans", make_row("spans", span_id=number + 1))}).result(20)
+            assert cursor.execute("SELECT 1").fetchall() == [(1,)]
+            assert store.generation == before
+        asked: list[object] = []
+        stop = threading.Event()
+
+        def ask() -> None:
+            while not stop.is_set():
+                asked.append(Reader(store).query("SELECT 1 AS one").to_pylist())
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for number in range(5, 40):
+            writer.append({"spans": make_batch("spans", make_row("spans", span_id=number + 1))}).result(20)
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+        writer.append({"spans": make_batch("spans", make_row("spans", span_id=99))}).result(20)
+        assert opened_again(store, before)
+    assert asked
+    assert all(answer == [{"one": 1}] for answer in asked), "none was refused or interrupted"
