@@ -39,7 +39,7 @@ FLUSH_SECONDS: Final = 5.0
 """How long the end of a lifespan waits for the last spans: orchestrators commonly kill after 10 to 30."""
 
 # An application that is called in-process, by another's handler, must not write on that other one's span.
-_watched: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
+watched_span: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
 
 
 class ProvenanceMiddleware:
@@ -67,7 +67,7 @@ async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> Non
     with Contained(PLACE):
         headers = combined_headers(scope["headers"])
         span = own_span(SpanKind.SERVER, FOREIGN_TO_HTTP)
-        if span is not None and span is not _watched.get():
+        if span is not None and span is not watched_span.get():
             request = WatchedRequest(span, scope, headers)
     with serving(headers.get(names.REQUEST_ID)):
         if request is None:
@@ -127,11 +127,11 @@ async def _watch(request: "WatchedRequest", app: ASGIApp, scope: Scope, receive:
         await send(message)
 
     scope[SEEN] = True
-    token = _watched.set(request.span)
+    token = watched_span.set(request.span)
     try:
         await app(scope, watched_receive, watched_send)
     finally:
-        _watched.reset(token)
+        watched_span.reset(token)
         with Contained(PLACE):
             request.finish()
 
@@ -179,19 +179,26 @@ class WatchedRequest:
             add_attributes(self.span, self._attributes(), socket_attributes(tuple(self._scope.get("client") or ())))
 
     def _attributes(self) -> dict[str, str | int]:
-        headers = self._headers
-        hash_hex = self._running.hexdigest() if self._complete else None
-        status, stamp = judge(headers.get(names.STAMP), headers.get(names.CONTENT_DIGEST), hash_hex)
-        attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp)
-        if hash_hex is not None:
-            attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: self._running.size}
-        if self._sent_bytes is not None:
-            attributes[names.RESPONSE_SIZE] = 0 if self._scope.get("method") == "HEAD" else self._sent_bytes
-        if request_id := usable(headers.get(names.REQUEST_ID)):
-            attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
-        if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
-            attributes[names.PEER_PRINCIPAL] = principal
-        return attributes
+        sent = 0 if self._sent_bytes is not None and self._scope.get("method") == "HEAD" else self._sent_bytes
+        return request_attributes(self._headers, self._running if self._complete else None, sent)
+
+
+def request_attributes(
+    headers: dict[str, str], body: RunningHash | None, response_size: int | None
+) -> dict[str, str | int]:
+    """What a server's span says of a request; `body` is None where it was not read to its end."""
+    hash_hex = None if body is None else body.hexdigest()
+    status, stamp = judge(headers.get(names.STAMP), headers.get(names.CONTENT_DIGEST), hash_hex)
+    attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp)
+    if body is not None and hash_hex is not None:
+        attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: body.size}
+    if response_size is not None:
+        attributes[names.RESPONSE_SIZE] = response_size
+    if request_id := usable(headers.get(names.REQUEST_ID)):
+        attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
+    if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
+        attributes[names.PEER_PRINCIPAL] = principal
+    return attributes
 
 
 def has_no_body(http_version: str, headers: dict[str, str]) -> bool:
