@@ -62,9 +62,18 @@ def asgi_host() -> Iterator[tuple[Behind, str]]:
 @pytest.fixture(scope="module")
 def wsgi_host() -> Iterator[tuple[Behind, str]]:
     behind = Behind()
-    server = make_server(
-        "127.0.0.1", 0, lambda environ, start: behind.app(environ, start), threaded=True, request_handler=Quiet
-    )
+
+    def app(environ: Any, start_response: Any) -> Any:
+        result = behind.app(environ, start_response)
+        if environ["REQUEST_METHOD"] != "HEAD":
+            return result
+        for _ in result:  # which Django leaves to the server, and werkzeug's does not do
+            pass
+        if hasattr(result, "close"):
+            result.close()
+        return []
+
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
