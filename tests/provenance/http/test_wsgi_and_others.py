@@ -31,6 +31,14 @@ DEADLINE_SECONDS = 20.0
 BODY = b'{"item":\n "shirt",\n "count": 2}'
 HASH = hashlib.sha256(BODY).hexdigest()
 
+
+def read_into(stream: Any) -> bytes:
+    buffer, got = bytearray(7), b""
+    while count := stream.readinto(buffer):
+        got += buffer[:count]
+    return got
+
+
 READS: dict[str, Any] = {
     "read": lambda stream: stream.read(),
     "read by the length": lambda stream: stream.read(len(BODY)),
@@ -38,17 +46,10 @@ READS: dict[str, Any] = {
     "readline": lambda stream: b"".join(iter(stream.readline, b"")),
     "readlines": lambda stream: b"".join(stream.readlines()),
     "iterated": b"".join,
-    "readinto": lambda stream: read_into(stream),
+    "readinto": read_into,
     "read1": lambda stream: b"".join(iter(lambda: stream.read1(7), b"")),
     "read twice": lambda stream: (stream.read(), stream.seek(0), stream.read())[2],
 }
-
-
-def read_into(stream: Any) -> bytes:
-    buffer, got = bytearray(7), b""
-    while count := stream.readinto(buffer):
-        got += buffer[:count]
-    return got
 
 
 @pytest.mark.parametrize("length", [len(BODY), None])
@@ -197,7 +198,7 @@ def test_litestar_behind_the_asgi_middleware(serve_asgi: Any, spans: Any, no_fau
     app = litestar.Litestar(
         route_handlers=[buy],
         plugins=[OpenTelemetryPlugin(OpenTelemetryConfig(exclude_spans=["receive", "send"]))],
-        middleware=[ProvenanceMiddleware],
+        middleware=[ProvenanceMiddleware],  # type: ignore[list-item]  # its types are narrower than ASGI
     )
     with urllib3.PoolManager() as pool:
         answer = pool.request("POST", f"{serve_asgi(app)}/buy", body=BODY)
