@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from provenance.http.asgi import ProvenanceMiddleware
+    from provenance.http.wsgi import ProvenanceWSGIMiddleware
     from provenance.setup import Handle, instrument
 
-__all__ = ["Handle", "ProvenanceMiddleware", "instrument"]
+__all__ = ["Handle", "ProvenanceMiddleware", "ProvenanceWSGIMiddleware", "instrument"]
 
 _HOME = {
     "Handle": "provenance.setup",
     "ProvenanceMiddleware": "provenance.http.asgi",
+    "ProvenanceWSGIMiddleware": "provenance.http.wsgi",
     "instrument": "provenance.setup",
 }
 

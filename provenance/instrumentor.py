@@ -18,13 +18,17 @@ SHELLS: Final = (
     ("grpc", "provenance.grpc.aio_client", "client_patches"),
     ("grpc", "provenance.grpc.aio_server", "server_patches"),
     ("httpcore", "provenance.http.client", "client_patches"),
+    ("urllib3", "provenance.http.urllib3", "client_patches"),
+    ("aiohttp", "provenance.http.aiohttp", "client_patches"),
     ("starlette", "provenance.http.starlette", "server_patches"),
+    ("flask", "provenance.http.flask", "server_patches"),
+    ("django", "provenance.http.django", "server_patches"),
 )
 """Framework, the module of its shell, and the function there that returns its patches."""
 
 
 class ProvenanceInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # as above
-    """Stamps on gRPC, httpx and Starlette or FastAPI calls, before or after OpenTelemetry's own instrumentors."""
+    """Stamps on the calls of every framework that `SHELLS` names, before or after OpenTelemetry's own instrumentors."""
 
     _patches: tuple[Patch, ...] = ()
 

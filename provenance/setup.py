@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,12 @@ INSTRUMENTORS: Final[tuple[tuple[str, str, str, dict[str, Any]], ...]] = (
     ("grpc", "opentelemetry.instrumentation.grpc", "GrpcInstrumentorServer", {}),
     ("grpc", "opentelemetry.instrumentation.grpc", "GrpcAioInstrumentorClient", {}),
     ("grpc", "opentelemetry.instrumentation.grpc", "GrpcAioInstrumentorServer", {}),
+    ("flask", "opentelemetry.instrumentation.flask", "FlaskInstrumentor", {}),
+    ("django", "opentelemetry.instrumentation.django", "DjangoInstrumentor", {}),
     ("httpx", "opentelemetry.instrumentation.httpx", "HTTPXClientInstrumentor", {}),
+    ("requests", "opentelemetry.instrumentation.requests", "RequestsInstrumentor", {}),
+    ("urllib3", "opentelemetry.instrumentation.urllib3", "URLLib3Instrumentor", {}),
+    ("aiohttp", "opentelemetry.instrumentation.aiohttp_client", "AioHttpClientInstrumentor", {}),
 )
 """Framework, the package that instruments it, its instrumentor, and what `instrument()` tells it."""
 
@@ -203,6 +209,8 @@ def _protocol_of(endpoint: str) -> str:
 def _activate(framework: str, module: str, name: str, options: Mapping[str, Any]) -> None:
     if find_spec(framework) is None or not _is_installed(module):
         return
+    if framework == "django" and not _django_has_settings():
+        return
     try:
         instrumentor_class = getattr(importlib.import_module(module), name)
         # Not by making one to ask it: the constructor of gRPC's resets the hooks of the one that is active.
@@ -211,6 +219,12 @@ def _activate(framework: str, module: str, name: str, options: Mapping[str, Any]
             instrumentor_class().instrument(**options)
     except Exception as error:  # noqa: BLE001  (a broken framework must not keep its host from starting)
         report(f"{module}.{name}", error)
+
+
+def _django_has_settings() -> bool:
+    """Whether Django knows its settings: OpenTelemetry's instrumentor would make empty ones, which nobody can undo."""
+    conf = sys.modules.get("django.conf")
+    return bool(os.environ.get("DJANGO_SETTINGS_MODULE")) or (conf is not None and bool(conf.settings.configured))
 
 
 def _is_installed(module: str) -> bool:

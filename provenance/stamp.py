@@ -33,6 +33,7 @@ MAC_BYTES: Final = (32, 64)
 
 _T = TypeVar("_T", int, str, bytes)
 _MAX_INTEGER: Final = 999_999_999_999_999  # RFC 9651 section 3.3.1
+_AUTHORITY: Final = re.compile(r"https?://[^/?#]*")
 _RENDERED: Final = re.compile(
     r'v=1, kid="([A-Za-z0-9_./:@-]{1,255})", t=([0-9]{1,15}), n=:([A-Za-z0-9+/]{16}):'
     r"(?:, s=:([A-Za-z0-9+/]{10}[AEIMQUYcgkosw048]=):)?"
@@ -157,8 +158,11 @@ def text_hash(stamp: Stamp, seen: Seen) -> bytes:
 def canonical_target(target: str) -> str:
     """Path and query in the one form in which both sides can know them: a WSGI server tells the path without its escapes.
 
-    `/a%2Fb` and `/a/b` are one target here, and `/` is what an empty path is sent as; the query stays as it is.
+    `/a%2Fb` and `/a/b` are one target here, and `/` is what an empty path is sent as; the query stays as it is. A proxy is
+    asked for a whole URL, and asks the server for its path.
     """
+    if target.startswith(("http://", "https://")):
+        target = _AUTHORITY.sub("", target, count=1)
     path, mark, query = target.partition("?")
     return (quote(unquote_to_bytes(path)) or "/") + mark + query
 

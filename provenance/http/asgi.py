@@ -30,9 +30,9 @@ from provenance.http.messages import (
     Send,
     combined_headers,
     has_no_body,
+    request_attributes,
     target_of,
 )
-from provenance.incoming import incoming_attributes
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.server"
@@ -47,7 +47,7 @@ FLUSH_SECONDS: Final = 5.0
 """How long the end of a lifespan waits for the last spans: orchestrators commonly kill after 10 to 30."""
 
 # An application that is called in-process, by another's handler, must not write on that other one's span.
-_watched: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
+watched_span: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
 
 
 class ProvenanceMiddleware:
@@ -79,7 +79,7 @@ async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, is_
     with Contained(PLACE):
         headers = combined_headers(scope["headers"])
         span = own_span(SpanKind.SERVER, FOREIGN_TO_HTTP)
-        if span is not None and span is not _watched.get():
+        if span is not None and span is not watched_span.get():
             request = WatchedRequest(span, scope, headers)
     if guard is not None and (request is not None or is_last):
         # Inside the span, if there is to be one: what is refused is evidence too.
@@ -143,11 +143,11 @@ async def _watch(request: "WatchedRequest", app: ASGIApp, scope: Scope, receive:
         await send(message)
 
     scope[SEEN] = True
-    token = _watched.set(request.span)
+    token = watched_span.set(request.span)
     try:
         await app(scope, watched_receive, watched_send)
     finally:
-        _watched.reset(token)
+        watched_span.reset(token)
         with Contained(PLACE):
             request.finish()
 
@@ -195,14 +195,11 @@ class WatchedRequest:
             add_attributes(self.span, self._attributes(), socket_attributes(tuple(self._scope.get("client") or ())))
 
     def _attributes(self) -> dict[str, str | int]:
-        method = self._scope.get("method", "")
-        attributes = incoming_attributes(
+        sent = 0 if self._sent_bytes is not None and self._scope.get("method") == "HEAD" else self._sent_bytes
+        return request_attributes(
             self._headers,
-            method=method,
+            self._running if self._complete else None,
+            sent,
+            method=self._scope.get("method", ""),
             target=target_of(self._scope),
-            hash_hex=self._running.hexdigest() if self._complete else None,
-            size=self._running.size,
         )
-        if self._sent_bytes is not None:
-            attributes[names.RESPONSE_SIZE] = 0 if method == "HEAD" else self._sent_bytes
-        return attributes

@@ -20,8 +20,9 @@ from opentelemetry.trace import SpanKind
 
 from provenance import names
 from provenance.addresses import socket_attributes
-from provenance.digest import RunningHash, request_hash
+from provenance.digest import request_hash
 from provenance.faults import Contained
+from provenance.http.passing import PassingHash, response_size
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
@@ -29,7 +30,6 @@ from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own
 PLACE: Final = "http.client"
 
 _DEFAULT_PORTS: Final = {b"http": 80, b"https": 443, b"ws": 80, b"wss": 443}
-_NO_BODY_STATUSES: Final = frozenset({204, 304})
 
 _ByteStream: Final[Any] = type(httpcore.Request("GET", "http://localhost", content=b"").stream)  # it is not exported
 
@@ -68,7 +68,7 @@ def _wrap_handle_async_request(original: Callable[..., Awaitable[Any]], patch: P
     return handle_async_request
 
 
-class HashedStream:
+class HashedStream(PassingHash):
     """A body that passes through, hashed on its way; the hash is there once its last piece went by.
 
     Sync or async as the pool that sends it, because a stream may be both: httpx's multipart is. Whatever else the stream
@@ -76,45 +76,29 @@ class HashedStream:
     """
 
     def __init__(self, stream: Any) -> None:
+        super().__init__(PLACE)
         self._stream = stream
-        self._running = RunningHash()
-        self._intact = True
-        self.complete: RunningHash | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _begin(self) -> None:
-        """Anew each time: a request that met a closed connection is sent again."""
-        self._running, self._intact, self.complete = RunningHash(), True, None
-
-    def _take(self, piece: bytes) -> None:
-        intact, self._intact = self._intact, False  # a piece that cannot be hashed leaves a hash of something else
-        with Contained(PLACE):
-            self._running.update(piece)
-            self._intact = intact
-
-    def _end(self) -> None:
-        if self._intact:
-            self.complete = self._running
-
 
 class _SyncHashedStream(HashedStream):
     def __iter__(self) -> Iterator[bytes]:
-        self._begin()
+        self.begin()
         for piece in self._stream:
-            self._take(piece)
+            self.take(piece)
             yield piece
-        self._end()
+        self.end()
 
 
 class _AsyncHashedStream(HashedStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        self._begin()
+        self.begin()
         async for piece in self._stream:
-            self._take(piece)
+            self.take(piece)
             yield piece
-        self._end()
+        self.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +168,8 @@ def _describe(sent: _Sent, response: httpcore.Response) -> None:
 
 
 def _response_size(request: httpcore.Request, response: httpcore.Response) -> int | None:
-    """By the response's own word, since the span ends before its body is read; None if it does not say."""
-    if request.method == b"HEAD" or response.status in _NO_BODY_STATUSES:
-        return 0
-    length = next((value for key, value in response.headers if _is(key, "content-length")), b"")
-    return int(length) if length.isdigit() else None
+    length = next((value.decode("latin-1") for key, value in response.headers if _is(key, "content-length")), None)
+    return response_size(request.method.decode("latin-1"), response.status, length)
 
 
 def _known_body(stream: Any) -> bytes | None:

@@ -1,8 +1,12 @@
-"""What ASGI's shells share: its types, and what a request says of itself. Pure."""
+"""What the shells of HTTP servers share: ASGI's types, and what a request says of itself. Pure."""
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import quote
+
+from provenance import names
+from provenance.digest import RunningHash
+from provenance.incoming import incoming_attributes
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -16,6 +20,20 @@ def target_of(scope: Scope) -> str:
     path = scope.get("raw_path") or quote(scope.get("path", "")).encode()
     query = scope.get("query_string") or b""
     return (path + b"?" + query if query else path).decode("latin-1")
+
+
+def request_attributes(
+    headers: dict[str, str], body: RunningHash | None, response_size: int | None, *, method: str, target: str
+) -> dict[str, str | int]:
+    """What a server's span says of a request; `body` is None where it was not read to its end."""
+    attributes = incoming_attributes(
+        headers,
+        method=method,
+        target=target,
+        hash_hex=None if body is None else body.hexdigest(),
+        size=0 if body is None else body.size,
+    )
+    return attributes if response_size is None else attributes | {names.RESPONSE_SIZE: response_size}
 
 
 def has_no_body(http_version: str, headers: dict[str, str]) -> bool:
