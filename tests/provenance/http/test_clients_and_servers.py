@@ -434,6 +434,46 @@ def test_a_request_without_a_handler_is_described_too(open_shop: Any, spans: Any
     assert spans.server()["provenance.stamp.status"] == "unsigned"
 
 
+@pytest.mark.parametrize("server", ["starlette", "flask", "django"])
+def test_a_streamed_response_is_counted_where_the_span_sees_its_end(
+    open_shop: Any, spans: Any, no_faults: None, server: str
+) -> None:
+    shop = open_shop("urllib3", server)
+    answer = send_urllib3("GET", f"{shop.url}/stream")
+
+    assert answer.content == b"0123456789" * 3
+    assert spans.server().get("provenance.response.size") == (30 if server == "starlette" else None)
+
+
+def test_a_flask_called_in_process_does_not_write_on_the_span_of_the_request_around_it(
+    activate: Any, spans: Any, no_faults: None, serve_wsgi: Any
+) -> None:
+    activate(FlaskInstrumentor())
+    inner = flask.app.Flask("inner")  # nobody instruments this one
+    inner.add_url_rule("/", view_func=lambda: flask.request.get_data() + b"!", methods=["POST"])
+    outer = flask.Flask("outer")
+
+    @outer.post("/")
+    def call() -> bytes:
+        return bytes(inner.test_client().post("/", data=b"something else").data)
+
+    assert send_urllib3("POST", serve_wsgi(outer), body=BODY).content == b"something else!"
+    assert "provenance.request.hash" not in spans.server(), "the outer one was not read"
+
+
+def test_a_call_that_is_not_sampled_is_stamped(
+    open_shop: Any, spans: Any, no_faults: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+    monkeypatch.setattr(trace.get_tracer_provider(), "sampler", ALWAYS_OFF)
+    shop = open_shop("requests, doubly", "flask")
+    send_requests("POST", f"{shop.url}/buy", data=BODY)
+
+    assert parse(shop.seen.headers["provenance"]).kid == "checkout"
+    assert shop.seen.headers["content-digest"] == render_content_digest(HASH)
+
+
 # --- requests that meet a closed connection ------------------------------------------------------------------------
 
 
