@@ -208,8 +208,10 @@ class WatchedInput:
     def _reading_into(self, readinto: Callable[[Any], int | None]) -> Callable[[Any], int | None]:
         def watched_readinto(buffer: Any) -> int | None:
             count = readinto(buffer)
+            piece = b""
             with Contained(PLACE):
-                self._took(bytes(memoryview(buffer)[: count or 0]), (len(buffer) if count is not None else 0,))
+                piece = bytes(memoryview(buffer)[: count or 0])
+            self._took(piece, (len(buffer) if count is not None else 0,))
             return count
 
         return watched_readinto

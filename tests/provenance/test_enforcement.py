@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from provenance.enforcement import (
     guard_of,
 )
 from provenance.http.asgi import ProvenanceMiddleware
+from provenance.http.wsgi import ProvenanceWSGIMiddleware
 from provenance.instrumentor import ProvenanceInstrumentor
 from provenance.keys import HMAC, KeySet, new_key, render_key_set
 from provenance.outgoing import Request, stamp_call
@@ -297,3 +299,66 @@ def test_the_end_of_an_altered_body_never_arrives(guarded: None, answers_first: 
 def test_in_observe_mode_nothing_is_refused() -> None:
     app = Application()
     assert [m.get("status") for m in ask(app, {}, BODY)] == [200, None]
+
+
+# --- WSGI, and the frameworks -----------------------------------------------------------------------------------------------
+
+
+def ask_wsgi(app: Any, sent: dict[str, str], body: bytes) -> tuple[str, bytes]:
+    """The status and the body of an answer over WSGI."""
+    statuses: list[str] = []
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": "POST",
+        "SCRIPT_NAME": "",
+        "PATH_INFO": "/pay",
+        "QUERY_STRING": "to=ann",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_NAME": "shop",
+        "SERVER_PORT": "80",
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.errors": io.StringIO(),
+        "wsgi.url_scheme": "http",
+    }
+    environ |= {f"HTTP_{key.upper().replace('-', '_')}": value for key, value in sent.items()}
+
+    def start_response(status: str, _headers: Any, _error: Any = None) -> Any:
+        statuses.append(status)
+        return lambda _: None
+
+    answered = b"".join(app(environ, start_response))
+    return statuses[-1], answered
+
+
+def reads_all(environ: Any, start_response: Any) -> list[bytes]:
+    read = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+    start_response("200 OK", [])
+    return [read]
+
+
+def flask_application() -> Any:
+    flask = pytest.importorskip("flask")
+    app = flask.Flask("shop")
+
+    @app.post("/pay")
+    def pay() -> bytes:
+        data: bytes = flask.request.get_data()
+        return data
+
+    return app
+
+
+@pytest.mark.parametrize("make", [lambda: ProvenanceWSGIMiddleware(reads_all), flask_application])
+def test_a_wsgi_application_is_asked_what_is_proven_and_nothing_else(
+    guarded: None, make: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    ProvenanceInstrumentor().instrument()
+    try:
+        app = make()
+        assert ask_wsgi(app, headers(), BODY) == ("200 OK", BODY)
+        assert ask_wsgi(app, {}, BODY) == ("401 Unauthorized", f"{NO_STAMP}\n".encode())
+        status, answered = ask_wsgi(app, headers(nonce=2), BODY[:-1] + b"!")
+        assert status.startswith(("401", "400", "500"))
+        assert BODY[:-1] + b"!" not in answered
+    finally:
+        ProvenanceInstrumentor().uninstrument()

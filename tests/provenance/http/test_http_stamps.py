@@ -649,7 +649,7 @@ def test_when_a_request_has_no_body_for_certain(version: str, headers: dict[str,
         (server_shell, server_shell, "combined_headers"),
         (server_shell, server_shell.WatchedRequest, "received"),
         (server_shell, server_shell.WatchedRequest, "sending"),
-        (server_shell, server_shell, "incoming_attributes"),
+        (server_shell, server_shell, "request_attributes"),
     ],
 )
 def test_a_broken_middleware_never_breaks_a_call(
