@@ -42,6 +42,10 @@ MAX_QUEUED_BYTES: Final = 20 * 1024 * 1024
 MAX_INSERT_BYTES: Final = 8 * 1024 * 1024
 """One INSERT takes at most this much of the queue, so that the queue drains, and is freed, in steps."""
 
+ENOUGH_BYTES: Final = 4 * 1024 * 1024
+"""It waits for so much, as long as it may: of small requests, many small ones take three times as long. Not for more, or the queue is
+full before it begins."""
+
 LINGER_SECONDS: Final = 0.5
 RETRY_SECONDS: Final = 1.0
 
@@ -76,6 +80,7 @@ class _Request:
     size_bytes: int
     position: Position | None
     done: Future[None] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,7 @@ class Writer:
         self._broken: str | None = None
         self._commits = 0
         self._rows_since_open = 0
+        self._waiting_for_room = 0
         self._requests = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
@@ -184,7 +190,13 @@ class Writer:
         """Queue what the journal holds up to `position`, after waiting for room."""
         request = _request(parts, position)
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over() or self._has_room(request.size_bytes))
+            self._waiting_for_room += 1
+            try:
+                if not self._has_room(request.size_bytes):
+                    self._changed.notify_all()
+                self._changed.wait_for(lambda: self._is_over() or self._has_room(request.size_bytes))
+            finally:
+                self._waiting_for_room -= 1
             self._refuse_if_over()
             self._enqueue(request)
 
@@ -264,6 +276,11 @@ class Writer:
         with self._changed:
             due_in = self._chores.due_in() if self._transaction is None else self._due_at() - time.monotonic()
             self._changed.wait_for(lambda: self._queue or self._closing, timeout=due_in)
+            if self._queue:
+                patience = self._queue[0].arrived + self._linger_seconds - time.monotonic()
+                if self._transaction is not None:
+                    patience = min(patience, self._due_at() - time.monotonic())
+                self._changed.wait_for(self._has_enough, timeout=max(0.0, patience))
             arrived: list[_Request] = []
             size = 0
             while self._queue and (not arrived or size + self._queue[0].size_bytes <= MAX_INSERT_BYTES):
@@ -272,6 +289,15 @@ class Writer:
         given_up = [r for r in arrived if r.position is None and not r.done.set_running_or_notify_cancel()]
         self._forget(given_up)
         return [request for request in arrived if request not in given_up]
+
+    def _has_enough(self) -> bool:
+        """Whether the next INSERT is worth its while, or somebody waits for it."""
+        return (
+            self._closing
+            or self._waiting_for_room > 0
+            or any(request.position is None for request in self._queue)
+            or sum(request.size_bytes for request in self._queue) >= ENOUGH_BYTES
+        )
 
     def _due_at(self) -> float:
         transaction = self._transaction
@@ -291,7 +317,8 @@ class Writer:
     def _insert(self, requests: Sequence[_Request]) -> None:
         begun = time.monotonic()
         if self._transaction is None:
-            self._transaction = _Transaction(begun, list(requests))
+            # It lingers from the arrival of its first row.
+            self._transaction = _Transaction(min(request.arrived for request in requests), list(requests))
             self._cursor.begin()
         else:
             self._transaction.requests += requests

@@ -11,7 +11,7 @@ that takes its requests by `context.read()` leaves no request hash: the context 
 import functools
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -21,7 +21,8 @@ from provenance.context import serving
 from provenance.enforcement import NOT_PROVEN, current_guard
 from provenance.faults import Contained
 from provenance.grpc import server as sync
-from provenance.grpc.incoming import PLACE, IncomingCall, is_opentelemetry, observed, only_opentelemetry
+from provenance.grpc.aio_threads import on_a_thread
+from provenance.grpc.incoming import PLACE, IncomingCall, Observe, is_opentelemetry, observed, only_opentelemetry
 from provenance.patching import Patch
 
 _HANDLERS = "_provenance_handlers"
@@ -46,7 +47,7 @@ def _wrap_init(original: Callable[..., None], patch: Patch) -> Callable[..., Non
         if patch.active:
             with Contained(PLACE):
                 interceptors = None if interceptors is None else tuple(interceptors)
-                handlers = _Handlers(patch, interceptors or ())
+                handlers = _Handlers(patch, interceptors or (), thread_pool)
                 setattr(server, _HANDLERS, handlers)
                 generic_handlers = [handlers, *map(handlers.of, generic_handlers or ())]
         original(server, thread_pool, generic_handlers, interceptors, *args, **kwargs)
@@ -78,12 +79,12 @@ def _wrap_add_registered(original: Callable[..., None], _patch: Patch) -> Callab
 class _Handlers:
     """The handlers of one server; as a generic handler, those that were registered."""
 
-    def __init__(self, patch: Patch, interceptors: Collection[object]) -> None:
+    def __init__(self, patch: Patch, interceptors: Collection[object], thread_pool: Any) -> None:
         self._patch = patch
         self._may_serialise_early = only_opentelemetry(interceptors)
-        # OpenTelemetry's interceptor iterates over whatever answers with a stream (its issue 3066); what writes its responses
-        # itself then fails, unless it is an iterator, of nothing.
-        self._observe = _observe_as_iterator if any(map(is_opentelemetry, interceptors)) else _observe
+        self._observe: Observe = _observe
+        if any(map(is_opentelemetry, interceptors)):
+            self._observe = functools.partial(_beneath_opentelemetry, thread_pool=thread_pool)
         self.registered: dict[str, Any] = {}
 
     def of(self, generic: Any) -> "_Generic":
@@ -158,12 +159,36 @@ def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) ->
         return many_responses
     if inspect.iscoroutinefunction(behaviour):
         return written_responses if handler.response_streaming else one_response
-    return sync.observe(handler, behaviour, call)  # gRPC runs it on a thread
+    plain = sync.observe(handler, behaviour, call)
+    return _lazily(plain) if handler.response_streaming else plain
 
 
-def _observe_as_iterator(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) -> Callable[..., Any]:
-    """The same; a coroutine that writes its responses becomes an asynchronous generator without any."""
+def _lazily(behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    """GRPC iterates over it on a thread, but calls it on the event loop's, where a refusal could not be waited for."""
+
+    @functools.wraps(behaviour)
+    def responses(request: Any, context: Any) -> Iterator[Any]:
+        yield from behaviour(request, context)
+
+    return responses
+
+
+def _beneath_opentelemetry(
+    handler: Any, behaviour: Callable[..., Any], call: IncomingCall, *, thread_pool: Any
+) -> Callable[..., Any]:
+    """The same, of the kinds that OpenTelemetry's interceptor can call: a coroutine, or an asynchronous generator.
+
+    It awaits, or iterates over, whatever it calls (its issue 3066): a coroutine that writes its responses becomes an iterator
+    of none, and a plain function is run on a thread.
+    """
     ours = _observe(handler, behaviour, call)
+    if not inspect.isasyncgenfunction(ours) and not inspect.iscoroutinefunction(ours):
+        return on_a_thread(
+            ours,
+            thread_pool,
+            streams_requests=handler.request_streaming,
+            streams_responses=handler.response_streaming,
+        )
     if not handler.response_streaming or not inspect.iscoroutinefunction(ours):
         return ours
 

@@ -168,6 +168,7 @@ SERVERS: dict[str, Callable[..., tuple[Running, Callable[[], object]]]] = {
     "sync": lambda **options: serve_sync(SyncServicer(), **options),
     "aio": lambda **options: serve_aio(AioServicer(), **options),
     "aio, writing": lambda **options: serve_aio(WritingServicer(), **options),
+    "aio, plain functions": lambda **options: serve_aio(SyncServicer(), **options),
 }
 
 
