@@ -8,10 +8,10 @@ JOBS ?= auto
 CODE := provenance collector tui tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check benchtest campaign crash attack bench soak format lock picture clean
+.PHONY: help setup demo test lint check benchtest campaign crash attack stamp-attacks bench soak format lock picture clean
 
 help:  ## this text
-	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-9s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ARGS="--headless --format json" are handed on: make demo ARGS="…", make test ARGS="-k stamp"'
 
 setup: $(READY)  ## make .venv with exactly the versions of requirements.lock
@@ -49,6 +49,9 @@ crash: $(READY)  ## kill -9 a collector 100 times under load: nothing acknowledg
 attack: $(READY)  ## everything hostile that we know, against a collector in use
 	@$(BIN)/python -m tests.campaigns.attack --out attack.json $(ARGS)
 
+stamp-attacks: $(READY)  ## somebody between two services: 100,000 calls, and what `provenance verify` tells of each
+	@$(BIN)/python -m tests.campaigns.stamps --out stamps.json $(ARGS)
+
 bench: $(READY)  ## the benchmarks, as JSON in bench.json
 	@$(BIN)/python tests/benchmarks/run.py --out bench.json $(ARGS)
 
@@ -70,4 +73,4 @@ lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json snapshot_report.html
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json stamps.json snapshot_report.html

@@ -29,6 +29,7 @@ class KeyFile:
         self._look_at = 0.0
         self._signing: dict[str, Key | None] = {}
         self.keys = KeySet({})
+        self._look()  # now, or calls that begin while the first of them reads it would go unsigned
 
     def signing_key(self, service: str) -> Key | None:
         """The newest key of this service; None where the file has none."""

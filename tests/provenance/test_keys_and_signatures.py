@@ -3,7 +3,9 @@
 import hmac
 import json
 import os
+import threading
 import time
+from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,6 +260,20 @@ def test_a_file_that_changes_is_read_again_and_a_broken_one_changes_nothing(
     write(path, 1, 2, 3)
     assert kid_now(keys) == "checkout/3"
     faults.reset()
+
+
+def test_the_very_first_calls_are_signed_however_many_begin_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    write(path, 1)
+    for _ in range(20):
+        keys, begin = signing.KeyFile(path), threading.Barrier(8)
+
+        def first(keys: signing.KeyFile = keys, begin: threading.Barrier = begin) -> object:
+            begin.wait()
+            return keys.signing_key("checkout")
+
+        with futures.ThreadPoolExecutor(8) as pool:
+            assert None not in [each.result() for each in [pool.submit(first) for _ in range(8)]]
 
 
 def test_a_file_is_looked_at_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
