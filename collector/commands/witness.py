@@ -163,10 +163,8 @@ def parse_proxy(text: str) -> Proxy:
     """A known mesh, or the proxy's ports: `15001/15006`, several of them with commas. Raises ConfigError."""
     if text in PROXIES:
         return PROXIES[text]
-    outbound, slash, inbound = text.partition("/")
+    outbound, _, inbound = text.partition("/")  # without a slash there is no port after it, which is refused
     try:
-        if not slash:
-            raise ValueError
         proxy = Proxy(_ports(outbound), _ports(inbound))
     except ValueError as e:
         known = ", ".join(PROXIES)
@@ -221,7 +219,7 @@ class Eyes:
         return Look(self._clock(), first, second, time_wait)
 
     def now(self) -> int:
-        """ns since the Unix epoch."""
+        """Nanoseconds since the Unix epoch."""
         return self._clock()
 
     def _dump(self) -> Snapshot:
@@ -290,8 +288,8 @@ class _Rhythm:
         return now - self.last >= (NEWS_EVERY_S if has_news else WATCH_EVERY_S)
 
 
-def _run(options: Options, eyes: Eyes, stop: threading.Event, deliver: Callable[[Report | None, bool], None]) -> None:
-    """Look, report, wait; `deliver` gets each report, None where there is none, and whether it is the last."""
+def _run(options: Options, eyes: Eyes, stop: threading.Event, deliver: Callable[[Report | None], None]) -> Report:
+    """Look, report, wait; `deliver` gets each report, None where none is due; returns what there is to say at the end."""
     watch = Watch(options.identity, options.proxy, interval_ns=int(options.interval_s * NS_PER_S))
     rhythm = _Rhythm(time.monotonic())
     due = time.monotonic()
@@ -301,10 +299,10 @@ def _run(options: Options, eyes: Eyes, stop: threading.Event, deliver: Callable[
         report = None
         if rhythm.is_due(now, has_news=watch.has_news):
             report, rhythm.last = _report(watch, eyes), now
-        deliver(report, False)
+        deliver(report)
         due = max(due + options.interval_s, time.monotonic())
         stop.wait(due - time.monotonic())
-    deliver(_report(watch, eyes), True)
+    return _report(watch, eyes)
 
 
 def _report(watch: Watch, eyes: Eyes) -> Report:
@@ -319,17 +317,18 @@ def _watch_to_collector(options: Options, eyes: Eyes, stop: threading.Event) -> 
     outbox = Outbox(sender.post)
     told = ""
 
-    def deliver(report: Report | None, is_last: bool) -> None:
+    def deliver(report: Report | None) -> None:
         nonlocal told
         if report is not None:
             outbox.put(report)
-        outbox.deliver(time.monotonic(), is_last=is_last)
+        outbox.deliver(time.monotonic())
         if outbox.complaint != told:
             told = outbox.complaint
             complain("witness", escape(told) if told else f"reports are delivered again; {outbox.lost} were lost")
 
     try:
-        _run(options, eyes, stop, deliver)
+        outbox.put(_run(options, eyes, stop, deliver))
+        outbox.deliver(time.monotonic(), is_last=True)
     finally:
         sender.close()
     if outbox.lost:
@@ -348,9 +347,9 @@ def _watch_into(options: Options, eyes: Eyes, stop: threading.Event) -> int:
     assert options.into is not None  # noqa: S101 - the caller asked
     with Store.open(options.into) as store, Writer(store) as writer:
 
-        def deliver(report: Report | None, _is_last: bool) -> None:
+        def deliver(report: Report | None) -> None:
             if report is not None:
                 writer.append(decoded(report).batches).result()
 
-        _run(options, eyes, stop, deliver)
+        deliver(_run(options, eyes, stop, deliver))
     return 0

@@ -113,10 +113,7 @@ class SocketReports:
         try:
             # A timeout must not cancel the writer's future: its rows may be in the next commit.
             committed = asyncio.wrap_future(self._writer.append(batches))
-            done, _ = await asyncio.wait([committed], timeout=self._commit_timeout_s)
-            if not done:
-                raise TimeoutError
-            committed.result()
+            await asyncio.wait_for(asyncio.shield(committed), self._commit_timeout_s)
         except (StoreError, CancelledError, TimeoutError) as e:
             raise _later(store_failure(e), "store_failed") from e
 

@@ -36,6 +36,7 @@ _UNSUPPORTED: Final = frozenset({errno.ENOENT, errno.EPROTONOSUPPORT, errno.EAFN
 """The kernel has no dump of that family or protocol: there are no such sockets, or only /proc tells."""
 
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+PROTOCOLS: Final[tuple[Transport, ...]] = ("tcp", "udp")
 
 
 class NetlinkTable:
@@ -49,11 +50,8 @@ class NetlinkTable:
 
     def live(self) -> list[Socket]:
         """Every socket but those in TIME_WAIT; connected and bound UDP sockets too."""
-        sockets = []
-        for protocol in ("tcp", "udp"):
-            for family in FAMILIES:
-                sockets += self._dump(family, protocol, EVERY_STATE & ~TIME_WAIT_BIT, None)
-        return sockets
+        states = EVERY_STATE & ~TIME_WAIT_BIT
+        return [s for protocol in PROTOCOLS for family in FAMILIES for s in self._dump(family, protocol, states, None)]
 
     def time_wait(self) -> list[Socket]:
         """The TCP sockets in TIME_WAIT that the last call did not have: of ten thousand, most stay for a minute."""

@@ -66,8 +66,9 @@ def decode_report(payload: bytes, *, received_unix_nano: int) -> Decoded:
         raise DecodeError(f"a report of sockets is JSON: {type(e).__name__}") from e
     try:
         report = _fields(document, "a report")
+        source = _text(report, "source")
         own = {
-            "source": _text(report, "source"),
+            "source": source,
             "service_name": _text(report, "service_name"),
             "service_instance_id": _optional_text(report, "service_instance_id"),
             "received_unix_nano": received_unix_nano,
@@ -84,7 +85,7 @@ def decode_report(payload: bytes, *, received_unix_nano: int) -> Decoded:
     batches = {"socket_watches": _batch("socket_watches", [watch | own])}
     if rows:
         batches["sockets"] = _batch("sockets", [row | own for row in rows])
-    return Decoded(batches, own["source"], rejected)
+    return Decoded(batches, source, rejected)
 
 
 def _rows(sockets: list[Any]) -> tuple[list[dict[str, Any]], Counter[str]]:
