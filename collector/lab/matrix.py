@@ -1,0 +1,148 @@
+"""What can be proven with which witnesses: the detectors on copies of the evidence, graded against what really happened.
+
+A verdict is graded by call (trace id), a socket's capture by connection (addresses and ports). Three outcomes of a verdict: `meshed`,
+`bypassed`, `unknown`; a call that no witness knows is `unseen`.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+
+from collector.client import open_source
+from collector.forensics.tables import Query, Window, compile_sql
+from collector.forensics.verdicts import judged_calls
+from collector.lab.plan import WAYS
+from collector.store.database import Store
+
+WITNESSES: Final[dict[str, tuple[str, ...]]] = {
+    "spans only": ("proxy_records", "flows", "sockets", "socket_watches"),
+    "spans + access logs": ("flows", "sockets", "socket_watches"),
+    "spans + sockets": ("proxy_records", "flows"),
+    "all": (),
+}
+"""Each set of witnesses, and the tables that are emptied for it."""
+
+VERDICTS: Final = ("bypassed", "meshed", "unknown", "unseen")
+CAPTURES: Final = ("bypassed", "captured", "not_mesh", "undecided", "unseen")
+
+_SOCKETS: Final = """\
+SELECT local_address || ':' || local_port AS near, remote_address || ':' || remote_port AS far, capture, direction,
+  service_name, first_seen_unix_nano, last_seen_unix_nano
+FROM sockets WHERE remote_port IS NOT NULL"""
+
+Truth = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The lab's result.
+
+    Attributes:
+        calls: Columns witnesses, way, calls, and one a verdict.
+        connections: Columns way, side (caller, callee), connections, and one a capture.
+        failed: Calls of the script that got no answer, by reason.
+    """
+
+    calls: pl.DataFrame
+    connections: pl.DataFrame
+    failed: Mapping[str, int]
+
+    def document(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "calls": self.calls.to_dicts(),
+            "connections": self.connections.to_dicts(),
+            "failed": dict(self.failed),
+            "accused": self.accused,
+            "missed": self.missed,
+        }
+
+    @property
+    def accused(self) -> int:
+        """Clean calls that were called bypassed, with any set of witnesses: there must be none."""
+        clean = self.calls.filter(pl.col("way") == "clean")
+        return int(clean["bypassed"].sum())
+
+    @property
+    def missed(self) -> int:
+        """Bypassing calls that were called meshed although all witnesses were there."""
+        every = self.calls.filter((pl.col("witnesses") == "all") & pl.col("way").is_in(BYPASSES))
+        return int(every["meshed"].sum())
+
+
+BYPASSES: Final = ("excluded_port", "excluded_ip_range", "proxy_uid", "plaintext", "forged_xfcc")
+"""The ways on which a sidecar that exists, or should, is passed by. `direct_pod_ip` goes through both; `no_sidecar` through one."""
+
+
+def grade(database: Path, truth: Truth, work: Path) -> Result:
+    """Grade every set of witnesses on a copy of its own in `work`."""
+    answered = [t for t in truth if t["error"] is None]
+    failed = Counter(str(t["error"]) for t in truth if t["error"] is not None)
+    frames = [_calls(name, _verdicts(database, emptied, work), answered) for name, emptied in WITNESSES.items()]
+    with closing(open_source(str(database))) as source:
+        connections = _connections(source.query(_SOCKETS), answered)
+    return Result(pl.concat(frames), connections, failed)
+
+
+def _verdicts(database: Path, emptied: Sequence[str], work: Path) -> dict[str, str]:
+    """Trace id to verdict, with some tables emptied."""
+    copy = work / "copy.duckdb"
+    shutil.copyfile(database, copy)
+    try:
+        with Store.open(copy) as store, closing(store.cursor()) as cursor:
+            for table in emptied:
+                cursor.execute(f"DELETE FROM {table}")
+        with closing(open_source(str(copy))) as source:
+            return verdicts_of(source.query)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def verdicts_of(query: Query) -> dict[str, str]:
+    """Each answered call's verdict by trace id."""
+    judged = judged_calls(Window())
+    frame = query(compile_sql(judged.select(trace=judged.trace_id.cast("string"), verdict=judged.verdict)))
+    return {trace.replace("-", ""): verdict for trace, verdict in frame.iter_rows()}
+
+
+def _calls(name: str, verdicts: Mapping[str, str], truth: Truth) -> pl.DataFrame:
+    counts: Counter[tuple[str, str]] = Counter(
+        (t["way"], verdicts.get(t["trace_id"] or "", "unseen")) for t in truth if t["way"] in WAYS
+    )
+    rows = []
+    for way in WAYS:
+        own = {verdict: counts[way, verdict] for verdict in VERDICTS}
+        if total := sum(own.values()):
+            rows.append({"witnesses": name, "way": way, "calls": total, **own})
+    return pl.DataFrame(rows)
+
+
+def _connections(sockets: pl.DataFrame, truth: Truth) -> pl.DataFrame:
+    """Of each way's connections, what the caller's and the callee's witness said; one row a way and a side."""
+    dialled: dict[tuple[str, str], str] = {(t["local"], t["remote"]): t["way"] for t in truth if t["local"]}
+    said: dict[tuple[str, str, str], str] = {}
+    for near, far, capture, direction, *_ in sockets.iter_rows():
+        side = "callee" if direction == "inbound" else "caller"
+        ends = (far, near) if side == "callee" else (near, far)
+        if ends in dialled:
+            said[(side, *ends)] = _stronger(said.get((side, *ends)), capture)
+    rows = []
+    for side in ("caller", "callee"):
+        counts = Counter((way, said.get((side, *ends), "unseen")) for ends, way in dialled.items())
+        for way in WAYS:
+            own = {capture: counts[way, capture] for capture in CAPTURES}
+            if total := sum(own.values()):
+                rows.append({"side": side, "way": way, "connections": total, **own})
+    return pl.DataFrame(rows)
+
+
+def _stronger(old: str | None, new: str | None) -> str:
+    """What two rows of one pair of ends say together: a port may be used again."""
+    order = ("unseen", "undecided", "not_mesh", "captured", "bypassed")
+    return max(old or "unseen", new or "undecided", key=order.index)
