@@ -14,6 +14,7 @@ import ibis.expr.types as ir
 
 from collector.forensics.columns import is_error, request_key_of
 from collector.forensics.matching import CLOCK_SLACK_NS, match_records, path_of
+from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window, spans
 
 MAX_PROXY_SPANS: Final = 4
@@ -83,7 +84,7 @@ def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> i
         outbound_record_id, inbound_record_id: the lines of the caller's and the callee's proxy about this call.
         outbound_ambiguous, inbound_ambiguous: no line, but one of the same request id there is nobody else's for certain.
     """
-    answered = _answered(window)
+    answered = staged("answered", _answered(window))
     table = answered.union(_unanswered(window, answered)) if unanswered else answered
     if not records:
         return _without_records(window.of(table))
@@ -192,7 +193,7 @@ def _ancestors(window: Window) -> ir.Table:
 def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
     """The server spans with `cursor` (the first parent that is no proxy span) and proxy_1 to proxy_4 (services passed)."""
     columns = ("parent_span_id", "service_name", "guid_x_request_id")
-    proxies = _once(_spans(window, "proxy", *columns).select(*_KEY, *columns))
+    proxies = staged("proxy_spans", _once(_spans(window, "proxy", *columns).select(*_KEY, *columns)))
     reached = servers.select(*_KEY, cursor=servers.parent_span_id, proxy_request_id=ibis.null("string"))
     for step in range(1, MAX_PROXY_SPANS + 1):
         hop = proxies.select(
@@ -208,12 +209,13 @@ def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
             proxy_request_id=ibis.coalesce(joined.proxy_request_id, joined.hop_request_id),
             **{f"proxy_{step}": joined.hop_service},
         ).drop("hop_trace_id", "hop_span_id", "hop_parent", "hop_service", "hop_request_id")
+    reached = staged("reached", reached)
     return servers.left_join(reached, list(_KEY)).drop("trace_id_right", "span_id_right")
 
 
 def _answered(window: Window) -> ir.Table:
     """The calls that have a server span."""
-    reached = _follow_proxies(_servers(window), window)
+    reached = _follow_proxies(staged("servers", _servers(window)), window)
     ancestors = _ancestors(window)
     table = reached.left_join(
         ancestors,

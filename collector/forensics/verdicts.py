@@ -29,6 +29,7 @@ import ibis.expr.types as ir
 
 from collector.forensics.calls import MARGIN_NS, calls
 from collector.forensics.matching import CLOCK_SLACK_NS, lines
+from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window, spans
 
 Side = Literal["outbound", "inbound"]
@@ -93,9 +94,10 @@ def judge(window: Window, coverage: Coverage | None = None) -> ir.Table:
     (a key of `REASONS`, NULL unless unknown); verdict: bypassed if a proxy missed the call, else meshed if one saw it,
     else unknown.
     """
-    table = calls(window, unanswered=False)
+    table = staged("calls", calls(window, unanswered=False))
     logged = lines(window, 0)
-    units = _with_opaque(_with_id_proof(_sides(table), logged), logged)
+    units = _with_id_proof(staged("sides", _sides(table)), logged)
+    units = staged("units", _with_opaque(staged("units_by_id", units), logged))
     judged = _reasons(units, logged, _covered(units, logged, coverage or Coverage()))
     sides = judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(
         out=judged.reason.max(where=judged.side == "outbound"), into=judged.reason.max(where=judged.side == "inbound")
@@ -390,6 +392,7 @@ def _sampled(units: ir.Table, replicas: ir.Table) -> ir.Table:
     known = units.filter(units.service.notnull() & units.request_key.notnull() & ~units.loopback)
     known = _with_proxy(known, replicas)
     series = _series(known)
+    series = staged("series", series)
     proxies = series.group_by("side", "service", "proxy").agg(
         calls=series.calls.sum(),
         recorded=series.recorded.sum(),
@@ -417,7 +420,7 @@ def _series(known: ir.Table) -> ir.Table:
     not); telling: all of `_WHOLE_FEW` calls are in the log, or `_STRETCH` in a row are and the others are a few or in one place.
     """
     key = ("side", "service", "proxy", "peer", "operation")
-    known = known.select(
+    known = staged("known", known.select(
         *key[:3],
         "recorded",
         "start",
@@ -425,7 +428,7 @@ def _series(known: ir.Table) -> ir.Table:
         "server_span_id",
         peer=known.peer.fill_null(""),
         operation=known.operation.fill_null(""),
-    )
+    ))
     order = [known.start, known.trace_id, known.server_span_id]
     known = known.mutate(
         number=ibis.row_number().over(group_by=key, order_by=order),
@@ -437,6 +440,7 @@ def _series(known: ir.Table) -> ir.Table:
         .over(ibis.window(group_by=key, order_by=known.number, preceding=None, following=0)),
         run=known.number // _RUN,
     )
+    known = staged("runs", known)
     stretches = known.group_by(*key, "stretch").agg(calls=known.count(), recorded=known.recorded.sum())
     longest = stretches.recorded.max()
     table = stretches.group_by(key).agg(
