@@ -78,7 +78,9 @@ def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> i
         client_request_hash, server_request_hash, client_request_bytes, server_request_bytes: as each side saw the request.
         request_id: x-request-id of the server span, else the client's, else a proxy span's.
         request_key, client_request_key: the ids without what Envoy overwrites (`request_key_of`).
-        destination_address, destination_port: as the client dialled.
+        destination_address, destination_port: as the client dialled. peer_address, peer_port: the same as resolved, where known.
+        remote_address, remote_port: the peer as the server saw it; a sidecar's own end where there is one in between.
+        principal: whom the callee's middleware was told that its peer is, by the headers that a proxy sets.
         proxy_spans, proxy_spans_inbound, proxy_spans_outbound: proxy spans between the two; of the callee; of the caller.
         received_unix_nano: when the collector received the server span (without one, the client span).
         outbound_record_id, inbound_record_id: the lines of the caller's and the callee's proxy about this call.
@@ -116,7 +118,11 @@ def _servers(window: Window) -> ir.Table:
         *_NAMED,
         "parent_span_id",
         "user_agent_original",
+        "network_peer_address",
+        "network_peer_port",
+        "client_address",
         "provenance_stamp_status",
+        "provenance_peer_principal",
     )
     table = table.filter(table.kind == "SERVER")
     return _once(
@@ -136,6 +142,11 @@ def _servers(window: Window) -> ir.Table:
             "provenance_request_hash",
             "provenance_request_size",
             "provenance_request_id",
+            "provenance_peer_principal",
+            remote_address=ibis.coalesce(table.network_peer_address, table.client_address),
+            remote_port=ibis.ifelse(
+                table.network_peer_address.notnull(), table.network_peer_port, ibis.null("int64")
+            ),
             server_failed=is_error(table),
             server_path=_path(table),
             server_operation=_operation(table),
@@ -180,6 +191,8 @@ def _ancestors(window: Window) -> ir.Table:
             peer_service=of_client(table.peer_service),
             destination_address=of_client(ibis.coalesce(table.server_address, table.network_peer_address)),
             destination_port=of_client(ibis.coalesce(table.server_port, table.network_peer_port)),
+            peer_address=of_client(ibis.coalesce(table.network_peer_address, table.server_address)),
+            peer_port=of_client(ibis.coalesce(table.network_peer_port, table.server_port)),
             client_stamp_kid=of_client(table.provenance_stamp_kid),
             client_request_hash=of_client(table.provenance_request_hash),
             client_request_bytes=of_client(table.provenance_request_size),
@@ -260,6 +273,9 @@ def _answered(window: Window) -> ir.Table:
         server_request_hash=table.provenance_request_hash,
         server_request_bytes=table.provenance_request_size,
         request_id=ibis.coalesce(table.provenance_request_id, table.client_request_id, table.proxy_request_id),
+        remote_address=table.remote_address,
+        remote_port=table.remote_port,
+        principal=table.provenance_peer_principal,
         proxy_spans=_count(*(p.notnull() for p in proxies)),
         proxy_spans_inbound=_count(*(is_of(p, table.service_name) for p in proxies)),
         proxy_spans_outbound=_count(*(is_of(p, caller) & ~is_of(p, table.service_name) for p in proxies)),
@@ -301,6 +317,9 @@ def _unanswered(window: Window, answered: ir.Table) -> ir.Table:
         server_request_hash=text,
         server_request_bytes=number,
         request_id=table.client_request_id,
+        remote_address=text,
+        remote_port=number,
+        principal=text,
         proxy_spans=zero,
         proxy_spans_inbound=zero,
         proxy_spans_outbound=zero,
@@ -321,6 +340,8 @@ def _shape(table: ir.Table, **columns: ir.Value) -> ir.Table:
         client_request_bytes=table.client_request_bytes,
         destination_address=table.destination_address,
         destination_port=table.destination_port,
+        peer_address=table.peer_address,
+        peer_port=table.peer_port,
         request_key=request_key_of(columns["request_id"]),
         client_request_key=request_key_of(table.client_request_id),
         **columns,

@@ -53,8 +53,8 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
     """The access-log lines around the window, once each, by the side of a call that they can be about.
 
     Columns: side ('outbound': the caller's proxy, 'inbound': the callee's; a line without a direction is in both),
-    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code; local_port and
-    upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged.
+    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code,
+    upstream_cluster, downstream_peer, requested_server_name; local_port and upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged.
     """
     table = window.of(proxy_records(), margin_ns=margin_ns)
     table = table.select(
@@ -62,6 +62,9 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
         "record_id",
         "source",
         "response_code",
+        "upstream_cluster",
+        "downstream_peer",
+        "requested_server_name",
         service=table.service_name,
         instance=table.service_instance_id,
         request_key=request_key_of(table.request_id),

@@ -34,6 +34,26 @@ def proxy_records() -> ir.Table:
     return _unbound("proxy_records")
 
 
+def flows() -> ir.Table:
+    """The unbound `flows` table."""
+    return _unbound("flows")
+
+
+def sockets() -> ir.Table:
+    """The unbound `sockets` table."""
+    return _unbound("sockets")
+
+
+def socket_watches() -> ir.Table:
+    """The unbound `socket_watches` table."""
+    return _unbound("socket_watches")
+
+
+def workloads() -> ir.Table:
+    """The unbound `workloads` table."""
+    return _unbound("workloads")
+
+
 def egress_allow() -> ir.Table:
     """The unbound `egress_allow` table."""
     return _unbound("egress_allow")
