@@ -25,6 +25,7 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.columns import request_key_of
+from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window, proxy_records
 
 CLOCK_SLACK_NS: Final = 5 * NS_PER_S
@@ -52,8 +53,8 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
     """The access-log lines around the window, once each, by the side of a call that they can be about.
 
     Columns: side ('outbound': the caller's proxy, 'inbound': the callee's; a line without a direction is in both),
-    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code; local_port and
-    upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged.
+    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code,
+    upstream_cluster, downstream_peer, requested_server_name; local_port and upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged.
     """
     table = window.of(proxy_records(), margin_ns=margin_ns)
     table = table.select(
@@ -61,6 +62,9 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
         "record_id",
         "source",
         "response_code",
+        "upstream_cluster",
+        "downstream_peer",
+        "requested_server_name",
         service=table.service_name,
         instance=table.service_instance_id,
         request_key=request_key_of(table.request_id),
@@ -70,6 +74,7 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
         start=table.start_time_unix_nano,
         end=table.start_time_unix_nano + table.duration_ns.fill_null(0),
     ).distinct(on="record_id", keep="first")
+    table = staged("records", table)
     either = table.filter(table.direction.isnull())
     return (
         table.filter(table.direction.isin(("inbound", "outbound")))
@@ -88,6 +93,7 @@ def match_records(calls: ir.Table, window: Window, margin_ns: int) -> ir.Table:
     logged = logged.filter(logged.request_key.notnull())
     logged = logged.select(*_GROUP, "direction", "path", "start", "end", "record_id")
     pairs, unclear = _pair(_units(calls), logged)
+    pairs = staged("pairs", pairs)
     unclaimed = logged.anti_join(pairs, ["side", "record_id"])
     uncertain = unclaimed.select(*_GROUP).union(unclear.select(*_GROUP)).distinct()
     claimed = pairs.group_by(_UNIT).agg(record_id=pairs.record_id.min())
@@ -190,7 +196,7 @@ def _units(calls: ir.Table) -> ir.Table:
 
 def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
     """(pairs: side, trace_id, unit_span_id, record_id; the slots in which it cannot be told which call has no line)."""
-    events = units.mutate(record_id=ibis.null("uint64")).union(
+    events = staged("events", units.mutate(record_id=ibis.null("uint64")).union(
         logged.select(
             *_GROUP,
             "path",
@@ -200,7 +206,7 @@ def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
             unit_span_id=ibis.null("uint64"),
             record_id="record_id",
         )
-    )
+    ))
     is_unit = events.unit_span_id.notnull()
     groups = events.group_by(_GROUP).agg(
         units=events.unit_span_id.count(),
@@ -215,6 +221,7 @@ def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
         start=events.start.max(where=~is_unit),
         end=events.end.max(where=~is_unit),
     )
+    groups = staged("request_ids", groups)
     single = groups.filter((groups.units == 1) & (groups.lines == 1) & _compatible(groups))
     crowd = groups.filter((groups.units > 0) & (groups.lines > 0) & (groups.units + groups.lines > 2))
     slots = _episodes(events.semi_join(crowd, list(_GROUP)))
@@ -242,6 +249,7 @@ def _episodes(events: ir.Table) -> ir.Table:
     )
     numbered = fresh.mutate(episode=fresh.fresh.sum().over(so_far)).drop("fresh")
     slot = ibis.window(group_by=_SLOT)
+    numbered = staged("episodes", numbered)
     return numbered.mutate(
         slot_units=numbered.unit_span_id.count().over(slot), slot_lines=numbered.record_id.count().over(slot)
     )

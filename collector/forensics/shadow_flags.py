@@ -12,6 +12,7 @@ import ibis.expr.types as ir
 from collector.forensics.calls import MARGIN_NS
 from collector.forensics.findings import EVIDENCE_LIMIT
 from collector.forensics.matching import path_of
+from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window, spans
 from collector.forensics.verdicts import MISSED, Coverage, judge
 from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED
@@ -83,7 +84,8 @@ def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
     start_time_unix_nano, outbound_record_id, inbound_record_id, outbound_verdict, inbound_verdict, outbound_reason,
     inbound_reason, verdict, one boolean per name in `FLAGS`, and flagged: any of them.
     """
-    table = _facts(judge(window.widened(MARGIN_NS), params.coverage), params)
+    judged = staged("judged", judge(window.widened(MARGIN_NS), params.coverage))
+    table = staged("facts", _facts(judged, params))
     # What other calls say of a call is read before those outside the window are left out.
     table = window.of(_with_telemetry(_with_entries(table, window, params)))
     # Kubernetes probes the application itself, past its sidecar; that is how it is meant.
@@ -126,7 +128,7 @@ def summary(window: Window, params: ShadowParams) -> ir.Table:
     flagged calls, trace_ids, span_ids (the client's where there is one, else the server's) and record_ids of the earliest
     `EVIDENCE_LIMIT` of each (caller, callee).
     """
-    table = flagged_calls(window, params)
+    table = staged("flagged_calls", flagged_calls(window, params))
     earliest = ibis.row_number().over(
         group_by=[table.caller, table.callee, table.flagged],
         order_by=[table.start_time_unix_nano, table.trace_id, table.server_span_id],
@@ -225,7 +227,7 @@ def _with_entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.T
         return table.mutate(entry=declared)
     entries = _entries(table, window, params)
     joined = table.left_join(entries, table.callee == entries.entry_service)
-    return joined.mutate(entry=declared | joined.entry_service.notnull()).drop("entry_service")
+    return staged("with_entries", joined.mutate(entry=declared | joined.entry_service.notnull()).drop("entry_service"))
 
 
 def _entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
@@ -275,12 +277,12 @@ def _history(until: Window, params: ShadowParams) -> ir.Table:
         path=ibis.coalesce(path_of(table.url_path), path_of(table.url_full)),
     )
     status = table.provenance_stamp_status
-    return table.filter(~probe).select(
+    return staged("history", table.filter(~probe).select(
         service=table.service_name,
         start=table.start_time_unix_nano,
         minute=table.start_time_unix_nano // MINUTE_NS,
         stamped=table.provenance_stamp_kid.notnull() & status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True),
-    )
+    ))
 
 
 def _with_telemetry(table: ir.Table) -> ir.Table:
