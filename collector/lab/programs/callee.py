@@ -7,7 +7,7 @@ import threading
 
 import uvicorn
 from opentelemetry import trace
-from starlette.applications import Starlette
+from starlette import applications
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -36,7 +36,8 @@ def main() -> None:
     telemetry = provenance.instrument(service_name=name)
     udp = int(os.environ["LAB_UDP_PORT"])
     threading.Thread(target=swallow, args=(address, udp), daemon=True).start()
-    app = Starlette(routes=[Route("/{rest:path}", answer, methods=["GET", "POST"])])
+    # Looked up after the middleware is active: it replaces the class in its module.
+    app = applications.Starlette(routes=[Route("/{rest:path}", answer, methods=["GET", "POST"])])
     listeners = [socket.create_server((address, int(port)), backlog=512) for port in ports]
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=300))
     try:
