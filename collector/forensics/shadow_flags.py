@@ -277,12 +277,16 @@ def _history(until: Window, params: ShadowParams) -> ir.Table:
         path=ibis.coalesce(path_of(table.url_path), path_of(table.url_full)),
     )
     status = table.provenance_stamp_status
-    return staged("history", table.filter(~probe).select(
-        service=table.service_name,
-        start=table.start_time_unix_nano,
-        minute=table.start_time_unix_nano // MINUTE_NS,
-        stamped=table.provenance_stamp_kid.notnull() & status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True),
-    ))
+    return staged(
+        "history",
+        table.filter(~probe).select(
+            service=table.service_name,
+            start=table.start_time_unix_nano,
+            minute=table.start_time_unix_nano // MINUTE_NS,
+            stamped=table.provenance_stamp_kid.notnull()
+            & status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True),
+        ),
+    )
 
 
 def _with_telemetry(table: ir.Table) -> ir.Table:

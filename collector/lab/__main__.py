@@ -2,6 +2,7 @@
 
 import argparse
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -12,11 +13,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from collector.commands.terminal import escape_lines
 from collector.demo import signals
 from collector.errors import CollectorError, ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from collector.lab.matrix import Result
 
 EXIT_WRONG: Final = 1
 EXIT_USAGE: Final = 2
@@ -84,7 +90,9 @@ def parse(argv: Sequence[str]) -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--calls", type=int, default=10_000, metavar="N", help="clean calls (default: 10000)")
-    parser.add_argument("--odd", type=int, metavar="N", help="calls of each other way (default: a fiftieth, at least 6)")
+    parser.add_argument(
+        "--odd", type=int, metavar="N", help="calls of each other way (default: a fiftieth, at least 6)"
+    )
     parser.add_argument("--rate", type=float, default=60.0, metavar="N", help="calls a second (default: 60)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the script's random draws (default: 1)")
     parser.add_argument("--format", choices=("table", "json"), default="table")
@@ -137,7 +145,7 @@ def run(options: Options) -> int:
     from collector.lab.plan import PODS, script
 
     directory = Path(tempfile.mkdtemp(prefix="provenance-lab-"))
-    directory.chmod(0o777)  # noqa: S103 - the pods' users write their logs and truths here; it is removed at the end
+    directory.chmod(0o755)  # root's; what the pods' users write there are files of their own
     keep = options.keep
     try:
         calls = script(options.calls, options.odd_each, options.seed)
@@ -148,15 +156,7 @@ def run(options: Options) -> int:
             truth = running.play(lab, calls, options.rate)
             say(f"played after {time.monotonic() - begun:.1f} s")
             running.end(lab)
-        result = grade(lab.database, truth, directory)
-        document = json.dumps(result.document() | {"seed": options.seed, "script": len(calls)}, indent=2)
-        if options.out is not None:
-            options.out.write_text(document + "\n")
-        print(document if options.format == "json" else tables(result.calls, result.connections))
-        for reason, count in result.failed.items():
-            say(f"{count} calls got no answer: {reason}")
-        say(f"clean calls accused: {result.accused}; bypassing calls called meshed with all witnesses: {result.missed}")
-        return EXIT_WRONG if result.accused or result.missed else 0
+        return _tell(grade(lab.database, truth, directory), options, len(calls))
     except CollectorError:
         keep = True
         raise
@@ -167,17 +167,27 @@ def run(options: Options) -> int:
             shutil.rmtree(directory)
 
 
-def tables(*frames: "object") -> str:
-    """The frames one below the other, as people read them."""
-    import io
+def _tell(result: "Result", options: Options, count: int) -> int:
+    """Print the result of a script of `count` calls; returns the exit code."""
+    document = json.dumps(result.document() | {"seed": options.seed, "script": count}, indent=2)
+    if options.out is not None:
+        options.out.write_text(document + "\n")
+    print(document if options.format == "json" else tables(result.calls, result.connections))
+    for reason, times in result.failed.items():
+        say(f"{times} calls got no answer: {reason}")
+    say(f"clean calls accused: {result.accused}; bypassing calls called meshed with all witnesses: {result.missed}")
+    return EXIT_WRONG if result.accused or result.missed else 0
 
+
+def tables(*frames: "pl.DataFrame") -> str:
+    """The frames one below the other, as people read them."""
     from collector.commands.output import write_frame
 
     stream = io.StringIO()
     for number, frame in enumerate(frames):
         if number:
             stream.write("\n")
-        write_frame(frame, "table", stream)  # type: ignore[arg-type]
+        write_frame(frame, "table", stream)
     return stream.getvalue().rstrip("\n")
 
 

@@ -26,14 +26,13 @@ _PORTS: Final = (SERVICE_PORT, EXCLUDED_PORT)
 
 def bootstrap(pod: Pod, services: Sequence[Pod], identity: Identity, *, collector_port: int, access_log: str) -> Config:
     """The whole configuration of a pod's sidecar; `services` are those that it can call."""
-    shared = {"pod": pod, "access_log": access_log}
     flush = {"flush_interval_ms": SPAN_FLUSH_MILLISECONDS, "min_flush_spans": SPAN_FLUSH_COUNT}
     return {
         "node": {"id": f"sidecar~{pod.address}~{pod.name}-0.lab~lab.svc.cluster.local", "cluster": f"{pod.name}.lab"},
         "admin": {"address": _address(pod.address, STATUS)},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": {"tracing": {"opentelemetry": flush}}}]},
         "static_resources": {
-            "listeners": [_outbound(services, **shared), _inbound(identity, **shared)],
+            "listeners": [_outbound(services, pod, access_log), _inbound(identity, pod, access_log)],
             "clusters": [
                 *(_service_cluster(s, identity) for s in services),
                 _original_destination(PASSTHROUGH),
@@ -53,7 +52,7 @@ def cluster_name(service: Pod) -> str:
 # --- listeners --------------------------------------------------------------------------------------------------------------
 
 
-def _outbound(services: Sequence[Pod], *, pod: Pod, access_log: str) -> Config:
+def _outbound(services: Sequence[Pod], pod: Pod, access_log: str) -> Config:
     hosts = [
         _virtual_host(
             f"{s.host}:{SERVICE_PORT}",
@@ -72,12 +71,12 @@ def _outbound(services: Sequence[Pod], *, pod: Pod, access_log: str) -> Config:
     }
 
 
-def _inbound(identity: Identity, *, pod: Pod, access_log: str) -> Config:
-    chains = [
-        _chain(port, encrypted, identity, pod, access_log) for port in _PORTS for encrypted in (True, False)
-    ]
+def _inbound(identity: Identity, pod: Pod, access_log: str) -> Config:
+    chains = [_chain(port, encrypted, identity, pod, access_log) for port in _PORTS for encrypted in (True, False)]
     passthrough = _manager("inbound", [_virtual_host("inbound", ["*"], INBOUND_PASSTHROUGH)], pod, access_log)
-    inspector = _named(f"{_EXTENSIONS}.filters.listener.tls_inspector.v3.TlsInspector", "envoy.filters.listener.tls_inspector")
+    inspector = _named(
+        f"{_EXTENSIONS}.filters.listener.tls_inspector.v3.TlsInspector", "envoy.filters.listener.tls_inspector"
+    )
     return {
         "name": "virtualInbound",
         "traffic_direction": "INBOUND",

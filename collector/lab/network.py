@@ -66,7 +66,9 @@ def redirection(pod: Pod) -> str:
 
     Source: istio/tools/istio-iptables/pkg/capture/run.go.
     """
-    inbound = [f"-A ISTIO_INBOUND -p tcp --dport {port} -j RETURN" for port in (*_UNGUARDED, *pod.exclude_inbound_ports)]
+    inbound = [
+        f"-A ISTIO_INBOUND -p tcp --dport {port} -j RETURN" for port in (*_UNGUARDED, *pod.exclude_inbound_ports)
+    ]
     ports = [f"-A ISTIO_OUTPUT -p tcp --dport {port} -j RETURN" for port in pod.exclude_outbound_ports]
     ranges = [f"-A ISTIO_OUTPUT -d {block} -j RETURN" for block in pod.exclude_outbound_ranges]
     owned = [rule for kind in ("uid", "gid") for rule in _owned(kind)]
@@ -174,7 +176,7 @@ def _remove_cgroups(group: Path) -> None:
 
 
 def _run(argv: Argv, given: str | None = None) -> str:
-    done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 our own
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise LabError(f"`{' '.join(argv)}` failed with status {done.returncode}: {said}")
@@ -186,10 +188,8 @@ def check_kernel() -> None:
     name = f"{NAMESPACE_PREFIX}try"
     try:
         _run(["ip", "netns", "add", name])
-        _run(
-            ["ip", "netns", "exec", name, "iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp"]
-            + ["-m", "owner", "--uid-owner", str(PROXY_UID), "-j", "REDIRECT", "--to-ports", str(OUTBOUND)]
-        )
+        rule = ["OUTPUT", "-p", "tcp", "-m", "owner", "--uid-owner", str(PROXY_UID), "-j", "REDIRECT", "--to-ports"]
+        _run(["ip", "netns", "exec", name, "iptables", "-t", "nat", "-A", *rule, str(OUTBOUND)])
     except LabError as e:
         raise ConfigError(
             f"this machine cannot redirect connections in a network namespace: {e}; the lab needs root, CAP_NET_ADMIN "

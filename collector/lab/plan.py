@@ -153,9 +153,7 @@ class Call:
         return asdict(self)
 
 
-_FORGED: Final = (
-    ("x-forwarded-client-cert", f"By={ORDERS.principal};Hash={'0' * 64};Subject=\"\";URI={WEB.principal}"),
-)
+_FORGED: Final = (("x-forwarded-client-cert", f'By={ORDERS.principal};Hash={"0" * 64};Subject="";URI={WEB.principal}'),)
 
 
 def _call(way: Way, style: Style, draw: random.Random) -> Call:
@@ -186,7 +184,7 @@ def _to_service(way: Way, style: Style, caller: Pod, callee: Pod) -> Call:
     return Call(way, style, caller.name, callee.name, callee.service_address, SERVICE_PORT, host)
 
 
-def _direct(
+def _direct(  # noqa: PLR0917 - a table's columns
     way: Way, style: Style, caller: Pod, callee: Pod, port: int, host: str, headers: tuple[tuple[str, str], ...] = ()
 ) -> Call:
     return Call(way, style, caller.name, callee.name, callee.address, port, host, headers)
@@ -194,7 +192,9 @@ def _direct(
 
 def script(clean: int, odd_each: int, seed: int) -> list[Call]:
     """`clean` clean calls with `odd_each` calls of every other way at random places among them."""
-    draw = random.Random(seed)
-    ways: list[Way] = ["clean"] * clean + [way for way in WAYS if way != "clean" for _ in range(odd_each)]
+    draw = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    odd: list[Way] = [way for way in WAYS if way != "clean" for _ in range(odd_each)]
+    ordinary: list[Way] = ["clean"] * clean
+    ways = ordinary + odd
     draw.shuffle(ways)
     return [_call(way, draw.choice(STYLES), draw) for way in ways]

@@ -85,7 +85,9 @@ def play(lab: Lab, calls: Sequence[Call], rate: float) -> list[dict[str, Any]]:
             _start_caller(lab, pod, script, max(rate * len(own) / len(calls), 0.1))
     truths = [lab.directory / f"{name}.truth" for name in names]
     limit = START_SECONDS + 10 * len(calls) / rate
-    lab.children.wait_until(lambda: all(t.exists() for t in truths), "the callers to finish", limit)
+    lab.children.wait_until(
+        lambda: all(t.with_suffix(".done").stat().st_size for t in truths), "the callers to finish", limit
+    )
     with closing(open_source(lab.url)) as source:
         wait_until_quiet(lab.children, source)
     return [json.loads(line) for truth in truths for line in truth.read_text().splitlines()]
@@ -179,7 +181,7 @@ def _start_callee(lab: Lab, pod: Pod) -> None:
 
 def _start_caller(lab: Lab, pod: Pod, script: Path, rate: float) -> None:
     truth = lab.directory / f"{pod.name}.truth"
-    for file in (truth.with_suffix(".part"),):
+    for file in (truth, truth.with_suffix(".done")):
         file.touch()
         os.chown(file, pod.uid, -1)
     argv = [sys.executable, str(PROGRAMS / "caller.py"), pod.name, str(script), str(truth), f"{rate:g}"]

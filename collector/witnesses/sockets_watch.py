@@ -26,7 +26,10 @@ FORGET_NS: Final = 150 * NS_PER_S
 """After so long without a sight of it a socket is forgotten: more than two rounds of TIME_WAIT."""
 
 MAX_ROWS: Final = 5_000
-"""Of one report. More are counted and left out, newest first to go."""
+"""Of one report. What is more comes with the next ones, oldest first."""
+
+MAX_KEPT: Final = 100_000
+"""Sockets that are remembered at once; Linux draws 28,000 ports for each destination. More are counted and left out."""
 
 
 _ENDED: Final = frozenset({"TIME_WAIT", "LAST_ACK", "CLOSING", "CLOSE"})
@@ -66,7 +69,7 @@ class Report:
         identity: Who looked.
         watch: When, and what was there: a row of `socket_watches` without what the identity says.
         sockets: Rows of `sockets`, likewise.
-        left_out: Rows beyond `MAX_ROWS`.
+        left_out: Sockets that were not remembered, for want of room.
     """
 
     identity: Identity
@@ -118,6 +121,8 @@ class Watch:
         self._kept: dict[Key, _Kept] = {}
         self._listened: frozenset[int] = frozenset()
         self._period = _Period()
+        self._has_news = False
+        self._left_out = 0
 
     @property
     def listened(self) -> frozenset[int]:
@@ -145,11 +150,13 @@ class Watch:
         """What is new, and begin the next period; the rows are the caller's to deliver from now on."""
         due = [k for k in self._kept.values() if self._is_due(k, until_unix_nano)]
         due.sort(key=lambda kept: kept.first_seen)
-        for kept in due:
+        told = due[:MAX_ROWS]
+        for kept in told:
             kept.is_new, kept.reported_at = False, until_unix_nano
-        rows = tuple(self._row(kept) for kept in due[:MAX_ROWS])
-        report = Report(self._identity, self._watch_row(until_unix_nano), rows, max(0, len(due) - MAX_ROWS))
+        rows = tuple(self._row(kept) for kept in told)
+        report = Report(self._identity, self._watch_row(until_unix_nano), rows, self._left_out)
         self._period = _Period(since=until_unix_nano)
+        self._has_news, self._left_out = len(due) > len(told), 0
         horizon = until_unix_nano - FORGET_NS
         self._kept = {key: kept for key, kept in self._kept.items() if kept.last_seen > horizon}
         return report
@@ -157,7 +164,7 @@ class Watch:
     @property
     def has_news(self) -> bool:
         """Whether a report now would tell of a socket or of a verdict that is not reported yet."""
-        return any(kept.is_new for kept in self._kept.values())
+        return self._has_news
 
     # --- what is remembered -----------------------------------------------------------------------------------------------
 
@@ -179,13 +186,17 @@ class Watch:
         if is_bypassing:
             judged = replace(judged, capture="bypassed")
         kept = self._kept.get(judged.socket.key)
+        if kept is None and len(self._kept) >= MAX_KEPT:
+            self._left_out += 1
+            return
         if kept is None or _is_another(kept.judged.socket, judged.socket):
             self._kept[judged.socket.key] = _Kept(judged, now, now, _attributes(judged.socket))
+            self._has_news = True
             return
         kept.last_seen = now
         merged = _merged(kept.judged, judged)
         if _told(merged) != _told(kept.judged):
-            kept.is_new = True
+            kept.is_new = self._has_news = True
         kept.judged = merged
 
     def _see_time_wait(self, look: Look) -> None:
@@ -198,8 +209,8 @@ class Watch:
                 continue
             known = s.key in self._kept
             self._see(found, look.at_unix_nano)
-            if not known:
-                kept = self._kept[s.key]
+            kept = self._kept.get(s.key)
+            if kept is not None and not known:
                 kept.first_seen = min(look.at_unix_nano, closed_unix_nano(s, look.at_unix_nano))
 
     # --- rows ---------------------------------------------------------------------------------------------------------------

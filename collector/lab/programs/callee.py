@@ -1,4 +1,7 @@
-"""A service of the lab: answers each call with the trace id under which it saw it, on several ports. `callee.py NAME ADDRESS PORT...`"""
+"""A service of the lab: answers each call with the trace id under which it saw it, on several ports.
+
+callee.py NAME ADDRESS PORT...
+"""
 
 import os
 import socket

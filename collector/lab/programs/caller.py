@@ -1,4 +1,6 @@
-"""A client of the lab: makes the calls of a file and writes down, for each, what really happened. `caller.py NAME CALLS TRUTH RATE`
+"""A client of the lab: makes the calls of a file and writes down, for each, what really happened.
+
+    caller.py NAME CALLS TRUTH RATE
 
 Each line of CALLS is a call of the script; each line of TRUTH is the same with `trace_id`, `local`, `remote`, `at_unix_nano` and `error`.
 """
@@ -75,8 +77,7 @@ def main() -> None:
     _, name, calls, truth, rate = sys.argv
     telemetry = provenance.instrument(service_name=name) if os.environ.get("LAB_INSTRUMENTED") == "1" else None
     script = [json.loads(line) for line in Path(calls).read_text().splitlines()]
-    finished = Path(truth)
-    with finished.with_suffix(".part").open("w") as output, ThreadPoolExecutor(WORKERS) as pool:
+    with Path(truth).open("w") as output, ThreadPoolExecutor(WORKERS) as pool:
         caller = Caller(output)
         begun = time.monotonic()
         for number, call in enumerate(script):
@@ -84,7 +85,7 @@ def main() -> None:
             pool.submit(caller.make, call)
         pool.shutdown()
         output.flush()
-        finished.with_suffix(".part").rename(finished)
+        Path(truth).with_suffix(".done").write_text("done")
         if telemetry is not None:
             telemetry.shutdown()
         threading.Event().wait()
