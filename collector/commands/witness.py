@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from collector.commands.lean import leave_out_pandas
 from collector.commands.terminal import complain, escape
 from collector.errors import CollectorError, ConfigError, exit_code
 from collector.witnesses.sockets import DumpError, Socket
@@ -82,13 +84,14 @@ def main(argv: Sequence[str]) -> int:
     """Watch until SIGTERM or SIGINT, or look once; returns the exit code."""
     try:
         options = parse(argv, os.environ)
-        eyes = Eyes(open_table())
-        if options.once:
-            return _once(options, eyes)
-        stop = _stop_at_signal()
-        if options.into is not None:
-            return _watch_into(options, eyes, stop)
-        return _watch_to_collector(options, eyes, stop)
+        with closing(Eyes(open_table())) as eyes:
+            if options.once:
+                return _once(options, eyes)
+            stop = _stop_at_signal()
+            if options.into is not None:
+                leave_out_pandas()
+                return _watch_into(options, eyes, stop)
+            return _watch_to_collector(options, eyes, stop)
     except DumpError as e:
         complain("witness", str(e))
         return 2
@@ -221,6 +224,10 @@ class Eyes:
     def now(self) -> int:
         """Nanoseconds since the Unix epoch."""
         return self._clock()
+
+    def close(self) -> None:
+        """Give the table back."""
+        self._table.close()
 
     def _dump(self) -> Snapshot:
         return Snapshot(tuple(self._table.live()), self._addresses, self._ports, stalls())

@@ -5,9 +5,10 @@ A verdict is graded by call (trace id), a socket's capture by connection (addres
 """
 
 import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -90,18 +91,23 @@ def grade(database: Path, truth: Truth, work: Path) -> Result:
     return Result(pl.concat(frames), connections, failed)
 
 
-def _verdicts(database: Path, emptied: Sequence[str], work: Path) -> dict[str, str]:
-    """Trace id to verdict, with some tables emptied."""
-    copy = work / "copy.duckdb"
-    shutil.copyfile(database, copy)
-    try:
+@contextmanager
+def copy_without(database: Path, emptied: Sequence[str], work: Path) -> Iterator[Query]:
+    """Asks a copy of the evidence in which these tables are empty; it is gone at the end."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        copy = Path(folder) / "copy.duckdb"
+        shutil.copyfile(database, copy)
         with Store.open(copy) as store, closing(store.cursor()) as cursor:
             for table in emptied:
                 cursor.execute(f"DELETE FROM {table}")
         with closing(open_source(str(copy))) as source:
-            return verdicts_of(source.query)
-    finally:
-        copy.unlink(missing_ok=True)
+            yield source.query
+
+
+def _verdicts(database: Path, emptied: Sequence[str], work: Path) -> dict[str, str]:
+    """Trace id to verdict, with some tables emptied."""
+    with copy_without(database, emptied, work) as query:
+        return verdicts_of(query)
 
 
 def verdicts_of(query: Query) -> dict[str, str]:
@@ -126,10 +132,12 @@ def _calls(name: str, verdicts: Mapping[str, str], truth: Truth) -> pl.DataFrame
 def _connections(sockets: pl.DataFrame, truth: Truth) -> pl.DataFrame:
     """Of each way's connections, what the caller's and the callee's witness said; one row a way and a side."""
     dialled: dict[tuple[str, str], str] = {(t["local"], t["remote"]): t["way"] for t in truth if t["local"]}
+    # Redirected at the callee, its own end has the proxy's port: there the caller's end alone says which connection it is.
+    arrived = {(near, far.partition(":")[0]): (near, far) for near, far in dialled}
     said: dict[tuple[str, str, str], str] = {}
     for near, far, capture, direction, *_ in sockets.iter_rows():
         side = "callee" if direction == "inbound" else "caller"
-        ends = (far, near) if side == "callee" else (near, far)
+        ends = arrived.get((far, near.partition(":")[0])) if side == "callee" else (near, far)
         if ends in dialled:
             said[(side, *ends)] = _stronger(said.get((side, *ends)), capture)
     rows = []

@@ -131,8 +131,8 @@ class Watch:
 
     def suspects(self, first: Snapshot) -> bool:
         """Whether a dump has suspects that are not known yet, so that a second dump is worth its time."""
-        suspects = read(self._with_memory(first), self._proxy).suspects
-        return any(key not in self._kept or self._kept[key].judged.capture is None for key in suspects)
+        judged = read(self._with_memory(first), self._proxy).judged
+        return any(j.suspect and not self._is_decided(j.socket) for j in judged)
 
     def observe(self, look: Look) -> None:
         """Take one look into account."""
@@ -167,6 +167,10 @@ class Watch:
         return self._has_news
 
     # --- what is remembered -----------------------------------------------------------------------------------------------
+
+    def _is_decided(self, s: Socket) -> bool:
+        kept = self._kept.get(s.key)
+        return kept is not None and kept.judged.capture is not None and not _is_another(kept.judged.socket, s)
 
     def _with_memory(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, listened=self._listened)
