@@ -28,6 +28,7 @@ EXIT_WRONG: Final = 1
 EXIT_USAGE: Final = 2
 LOCK: Final = Path("/run/provenance-lab.lock")
 MIN_CALLS: Final = 50
+_FOLDER: Final = "provenance-lab-"
 
 EPILOG: Final = """\
 Pods are network namespaces on a bridge; iptables redirects as istio-init does; each meshed pod has a real Envoy with mTLS, Istio's access
@@ -127,12 +128,18 @@ def check() -> None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One lab at a time on one machine: its network has fixed names. The kernel gives the lock back however we end."""
-    with LOCK.open("w") as lock:
+    """One lab at a time on one machine: its network has fixed names. The kernel gives the lock back however we end.
+
+    The file names the folder of the lab that runs: one that was killed left it behind, and it goes now.
+    """
+    with LOCK.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another lab is running on this machine (lock: {LOCK})") from error
+        left_behind = Path(LOCK.read_text())
+        if left_behind.name.startswith(_FOLDER) and left_behind.is_dir():
+            shutil.rmtree(left_behind)
         yield
 
 
@@ -144,7 +151,8 @@ def run(options: Options) -> int:
     from collector.lab.network import network
     from collector.lab.plan import PODS, script
 
-    directory = Path(tempfile.mkdtemp(prefix="provenance-lab-"))
+    directory = Path(tempfile.mkdtemp(prefix=_FOLDER))
+    LOCK.write_text(str(directory))
     directory.chmod(0o755)  # root's; what the pods' users write there are files of their own
     keep = options.keep
     try:
@@ -161,6 +169,7 @@ def run(options: Options) -> int:
         keep = True
         raise
     finally:
+        LOCK.write_text("")
         if keep:
             say(f"evidence, logs and configurations: {directory}")
         else:

@@ -251,6 +251,12 @@ class _Table:
         is_proof = self._takes_outgoing and s.remote_port != _DNS
         return Judged(s, "outbound", "bypassed" if is_proof else None)
 
+    def _borrows_addresses(self) -> bool:
+        """Whether somebody here dials as another machine: a proxy that keeps source addresses, such as ztunnel, looks like a stranger."""
+        return any(
+            s.local_address not in self._addresses and not is_loopback(s.local_address) for s in self._connections
+        )
+
     def _is_foreign(self, s: Socket) -> bool:
         """Whether the other end is another machine's."""
         remote = s.remote_address
@@ -265,7 +271,7 @@ class _Table:
     def _is_redirecting(self, listeners: Iterable[Socket]) -> bool:
         """Whether incoming connections reach the proxy by REDIRECT, which changes the port at this end. TPROXY leaves it as it was."""
         inbound = [s for s in listeners if s.local_port in self._proxy.inbound_ports]
-        if not inbound or any(s.transparent for s in inbound):
+        if not inbound or any(s.transparent for s in inbound) or self._borrows_addresses():
             return False
         if all(s.transparent is False for s in inbound):
             return True

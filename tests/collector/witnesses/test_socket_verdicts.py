@@ -152,6 +152,13 @@ def test_a_proxy_that_keeps_the_source_address_is_inside_the_pod():
     assert one(incoming, mirror, listener(8080), *sidecar()) is None
 
 
+def test_behind_a_proxy_that_keeps_source_addresses_what_is_left_over_decides_nothing():
+    """The mirror of a connection that ended is gone; the one of another that is open shows how this proxy works."""
+    ended = served(state="TIME_WAIT", uid=None)
+    mirror = make_socket(local_address=PEER, local_port=50009, remote_address=POD, remote_port=8080, uid=PROXY_UID)
+    assert one(ended, mirror, listener(8080), *sidecar()).capture is None
+
+
 @pytest.mark.parametrize("port", [15020, 15021, 15090])
 def test_probes_of_the_proxy_are_not_the_meshs(port):
     assert one(served(local_port=port), listener(port, PROXY_UID, PROXY_CGROUP), *sidecar()).capture == "not_mesh"
