@@ -38,10 +38,16 @@ UNIT: Final = ("side", "trace_id", "server_span_id")
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """Which witnesses of connections there are in a window: a statement asks only those."""
+    """Which witnesses of connections, and of whose they are, a window has: a statement asks only those."""
 
     sockets: bool = True
     flows: bool = True
+    workloads: bool = True
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any of them."""
+        return self.sockets or self.flows or self.workloads
 
 
 def connection_proofs(calls: ir.Table, window: Window, present: Present) -> ir.Table:

@@ -10,6 +10,7 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.calls import MARGIN_NS
+from collector.forensics.connections import Present
 from collector.forensics.findings import EVIDENCE_LIMIT
 from collector.forensics.matching import path_of
 from collector.forensics.stages import staged
@@ -37,7 +38,35 @@ LOSSY_RATIO: Final = 0.5
 LOSSY_MIN_CELLS: Final = 2
 """An exporter that loses spans loses them everywhere: some parents are missing in this share of its cells."""
 
-FLAGS: Final = ("unstamped", "unknown_caller", "bypass_outbound", "bypass_inbound", "tampered")
+FLAGS: Final = (
+    "unstamped",
+    "unknown_caller",
+    "bypass_outbound",
+    "bypass_inbound",
+    "passed_through",
+    "tampered",
+    "forged_identity",
+)
+
+DETAILS: Final = (
+    "destination_address",
+    "destination_port",
+    "uid",
+    "plaintext",
+    "outbound_by_connection",
+    "inbound_by_connection",
+)
+"""What names the way of a bypass; of calls that are flagged for nothing it is left out."""
+
+_VERDICT: Final = (
+    "outbound_record_id",
+    "inbound_record_id",
+    "outbound_verdict",
+    "inbound_verdict",
+    "outbound_reason",
+    "inbound_reason",
+    "verdict",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,20 +106,23 @@ class ShadowParams:
     probe_paths: tuple[str, ...] = ()
 
 
-def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
+def flagged_calls(window: Window, params: ShadowParams, present: Present | None = None) -> ir.Table:
     """The answered calls of the window, each with what it is flagged for.
 
-    Columns: trace_id, client_span_id, server_span_id, caller, callee, claimed (the service that the stamp names),
+    Columns: trace_id, client_span_id, server_span_id, caller, callee, operation, claimed (the service that the stamp names),
     start_time_unix_nano, outbound_record_id, inbound_record_id, outbound_verdict, inbound_verdict, outbound_reason,
-    inbound_reason, verdict, one boolean per name in `FLAGS`, and flagged: any of them.
+    inbound_reason, verdict, connection_id, entry (the callee takes unstamped calls by nature), one boolean per name in
+    `FLAGS`, flagged: any of them, and `DETAILS`.
     """
-    judged = staged("judged", judge(window.widened(MARGIN_NS), params.coverage))
+    judged = staged("judged", judge(window.widened(MARGIN_NS), params.coverage, present))
     table = staged("facts", _facts(judged, params))
     # What other calls say of a call is read before those outside the window are left out.
     table = window.of(_with_telemetry(_with_entries(table, window, params)))
     # Kubernetes probes the application itself, past its sidecar; that is how it is meant.
     missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & table.request_key.isnull())
-    missed_out = table.outbound_verdict == MISSED
+    # What comes from outside comes in plaintext, or with a client's own certificate.
+    missed_out = (table.outbound_verdict == MISSED) & ~(table.plaintext & (table.entry | table.probe))
+    forged = table.misnamed | (table.principal.notnull() & missed_in)
     orphan = table.orphan & table.settled & table.telemetry_complete
     nobody = table.caller.isnull() & (table.settled | table.parent_span_id.isnull())
     outside = table.entry | table.probe
@@ -99,38 +131,43 @@ def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
         unknown_caller=orphan & (table.claimed.notnull() | ~outside),
         bypass_outbound=missed_out,
         bypass_inbound=missed_in,
+        passed_through=table.passed_through & ~table.probe,
+        forged_identity=forged,
     )
-    flagged = table.unstamped | table.unknown_caller | missed_in | missed_out | table.tampered
+    flagged = ibis.literal(False)
+    for name in FLAGS:
+        flagged |= table[name].fill_null(False)
     return table.select(
         "trace_id",
         "client_span_id",
         "server_span_id",
         "caller",
         "callee",
+        "operation",
         "start_time_unix_nano",
-        "outbound_record_id",
-        "inbound_record_id",
-        "outbound_verdict",
-        "inbound_verdict",
-        "outbound_reason",
-        "inbound_reason",
-        "verdict",
+        *_VERDICT,
+        "connection_id",
+        "entry",
         *FLAGS,
+        *DETAILS,
         claimed=ibis.ifelse(table.unknown_caller, table.claimed, ibis.null("string")),
-        flagged=flagged.fill_null(False),
+        flagged=flagged,
     )
 
 
-def summary(window: Window, params: ShadowParams) -> ir.Table:
+def summary(window: Window, params: ShadowParams, present: Present | None = None) -> ir.Table:
     """All answered calls, counted by what is known of them.
 
-    Columns: caller, callee, claimed, the verdicts and their reasons, `FLAGS`, flagged; calls, first, last (ns), and, for
-    flagged calls, trace_ids, span_ids (the client's where there is one, else the server's) and record_ids of the earliest
-    `EVIDENCE_LIMIT` of each (caller, callee).
+    Columns: caller, callee, claimed, the verdicts and their reasons, `FLAGS`, flagged, entry; calls, first, last (ns), and, for
+    flagged calls, `DETAILS`, trace_ids, span_ids (the client's where there is one, else the server's) and record_ids of the earliest
+    `EVIDENCE_LIMIT` of each (caller, callee, details).
     """
-    table = staged("flagged_calls", flagged_calls(window, params))
+    table = staged("flagged_calls", flagged_calls(window, params, present))
+    table = table.mutate(
+        **{name: ibis.ifelse(table.flagged, table[name], ibis.null(table[name].type())) for name in DETAILS}
+    )
     earliest = ibis.row_number().over(
-        group_by=[table.caller, table.callee, table.flagged],
+        group_by=[table.caller, table.callee, table.flagged, *(table[name] for name in DETAILS)],
         order_by=[table.start_time_unix_nano, table.trace_id, table.server_span_id],
     )
     table = table.mutate(
@@ -149,6 +186,8 @@ def summary(window: Window, params: ShadowParams) -> ir.Table:
         "verdict",
         *FLAGS,
         "flagged",
+        "entry",
+        *DETAILS,
     ).agg(
         calls=table.count(),
         first=table.start_time_unix_nano.min(),
@@ -158,6 +197,7 @@ def summary(window: Window, params: ShadowParams) -> ir.Table:
         span_ids=table.span_id.collect(where=table.shown, order_by=order),
         outbound_record_ids=table.outbound_record_id.collect(where=table.shown, order_by=order),
         inbound_record_ids=table.inbound_record_id.collect(where=table.shown, order_by=order),
+        connection_ids=table.connection_id.collect(where=table.shown, order_by=order),
     )
 
 
@@ -181,16 +221,21 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         "parent_span_id",
         "caller",
         "callee",
+        "operation",
         "start_time_unix_nano",
-        "outbound_record_id",
-        "inbound_record_id",
-        "outbound_verdict",
-        "inbound_verdict",
-        "outbound_reason",
-        "inbound_reason",
-        "verdict",
+        *_VERDICT,
         "parent_found",
         "request_key",
+        "principal",
+        "passed_through",
+        "plaintext",
+        "misnamed",
+        destination_address=table.peer_address,
+        destination_port=ibis.coalesce(table.peer_port, table.destination_port),
+        connection_id=ibis.coalesce(table.outbound_connection_id, table.inbound_connection_id),
+        outbound_by_connection="outbound_by_connection",
+        inbound_by_connection="inbound_by_connection",
+        uid=ibis.coalesce(table.outbound_uid, table.inbound_uid),
         minute=table.start_time_unix_nano // MINUTE_NS,
         stamped=stamped,
         bare=(missing & looks).fill_null(False),

@@ -32,6 +32,7 @@ from typing import Final, Literal
 import ibis
 import ibis.expr.types as ir
 
+from collector.forensics.addresses import without_sidecar
 from collector.forensics.calls import MARGIN_NS, calls
 from collector.forensics.connections import Present, connection_proofs
 from collector.forensics.matching import CLOCK_SLACK_NS, lines
@@ -116,7 +117,7 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
 
     Columns on top of `calls`: outbound_verdict, inbound_verdict (seen, missed, unknown); outbound_reason, inbound_reason
     (a key of `REASONS`, NULL unless unknown); outbound_connection_id, inbound_connection_id (the row of `sockets` or `flows` that
-    speaks of it), outbound_uid, inbound_uid (of the process whose socket went past the proxy); plaintext: the callee's proxy took
+    decided), outbound_by_connection, inbound_by_connection (whether it proves a miss), outbound_uid, inbound_uid (of the process whose socket went past the proxy); plaintext: the callee's proxy took
     it without an identity, as it did not take others; passed_through: the caller's proxy passed it on without knowing where to;
     misnamed: the callee was told of another peer than its proxy logged; verdict: bypassed if a proxy missed the call or only
     passed it through, else meshed if one saw it, else unknown.
@@ -131,7 +132,17 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     table = table.left_join(
         sides, [table.trace_id == sides.judge_trace_id, table.server_span_id == sides.judge_span_id]
     ).drop("judge_trace_id", "judge_span_id")
-    return _judged(_with_line_facts(table, logged))
+    table = _with_bare_callers(_with_line_facts(table, logged), window, present or Present())
+    return _judged(staged("line_facts", table))
+
+
+def _with_bare_callers(table: ir.Table, window: Window, present: Present) -> ir.Table:
+    """The calls with `bare_caller`: no pod of the caller has a sidecar."""
+    if not (present.sockets or present.workloads):
+        return table.mutate(bare_caller=ibis.literal(False))
+    bare = without_sidecar(window)
+    joined = table.left_join(bare, table.caller == bare.bare_service)
+    return joined.mutate(bare_caller=joined.bare_service.notnull()).drop("bare_service")
 
 
 def _per_call(judged: ir.Table) -> ir.Table:
@@ -140,6 +151,7 @@ def _per_call(judged: ir.Table) -> ir.Table:
         mine = judged.side == side
         columns[short] = judged.reason.max(where=mine)
         columns[f"{side}_connection_id"] = judged.connection_id.max(where=mine)
+        columns[f"{side}_by_connection"] = judged.by_connection.any(where=mine).fill_null(False)
         columns[f"{side}_uid"] = judged.connection_uid.max(where=mine)
     return judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(**columns)
 
@@ -147,8 +159,9 @@ def _per_call(judged: ir.Table) -> ir.Table:
 def _judged(table: ir.Table) -> ir.Table:
     """The calls with the verdicts of both sides, and of the whole."""
     # Whoever came without an identity did not come through a proxy of the caller's, if there is any.
-    bare = table.plaintext & table.caller.notnull() & (table.out != SEEN).fill_null(True)
-    table = table.mutate(out=ibis.ifelse(bare, MISSED, table.out))
+    into_mesh = table["into"].isin((SEEN, MISSED)).fill_null(False)
+    bare = (table.plaintext | (table.bare_caller & into_mesh)) & table.caller.notnull()
+    table = table.mutate(out=ibis.ifelse(bare & (table.out != SEEN).fill_null(True), MISSED, table.out))
     table = table.mutate(
         outbound_verdict=_verdict(table.out),
         inbound_verdict=_verdict(table["into"]),
@@ -479,7 +492,15 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
     )
     # That some of the connections bypassed it does not say which: but it says more than that no log was there.
     weak = table.alike_mixed & reason.isin(_SAID_BY_NOBODY)
-    return table.select(*_UNIT, "connection_id", "connection_uid", reason=ibis.ifelse(weak, "mixed_connections", reason))
+    proof = table.exact_missed | (table.alike_missed & ~table.exact_seen & ~table.seen)
+    spoken = proof | table.exact_seen | (table.alike_seen & ~table.seen)
+    return table.select(
+        *_UNIT,
+        by_connection=proof,
+        connection_id=ibis.ifelse(spoken, table.connection_id, ibis.null("uint64")),
+        connection_uid=ibis.ifelse(proof, table.connection_uid, ibis.null("int64")),
+        reason=ibis.ifelse(weak, "mixed_connections", reason),
+    )
 
 
 def _traced() -> ir.Table:
