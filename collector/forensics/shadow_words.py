@@ -134,8 +134,8 @@ def _unjudged(callee: str, into: list[Row]) -> str:
     unknown = sum(r["calls"] for r in into if r["verdict"] == UNKNOWN)
     if not unknown:
         return ""
-    causes = causes(into, f"{callee}'s proxy")
-    return f"{percent(unknown, total)} of {total:,} calls to {callee} could not be judged by access logs ({causes})"
+    said = causes(into, f"{callee}'s proxy")
+    return f"{percent(unknown, total)} of {total:,} calls to {callee} could not be judged by access logs ({said})"
 
 
 def percent(part: int, whole: int) -> str:

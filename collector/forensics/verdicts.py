@@ -58,6 +58,7 @@ REASONS: Final[dict[str, str]] = {
     "log_sampled": "the access log holds a sample of the calls",
     "window_not_covered": "no line shortly before or after the call",
     "mixed_connections": "some of the connections that may have carried it went through the proxy, and some past it",
+    "meant": "a health check or a scrape, or a call from outside to where those come in",
     "opaque": "the port is opaque to the mesh: its proxies encrypt it and log no request",
 }
 
