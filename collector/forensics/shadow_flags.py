@@ -166,14 +166,8 @@ def summary(window: Window, params: ShadowParams, present: Present | None = None
     table = table.mutate(
         **{name: ibis.ifelse(table.flagged, table[name], ibis.null(table[name].type())) for name in DETAILS}
     )
-    earliest = ibis.row_number().over(
-        group_by=[table.caller, table.callee, table.flagged, *(table[name] for name in DETAILS)],
-        order_by=[table.start_time_unix_nano, table.trace_id, table.server_span_id],
-    )
-    table = table.mutate(
-        shown=table.flagged & (earliest < EVIDENCE_LIMIT),
-        span_id=ibis.coalesce(table.client_span_id, table.server_span_id),
-    )
+    table = table.mutate(span_id=ibis.coalesce(table.client_span_id, table.server_span_id))
+    table = _shown(table.filter(table.flagged)).union(table.filter(~table.flagged).mutate(shown=ibis.literal(False)))
     order = [table.start_time_unix_nano, table.trace_id]
     return table.group_by(
         "caller",
@@ -201,12 +195,20 @@ def summary(window: Window, params: ShadowParams, present: Present | None = None
     )
 
 
+def _shown(table: ir.Table) -> ir.Table:
+    """The flagged calls with `shown`: the earliest `EVIDENCE_LIMIT` of each group."""
+    earliest = ibis.row_number().over(
+        group_by=[table.caller, table.callee, *(table[name] for name in DETAILS)],
+        order_by=[table.start_time_unix_nano, table.trace_id, table.server_span_id],
+    )
+    return table.mutate(shown=earliest < EVIDENCE_LIMIT)
+
+
 def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
     """What can be said of each call by itself, and whether its callee's middleware looks at calls like it."""
     stamped = table.stamp_kid.notnull() & table.stamp_status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True)
-    looked = (table.stamp_status.notnull() | table.stamp_kid.notnull()).any()
-    process = [table.callee, table.callee_instance, table.protocol]
-    looks = looked.over(group_by=process)
+    table = _with_looks(table)
+    looks = table.looks
     missing = table.stamp_status.isin((STAMP_ABSENT, STAMP_MALFORMED)) | (
         table.stamp_status.isnull() & table.stamp_kid.isnull()
     )
@@ -254,6 +256,26 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
     )
 
 
+def _with_looks(table: ir.Table) -> ir.Table:
+    """The calls with `looks`: whether the callee's middleware ever looked for a stamp, in that process and protocol."""
+    keyed = table.mutate(replica=table.callee_instance.fill_null(""))
+    looking = keyed.filter(keyed.stamp_status.notnull() | keyed.stamp_kid.notnull())
+    looking = looking.select(
+        looking_callee=looking.callee, looking_replica=looking.replica, looking_protocol=looking.protocol
+    ).distinct()
+    joined = keyed.left_join(
+        looking,
+        [
+            keyed.callee == looking.looking_callee,
+            keyed.replica == looking.looking_replica,
+            keyed.protocol == looking.looking_protocol,
+        ],
+    )
+    return joined.mutate(looks=joined.looking_callee.notnull()).drop(
+        "replica", "looking_callee", "looking_replica", "looking_protocol"
+    )
+
+
 def _probe(
     params: ShadowParams, *, rpc: ir.StringValue, method: ir.StringValue, agent: ir.StringValue, path: ir.StringValue
 ) -> ir.BooleanValue:
@@ -279,26 +301,39 @@ def _entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
     """(entry_service), judged by minutes of the window and by everything that is recorded before its end."""
     minutes = table.filter(~table.probe).group_by("callee", "minute").agg(share=table.caller.isnull().mean())
     outside = minutes.group_by("callee").agg(outside_ratio=(minutes.share > 0.5).mean())
-    history = _history(Window(None, window.until_unix_nano), params)
-    bounds = history.agg(begin=history.start.min(), span=history.start.max() - history.start.min() + 1)
-    history = history.cross_join(bounds)
-    history = history.mutate(tenth=(history.start - history.begin) // (history.span // ENTRY_SLICES + 1))
-    mesh = history.agg(mesh_tenths=history.tenth.nunique())
+    candidates = outside.filter(outside.outside_ratio >= ENTRY_OUTSIDE_RATIO).select("callee")
+    recorded = Window(None, window.until_unix_nano)
+    history = _history(recorded, staged("entry_candidates", candidates), params)
+    mesh = _answers(recorded).select("start").union(history.select("start"))
+    bounds = staged("recorded_time", mesh.agg(begin=mesh.start.min(), span=mesh.start.max() - mesh.start.min() + 1))
+    mesh = _with_tenth(mesh, bounds).agg(mesh_tenths=lambda t: t.tenth.nunique())
+    history = _with_tenth(history, bounds)
     services = history.group_by("service").agg(
         minutes=history.minute.nunique(),
         stamped_minutes=history.minute.nunique(where=history.stamped),
         tenths=history.tenth.nunique(where=~history.stamped),
     )
-    services = services.cross_join(mesh).inner_join(outside, services.service == outside.callee)
-    like_one = (
-        (services.stamped_minutes <= services.minutes * ENTRY_STAMPED_RATIO)
-        & (services.tenths >= services.mesh_tenths * ENTRY_SLICES_RATIO)
-        & (services.outside_ratio >= ENTRY_OUTSIDE_RATIO)
+    services = services.cross_join(mesh)
+    like_one = (services.stamped_minutes <= services.minutes * ENTRY_STAMPED_RATIO) & (
+        services.tenths >= services.mesh_tenths * ENTRY_SLICES_RATIO
     )
     return services.filter(like_one).select(entry_service=services.service)
 
 
-def _history(until: Window, params: ShadowParams) -> ir.Table:
+def _with_tenth(table: ir.Table, bounds: ir.Table) -> ir.Table:
+    joined = table.cross_join(bounds)
+    return joined.mutate(tenth=(joined.start - joined.begin) // (joined.span // ENTRY_SLICES + 1))
+
+
+def _answers(until: Window) -> ir.Table:
+    """(start) of the calls that somebody's span made, of all that is recorded: no probe has a parent."""
+    table = until.of(spans().select("witness", "kind", "parent_span_id", "start_time_unix_nano"))
+    table = table.filter((table.witness == "app") & (table.kind == "SERVER") & table.parent_span_id.notnull())
+    return table.select(start=table.start_time_unix_nano)
+
+
+def _history(until: Window, candidates: ir.Table, params: ShadowParams) -> ir.Table:
+    """(service, start, minute, stamped) of every call to the candidates that is recorded, probes left out."""
     table = spans().select(
         "witness",
         "kind",
@@ -314,6 +349,7 @@ def _history(until: Window, params: ShadowParams) -> ir.Table:
     )
     table = until.of(table)
     table = table.filter((table.witness == "app") & (table.kind == "SERVER"))
+    table = table.semi_join(candidates, table.service_name == candidates.callee)
     probe = _probe(
         params,
         rpc=table.rpc_service,
@@ -321,13 +357,17 @@ def _history(until: Window, params: ShadowParams) -> ir.Table:
         agent=table.user_agent_original,
         path=ibis.coalesce(path_of(table.url_path), path_of(table.url_full)),
     )
-    status = table.provenance_stamp_status
-    return staged("history", table.filter(~probe).select(
-        service=table.service_name,
-        start=table.start_time_unix_nano,
-        minute=table.start_time_unix_nano // MINUTE_NS,
-        stamped=table.provenance_stamp_kid.notnull() & status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True),
-    ))
+    kept = table.filter(~probe)
+    return staged(
+        "history",
+        kept.select(
+            service=kept.service_name,
+            start=kept.start_time_unix_nano,
+            minute=kept.start_time_unix_nano // MINUTE_NS,
+            stamped=kept.provenance_stamp_kid.notnull()
+            & kept.provenance_stamp_status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True),
+        ),
+    )
 
 
 def _with_telemetry(table: ir.Table) -> ir.Table:

@@ -33,11 +33,11 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.addresses import without_sidecar
-from collector.forensics.calls import MARGIN_NS, calls
+from collector.forensics.calls import MARGIN_NS, calls, proxy_spans
 from collector.forensics.connections import Present, connection_proofs
 from collector.forensics.matching import CLOCK_SLACK_NS, lines
 from collector.forensics.stages import staged
-from collector.forensics.tables import NS_PER_S, Window, spans
+from collector.forensics.tables import NS_PER_S, Window
 
 Side = Literal["outbound", "inbound"]
 
@@ -124,11 +124,11 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     passed it through, else meshed if one saw it, else unknown.
     """
     table = staged("calls", calls(window, unanswered=False))
-    logged = lines(window, 0)
+    logged = lines(window, MARGIN_NS - CLOCK_SLACK_NS)  # as for the calls: one stage
     units = _with_id_proof(staged("sides", _sides(table)), logged)
     units = staged("units", _with_opaque(staged("units_by_id", units), logged))
     units = _with_connections(units, table, window, present or Present())
-    judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())))
+    judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())), window)
     sides = staged("side_verdicts", _per_call(judged))
     table = table.left_join(
         sides, [table.trace_id == sides.judge_trace_id, table.server_span_id == sides.judge_span_id]
@@ -441,14 +441,14 @@ def _moment(waiting: ir.Table, at: ir.IntegerValue, role: str) -> ir.Table:
     )
 
 
-def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
+def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table, window: Window) -> ir.Table:
     """(side, trace_id, server_span_id, reason): 'seen', 'missed', or why it is unknown."""
     logs = logged.group_by("side", "service").agg(able=_able(logged).any())
     logs = logs.select(log_side=logs.side, log_service=logs.service, log_able=logs.able)
     replicas = _replicas(units, logged)
     sampled = staged("sampled_logs", _sampled(units, replicas))
     sampled = sampled.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
-    traced = _traced()
+    traced = _traced(window)
     table = _with_proxy(units, replicas)
     table = table.left_join(logs, [table.side == logs.log_side, table.service == logs.log_service])
     table = table.left_join(traced, [table.service == traced.traced_service])
@@ -504,10 +504,9 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
     )
 
 
-def _traced() -> ir.Table:
+def _traced(window: Window) -> ir.Table:
     """(traced_service): the services whose proxies write spans; `shop.default` is shop's, too."""
-    table = spans()
-    names = table.filter(table.witness == "proxy").select("service_name").distinct()
+    names = proxy_spans(window).select("service_name").distinct()
     short = names.select(traced_service=names.service_name.re_replace(r"\..*$", ""))
     return names.select(traced_service=names.service_name).union(short).distinct()
 
@@ -521,6 +520,9 @@ def _sampled(units: ir.Table, replicas: ir.Table) -> ir.Table:
     (`_series`) and no series speaks against it, or if there are calls enough and less than half of every peer's are in it.
     """
     known = units.filter(units.service.notnull() & units.request_key.notnull() & ~units.loopback)
+    # Only where some calls are in the log and some are not, there is anything to excuse.
+    logs = known.group_by("side", "service").agg(some=known.recorded.any(), all=known.recorded.all())
+    known = known.semi_join(logs.filter(logs.some & ~logs["all"]), ["side", "service"])
     known = _with_proxy(known, replicas)
     series = _series(known)
     series = staged("series", series)
