@@ -65,7 +65,9 @@ def named_flows(window: Window, margin_ns: int = 0) -> ir.Table:
         table.mutate(
             source_service=ibis.coalesce(table.source_workload, table.from_service),
             destination_service=ibis.coalesce(table.destination_workload, table.to_service),
-        ).drop("source_workload", "destination_workload", "from_address", "from_service", "to_address", "to_service"),
+        ).drop(
+            "source_workload", "destination_workload", "from_address", "from_service", "to_address", "to_service"
+        ),
     )
 
 
@@ -86,3 +88,17 @@ def _alive(table: ir.Table, window: Window, since: ir.IntegerValue, until: ir.In
     if window.since_unix_nano is not None:
         table = table.filter((until >= window.since_unix_nano).fill_null(True))
     return table
+
+
+def without_sidecar(window: Window) -> ir.Table:
+    """(bare_service): services of which witnesses found no proxy in any pod, or whose pods are all listed without one."""
+    watches = socket_watches()
+    watches = _alive(watches, window, watches.since_unix_nano, watches.until_unix_nano)
+    watches = watches.filter(watches.proxy_found.notnull())
+    watched = watches.select("service_name", proxied=watches.proxy_found)
+    listed = workloads()
+    listed = _alive(listed, window, listed.first_seen_unix_nano, listed.last_seen_unix_nano)
+    listed = listed.filter(listed.mesh.notnull())
+    both = watched.union(listed.select("service_name", proxied=listed.mesh != "none"))
+    services = both.group_by("service_name").agg(proxied=both.proxied.any())
+    return staged("without_sidecar", services.filter(~services.proxied).select(bare_service="service_name"))

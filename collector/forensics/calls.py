@@ -14,7 +14,7 @@ import ibis.expr.types as ir
 
 from collector.forensics.columns import is_error, request_key_of
 from collector.forensics.matching import CLOCK_SLACK_NS, match_records, path_of
-from collector.forensics.stages import staged
+from collector.forensics.stages import once, staged
 from collector.forensics.tables import NS_PER_S, Window, spans
 
 MAX_PROXY_SPANS: Final = 4
@@ -106,11 +106,6 @@ def _spans(window: Window, witness: str, *columns: str) -> ir.Table:
     return table.filter(table.witness == witness)
 
 
-def _once(table: ir.Table) -> ir.Table:
-    """Each span once, however often it was delivered."""
-    return table.distinct(on=list(_KEY), keep="first")
-
-
 def _servers(window: Window) -> ir.Table:
     table = _spans(
         window,
@@ -125,7 +120,8 @@ def _servers(window: Window) -> ir.Table:
         "provenance_peer_principal",
     )
     table = table.filter(table.kind == "SERVER")
-    return _once(
+    return once(
+        "servers",
         table.select(
             *_KEY,
             "parent_span_id",
@@ -144,12 +140,15 @@ def _servers(window: Window) -> ir.Table:
             "provenance_request_id",
             "provenance_peer_principal",
             remote_address=ibis.coalesce(table.network_peer_address, table.client_address),
-            remote_port=ibis.ifelse(table.network_peer_address.notnull(), table.network_peer_port, ibis.null("int64")),
+            remote_port=ibis.ifelse(
+                table.network_peer_address.notnull(), table.network_peer_port, ibis.null("int64")
+            ),
             server_failed=is_error(table),
             server_path=_path(table),
             server_operation=_operation(table),
             server_protocol=_protocol(table),
-        )
+        ),
+        *_KEY,
     )
 
 
@@ -170,7 +169,8 @@ def _ancestors(window: Window) -> ir.Table:
     def of_client(value: ir.Value) -> ir.Value:
         return ibis.ifelse(client, value, ibis.null(value.type()))
 
-    return (
+    return once(
+        "ancestors",
         table.select(
             *_KEY,
             ancestor_kind=table.kind,
@@ -195,16 +195,20 @@ def _ancestors(window: Window) -> ir.Table:
             client_request_hash=of_client(table.provenance_request_hash),
             client_request_bytes=of_client(table.provenance_request_size),
             client_request_id=of_client(table.provenance_request_id),
-        )
-        .distinct(on=list(_KEY), keep="first")
-        .rename(ancestor_trace_id="trace_id", ancestor_span_id="span_id")
-    )
+        ),
+        *_KEY,
+    ).rename(ancestor_trace_id="trace_id", ancestor_span_id="span_id")
+
+
+def proxy_spans(window: Window) -> ir.Table:
+    """The spans around the window that proxies wrote, once each: trace_id, span_id, parent_span_id, service_name, guid_x_request_id."""
+    columns = ("parent_span_id", "service_name", "guid_x_request_id")
+    return staged("proxy_spans", once("proxy_spans", _spans(window, "proxy", *columns).select(*_KEY, *columns), *_KEY))
 
 
 def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
     """The server spans with `cursor` (the first parent that is no proxy span) and proxy_1 to proxy_4 (services passed)."""
-    columns = ("parent_span_id", "service_name", "guid_x_request_id")
-    proxies = staged("proxy_spans", _once(_spans(window, "proxy", *columns).select(*_KEY, *columns)))
+    proxies = proxy_spans(window)
     reached = servers.select(*_KEY, cursor=servers.parent_span_id, proxy_request_id=ibis.null("string"))
     for step in range(1, MAX_PROXY_SPANS + 1):
         hop = proxies.select(

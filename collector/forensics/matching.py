@@ -25,7 +25,7 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.columns import request_key_of
-from collector.forensics.stages import staged
+from collector.forensics.stages import once, staged
 from collector.forensics.tables import NS_PER_S, Window, proxy_records
 
 CLOCK_SLACK_NS: Final = 5 * NS_PER_S
@@ -42,6 +42,12 @@ _SLOT: Final = (*_GROUP, "episode")
 
 def path_of(url_or_path: ir.StringValue) -> ir.StringValue:
     """The path without scheme, host, query and fragment; NULL where nothing is left."""
+    # Most are paths already, and two regular expressions a line take longer than to read it.
+    plain = url_or_path.startswith("/") & ~url_or_path.contains("?") & ~url_or_path.contains("#")
+    return ibis.ifelse(plain, url_or_path, _path_of(url_or_path))
+
+
+def _path_of(url_or_path: ir.StringValue) -> ir.StringValue:
     return url_or_path.re_replace(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "").re_replace(r"[?#].*$", "").nullif("")
 
 
@@ -54,9 +60,10 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
 
     Columns: side ('outbound': the caller's proxy, 'inbound': the callee's; a line without a direction is in both),
     direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code,
-    upstream_cluster, downstream_peer, requested_server_name; local_port and upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged.
+    upstream_cluster, downstream_peer, requested_server_name; local_port and upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged, or not needed because the line names its request.
     """
     table = window.of(proxy_records(), margin_ns=margin_ns)
+    opaque = table.request_id.isnull() | table.path.isnull()
     table = table.select(
         "direction",
         "record_id",
@@ -69,12 +76,12 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
         instance=table.service_instance_id,
         request_key=request_key_of(table.request_id),
         path=path_of(table.path),
-        local_port=_port_of(table.downstream_local_address),
-        upstream_port=_port_of(table.upstream_host),
+        local_port=ibis.ifelse(opaque, _port_of(table.downstream_local_address), ibis.null("int64")),
+        upstream_port=ibis.ifelse(opaque, _port_of(table.upstream_host), ibis.null("int64")),
         start=table.start_time_unix_nano,
         end=table.start_time_unix_nano + table.duration_ns.fill_null(0),
-    ).distinct(on="record_id", keep="first")
-    table = staged("records", table)
+    )
+    table = staged("records", once("records", table, "record_id"))
     either = table.filter(table.direction.isnull())
     return (
         table.filter(table.direction.isin(("inbound", "outbound")))
@@ -196,20 +203,17 @@ def _units(calls: ir.Table) -> ir.Table:
 
 def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
     """(pairs: side, trace_id, unit_span_id, record_id; the slots in which it cannot be told which call has no line)."""
-    events = staged(
-        "events",
-        units.mutate(record_id=ibis.null("uint64")).union(
-            logged.select(
-                *_GROUP,
-                "path",
-                "start",
-                "end",
-                trace_id=ibis.null(units.trace_id.type()),
-                unit_span_id=ibis.null("uint64"),
-                record_id="record_id",
-            )
-        ),
-    )
+    events = staged("events", units.mutate(record_id=ibis.null("uint64")).union(
+        logged.select(
+            *_GROUP,
+            "path",
+            "start",
+            "end",
+            trace_id=ibis.null(units.trace_id.type()),
+            unit_span_id=ibis.null("uint64"),
+            record_id="record_id",
+        )
+    ))
     is_unit = events.unit_span_id.notnull()
     groups = events.group_by(_GROUP).agg(
         units=events.unit_span_id.count(),

@@ -32,11 +32,12 @@ from typing import Final, Literal
 import ibis
 import ibis.expr.types as ir
 
-from collector.forensics.calls import MARGIN_NS, calls
+from collector.forensics.addresses import without_sidecar
+from collector.forensics.calls import MARGIN_NS, calls, proxy_spans
 from collector.forensics.connections import Present, connection_proofs
 from collector.forensics.matching import CLOCK_SLACK_NS, lines
 from collector.forensics.stages import staged
-from collector.forensics.tables import NS_PER_S, Window, spans
+from collector.forensics.tables import NS_PER_S, Window
 
 Side = Literal["outbound", "inbound"]
 
@@ -57,6 +58,7 @@ REASONS: Final[dict[str, str]] = {
     "log_sampled": "the access log holds a sample of the calls",
     "window_not_covered": "no line shortly before or after the call",
     "mixed_connections": "some of the connections that may have carried it went through the proxy, and some past it",
+    "meant": "a health check or a scrape, or a call from outside to where those come in",
     "opaque": "the port is opaque to the mesh: its proxies encrypt it and log no request",
 }
 
@@ -116,22 +118,32 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
 
     Columns on top of `calls`: outbound_verdict, inbound_verdict (seen, missed, unknown); outbound_reason, inbound_reason
     (a key of `REASONS`, NULL unless unknown); outbound_connection_id, inbound_connection_id (the row of `sockets` or `flows` that
-    speaks of it), outbound_uid, inbound_uid (of the process whose socket went past the proxy); plaintext: the callee's proxy took
+    decided), outbound_by_connection, inbound_by_connection (whether it proves a miss), outbound_uid, inbound_uid (of the process whose socket went past the proxy); plaintext: the callee's proxy took
     it without an identity, as it did not take others; passed_through: the caller's proxy passed it on without knowing where to;
     misnamed: the callee was told of another peer than its proxy logged; verdict: bypassed if a proxy missed the call or only
     passed it through, else meshed if one saw it, else unknown.
     """
     table = staged("calls", calls(window, unanswered=False))
-    logged = lines(window, 0)
+    logged = lines(window, MARGIN_NS - CLOCK_SLACK_NS)  # as for the calls: one stage
     units = _with_id_proof(staged("sides", _sides(table)), logged)
     units = staged("units", _with_opaque(staged("units_by_id", units), logged))
     units = _with_connections(units, table, window, present or Present())
-    judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())))
+    judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())), window)
     sides = staged("side_verdicts", _per_call(judged))
     table = table.left_join(
         sides, [table.trace_id == sides.judge_trace_id, table.server_span_id == sides.judge_span_id]
     ).drop("judge_trace_id", "judge_span_id")
-    return _judged(_with_line_facts(table, logged))
+    table = _with_bare_callers(_with_line_facts(table, logged), window, present or Present())
+    return _judged(staged("line_facts", table))
+
+
+def _with_bare_callers(table: ir.Table, window: Window, present: Present) -> ir.Table:
+    """The calls with `bare_caller`: no pod of the caller has a sidecar."""
+    if not (present.sockets or present.workloads):
+        return table.mutate(bare_caller=ibis.literal(False))
+    bare = without_sidecar(window)
+    joined = table.left_join(bare, table.caller == bare.bare_service)
+    return joined.mutate(bare_caller=joined.bare_service.notnull()).drop("bare_service")
 
 
 def _per_call(judged: ir.Table) -> ir.Table:
@@ -140,6 +152,7 @@ def _per_call(judged: ir.Table) -> ir.Table:
         mine = judged.side == side
         columns[short] = judged.reason.max(where=mine)
         columns[f"{side}_connection_id"] = judged.connection_id.max(where=mine)
+        columns[f"{side}_by_connection"] = judged.by_connection.any(where=mine).fill_null(False)
         columns[f"{side}_uid"] = judged.connection_uid.max(where=mine)
     return judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(**columns)
 
@@ -147,8 +160,9 @@ def _per_call(judged: ir.Table) -> ir.Table:
 def _judged(table: ir.Table) -> ir.Table:
     """The calls with the verdicts of both sides, and of the whole."""
     # Whoever came without an identity did not come through a proxy of the caller's, if there is any.
-    bare = table.plaintext & table.caller.notnull() & (table.out != SEEN).fill_null(True)
-    table = table.mutate(out=ibis.ifelse(bare, MISSED, table.out))
+    into_mesh = table["into"].isin((SEEN, MISSED)).fill_null(False)
+    bare = (table.plaintext | (table.bare_caller & into_mesh)) & table.caller.notnull()
+    table = table.mutate(out=ibis.ifelse(bare & (table.out != SEEN).fill_null(True), MISSED, table.out))
     table = table.mutate(
         outbound_verdict=_verdict(table.out),
         inbound_verdict=_verdict(table["into"]),
@@ -191,9 +205,9 @@ def _with_line_facts(table: ir.Table, logged: ir.Table) -> ir.Table:
     named = inbound.downstream_peer.notnull() | inbound.requested_server_name.startswith(_MESH_SNI).fill_null(False)
     secure = inbound.filter(named).select(secure_service=inbound.service, secure_source=inbound.source).distinct()
     bare = inbound.filter(inbound.downstream_peer.isnull() & inbound.requested_server_name.isnull())
-    bare = bare.inner_join(secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]).select(
-        bare_id="record_id"
-    )
+    bare = bare.inner_join(
+        secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]
+    ).select(bare_id="record_id")
     table = table.left_join(passed, table.outbound_record_id == passed.passed_id)
     table = table.left_join(bare, table.inbound_record_id == bare.bare_id)
     table = table.mutate(passed_through=table.passed_id.notnull(), plaintext=table.bare_id.notnull())
@@ -427,14 +441,14 @@ def _moment(waiting: ir.Table, at: ir.IntegerValue, role: str) -> ir.Table:
     )
 
 
-def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
+def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table, window: Window) -> ir.Table:
     """(side, trace_id, server_span_id, reason): 'seen', 'missed', or why it is unknown."""
     logs = logged.group_by("side", "service").agg(able=_able(logged).any())
     logs = logs.select(log_side=logs.side, log_service=logs.service, log_able=logs.able)
     replicas = _replicas(units, logged)
     sampled = staged("sampled_logs", _sampled(units, replicas))
     sampled = sampled.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
-    traced = _traced()
+    traced = _traced(window)
     table = _with_proxy(units, replicas)
     table = table.left_join(logs, [table.side == logs.log_side, table.service == logs.log_service])
     table = table.left_join(traced, [table.service == traced.traced_service])
@@ -479,15 +493,20 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
     )
     # That some of the connections bypassed it does not say which: but it says more than that no log was there.
     weak = table.alike_mixed & reason.isin(_SAID_BY_NOBODY)
+    proof = table.exact_missed | (table.alike_missed & ~table.exact_seen & ~table.seen)
+    spoken = proof | table.exact_seen | (table.alike_seen & ~table.seen)
     return table.select(
-        *_UNIT, "connection_id", "connection_uid", reason=ibis.ifelse(weak, "mixed_connections", reason)
+        *_UNIT,
+        by_connection=proof,
+        connection_id=ibis.ifelse(spoken, table.connection_id, ibis.null("uint64")),
+        connection_uid=ibis.ifelse(proof, table.connection_uid, ibis.null("int64")),
+        reason=ibis.ifelse(weak, "mixed_connections", reason),
     )
 
 
-def _traced() -> ir.Table:
+def _traced(window: Window) -> ir.Table:
     """(traced_service): the services whose proxies write spans; `shop.default` is shop's, too."""
-    table = spans()
-    names = table.filter(table.witness == "proxy").select("service_name").distinct()
+    names = proxy_spans(window).select("service_name").distinct()
     short = names.select(traced_service=names.service_name.re_replace(r"\..*$", ""))
     return names.select(traced_service=names.service_name).union(short).distinct()
 
@@ -501,6 +520,9 @@ def _sampled(units: ir.Table, replicas: ir.Table) -> ir.Table:
     (`_series`) and no series speaks against it, or if there are calls enough and less than half of every peer's are in it.
     """
     known = units.filter(units.service.notnull() & units.request_key.notnull() & ~units.loopback)
+    # Only where some calls are in the log and some are not, there is anything to excuse.
+    logs = known.group_by("side", "service").agg(some=known.recorded.any(), all=known.recorded.all())
+    known = known.semi_join(logs.filter(logs.some & ~logs["all"]), ["side", "service"])
     known = _with_proxy(known, replicas)
     series = _series(known)
     series = staged("series", series)
@@ -531,18 +553,15 @@ def _series(known: ir.Table) -> ir.Table:
     not); telling: all of `_WHOLE_FEW` calls are in the log, or `_STRETCH` in a row are and the others are a few or in one place.
     """
     key = ("side", "service", "proxy", "peer", "operation")
-    known = staged(
-        "known",
-        known.select(
-            *key[:3],
-            "recorded",
-            "start",
-            "trace_id",
-            "server_span_id",
-            peer=known.peer.fill_null(""),
-            operation=known.operation.fill_null(""),
-        ),
-    )
+    known = staged("known", known.select(
+        *key[:3],
+        "recorded",
+        "start",
+        "trace_id",
+        "server_span_id",
+        peer=known.peer.fill_null(""),
+        operation=known.operation.fill_null(""),
+    ))
     order = [known.start, known.trace_id, known.server_span_id]
     known = known.mutate(
         number=ibis.row_number().over(group_by=key, order_by=order),
