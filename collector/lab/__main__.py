@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -158,12 +159,13 @@ def run(options: Options) -> int:
     try:
         calls = script(options.calls, options.odd_each, options.seed)
         with network(PODS), Children(directory) as children:
-            begun = time.monotonic()
+            begun, started = time.monotonic(), datetime.now(UTC).isoformat()
             lab = running.start(directory, children)
             say(f"the lab is up after {time.monotonic() - begun:.1f} s: {len(PODS)} pods; {len(calls)} calls follow")
             truth = running.play(lab, calls, options.rate)
             say(f"played after {time.monotonic() - begun:.1f} s")
             running.end(lab)
+        running.import_pods(lab, started)
         return _tell(grade(lab.database, truth, directory), options, len(calls))
     except CollectorError:
         keep = True
@@ -181,7 +183,7 @@ def _tell(result: "Result", options: Options, count: int) -> int:
     document = json.dumps(result.document() | {"seed": options.seed, "script": count}, indent=2)
     if options.out is not None:
         options.out.write_text(document + "\n")
-    print(document if options.format == "json" else tables(result.calls, result.connections))
+    print(document if options.format == "json" else tables(result.calls, result.connections, result.findings))
     for reason, times in result.failed.items():
         say(f"{times} calls got no answer: {reason}")
     say(f"clean calls accused: {result.accused}; bypassing calls called meshed with all witnesses: {result.missed}")

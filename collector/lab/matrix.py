@@ -16,18 +16,19 @@ from typing import Any, Final
 import polars as pl
 
 from collector.client import open_source
-from collector.forensics.tables import Query, Window, compile_sql
-from collector.forensics.verdicts import judged_calls
+from collector.forensics.call_list import call_verdicts
+from collector.forensics.scan import scan
+from collector.forensics.tables import Query, Window
 from collector.lab.plan import WAYS
 from collector.store.database import Store
 
 WITNESSES: Final[dict[str, tuple[str, ...]]] = {
-    "spans only": ("proxy_records", "flows", "sockets", "socket_watches"),
-    "spans + access logs": ("flows", "sockets", "socket_watches"),
-    "spans + sockets": ("proxy_records", "flows"),
+    "spans only": ("proxy_records", "flows", "sockets", "socket_watches", "workloads"),
+    "+ access logs": ("flows", "sockets", "socket_watches", "workloads"),
+    "+ sockets": ("flows", "workloads"),
     "all": (),
 }
-"""Each set of witnesses, and the tables that are emptied for it."""
+"""Each set of witnesses, and the tables that are emptied for it. Sidecars' spans are among the spans; `all` adds the list of pods."""
 
 VERDICTS: Final = ("bypassed", "meshed", "unknown", "unseen")
 CAPTURES: Final = ("bypassed", "captured", "not_mesh", "undecided", "unseen")
@@ -45,13 +46,15 @@ class Result:
     """The lab's result.
 
     Attributes:
-        calls: Columns witnesses, way, calls, and one a verdict.
+        calls: Columns witnesses, way, calls, one a verdict, and named: those whose verdict names the way.
         connections: Columns way, side (caller, callee), connections, and one a capture.
+        findings: What a scan finds: witnesses, severity, way, caller, callee, destination, count, reasons.
         failed: Calls of the script that got no answer, by reason.
     """
 
     calls: pl.DataFrame
     connections: pl.DataFrame
+    findings: pl.DataFrame
     failed: Mapping[str, int]
 
     def document(self) -> dict[str, Any]:
@@ -59,6 +62,7 @@ class Result:
         return {
             "calls": self.calls.to_dicts(),
             "connections": self.connections.to_dicts(),
+            "findings": self.findings.to_dicts(),
             "failed": dict(self.failed),
             "accused": self.accused,
             "missed": self.missed,
@@ -77,6 +81,17 @@ class Result:
         return int(every["meshed"].sum())
 
 
+NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "excluded_port": ("excluded_port",),
+    "excluded_ip_range": ("excluded_ip_range",),
+    "proxy_uid": ("proxy_uid",),
+    "no_sidecar": ("no_sidecar",),
+    "plaintext": ("plaintext_accepted", "no_sidecar"),
+    "direct_pod_ip": ("direct_pod_ip", "passthrough_cluster"),
+    "forged_xfcc": ("excluded_port", "no_sidecar"),
+}
+"""What a verdict may call each way: cron and mallory have no sidecar, and mallory's port is one that orders excludes."""
+
 BYPASSES: Final = tuple(way for way in WAYS if way not in {"clean", "udp"})
 """The ways of calls past the mesh; UDP carries no call, and is graded by its connections."""
 
@@ -85,10 +100,12 @@ def grade(database: Path, truth: Truth, work: Path) -> Result:
     """Grade every set of witnesses on a copy of its own in `work`."""
     answered = [t for t in truth if t["error"] is None]
     failed = Counter(str(t["error"]) for t in truth if t["error"] is not None)
-    frames = [_calls(name, _verdicts(database, emptied, work), answered) for name, emptied in WITNESSES.items()]
+    judged = {name: _judged(database, emptied, work) for name, emptied in WITNESSES.items()}
+    calls = pl.concat([_calls(name, j.verdicts, answered) for name, j in judged.items()])
+    findings = pl.concat([_findings(name, j.findings) for name, j in judged.items()])
     with closing(open_source(str(database))) as source:
         connections = _connections(source.query(_SOCKETS), answered)
-    return Result(pl.concat(frames), connections, failed)
+    return Result(calls, connections, findings, failed)
 
 
 @contextmanager
@@ -104,28 +121,40 @@ def copy_without(database: Path, emptied: Sequence[str], work: Path) -> Iterator
             yield source.query
 
 
-def _verdicts(database: Path, emptied: Sequence[str], work: Path) -> dict[str, str]:
-    """Trace id to verdict, with some tables emptied."""
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What the detectors made of one set of witnesses: (verdict, way) by trace id, and the findings of shadow traffic."""
+
+    verdicts: Mapping[str, tuple[str, str]]
+    findings: pl.DataFrame
+
+
+def _judged(database: Path, emptied: Sequence[str], work: Path) -> _Judged:
     with copy_without(database, emptied, work) as query:
-        return verdicts_of(query)
+        frame = call_verdicts(query, Window())
+        rows = frame.select("trace_id", "verdict", "way").iter_rows()
+        return _Judged({trace: (verdict, way or "") for trace, verdict, way in rows}, scan(query, kinds=["shadow"]))
 
 
-def verdicts_of(query: Query) -> dict[str, str]:
-    """Each answered call's verdict by trace id."""
-    judged = judged_calls(Window())
-    frame = query(compile_sql(judged.select(trace=judged.trace_id.cast("string"), verdict=judged.verdict)))
-    return {trace.replace("-", ""): verdict for trace, verdict in frame.iter_rows()}
-
-
-def _calls(name: str, verdicts: Mapping[str, str], truth: Truth) -> pl.DataFrame:
-    counts: Counter[tuple[str, str]] = Counter(
-        (t["way"], verdicts.get(t["trace_id"] or "", "unseen")) for t in truth if t["way"] in WAYS
+def _findings(name: str, findings: pl.DataFrame) -> pl.DataFrame:
+    """The findings of one set: how severe, by which way, from whom to whom, how often."""
+    return findings.select(
+        pl.lit(name).alias("witnesses"), "severity", "way", "caller", "callee", "destination", "count", "reasons"
     )
+
+
+def _calls(name: str, verdicts: Mapping[str, tuple[str, str]], truth: Truth) -> pl.DataFrame:
+    counts: Counter[tuple[str, str]] = Counter()
+    named: Counter[str] = Counter()
+    for call in truth:
+        verdict, way = verdicts.get(call["trace_id"] or "", ("unseen", ""))
+        counts[call["way"], verdict] += 1
+        named[call["way"]] += way in NAMES.get(call["way"], ())
     rows = []
     for way in WAYS:
         own = {verdict: counts[way, verdict] for verdict in VERDICTS}
         if total := sum(own.values()):
-            rows.append({"witnesses": name, "way": way, "calls": total, **own})
+            rows.append({"witnesses": name, "way": way, "calls": total, **own, "named": named[way]})
     return pl.DataFrame(rows)
 
 

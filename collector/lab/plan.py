@@ -59,7 +59,7 @@ WITNESS_UID: Final = 65534
 SERVICE_PORT: Final = 8080
 EXCLUDED_PORT: Final = 9080
 UNGUARDED_PORT: Final = 8082
-UDP_PORT: Final = 8125
+UDP_PORT: Final = 7777
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +188,32 @@ def _direct(  # noqa: PLR0917 - a table's columns
     way: Way, style: Style, caller: Pod, callee: Pod, port: int, host: str, headers: tuple[tuple[str, str], ...] = ()
 ) -> Call:
     return Call(way, style, caller.name, callee.name, callee.address, port, host, headers)
+
+
+def pod_list(pods: tuple[Pod, ...], started: str) -> dict[str, Any]:
+    """The pods as `kubectl get pods -A -o json` would list them; `started` is RFC 3339."""
+    return {"kind": "List", "items": [_listed(pod, started) for pod in pods]}
+
+
+def _listed(pod: Pod, started: str) -> dict[str, Any]:
+    exclusions = {
+        "excludeOutboundPorts": pod.exclude_outbound_ports,
+        "excludeOutboundIPRanges": pod.exclude_outbound_ranges,
+        "excludeInboundPorts": pod.exclude_inbound_ports,
+    }
+    annotations = {f"traffic.sidecar.istio.io/{k}": ",".join(map(str, v)) for k, v in exclusions.items() if v}
+    containers = [{"name": "app"}, *([{"name": "istio-proxy"}] if pod.meshed else [])]
+    return {
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{pod.name}-0",
+            "namespace": "lab",
+            "labels": {"app": pod.name},
+            "annotations": annotations,
+        },
+        "spec": {"containers": containers, "serviceAccountName": pod.name},
+        "status": {"phase": "Running", "podIP": pod.address, "startTime": started},
+    }
 
 
 def script(clean: int, odd_each: int, seed: int) -> list[Call]:

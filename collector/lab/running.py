@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from collector.demo.startup import LOG_FLUSH_MILLISECONDS, START_SECONDS, accept
 from collector.lab import enter
 from collector.lab.certificates import Authority
 from collector.lab.envoy_config import bootstrap
-from collector.lab.network import make_cgroup
+from collector.lab.network import LabError, make_cgroup
 from collector.lab.plan import (
     EXCLUDED_PORT,
     GATEWAY,
@@ -32,6 +33,7 @@ from collector.lab.plan import (
     WITNESS_UID,
     Call,
     Pod,
+    pod_list,
 )
 
 PROGRAMS: Final = Path(__file__).resolve().parent / "programs"
@@ -101,6 +103,16 @@ def end(lab: Lab) -> None:
     lab.children.stop([f"{n}-witness" for n in names], 10.0)
     lab.children.stop([f"{n}-sidecar" for n in names], 10.0)
     lab.children.stop(["collector"], 30.0)
+
+
+def import_pods(lab: Lab, started: str) -> None:
+    """Tell the store who the addresses are, as `kubectl get pods` would; after the collector has ended. Raises LabError."""
+    pods = lab.directory / "pods.json"
+    pods.write_text(json.dumps(pod_list(PODS, started)))
+    argv = [sys.executable, "-m", "provenance.cli", "import", str(pods), "--into", str(lab.database)]
+    done = subprocess.run(argv, env=_environment(), capture_output=True, text=True, check=False)  # noqa: S603 our own
+    if done.returncode:
+        raise LabError(f"the list of pods was not imported: {done.stderr.strip()}")
 
 
 _ROWS: Final = (

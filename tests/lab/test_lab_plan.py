@@ -109,13 +109,31 @@ def truth(way, trace, local="10.77.0.10:40000", remote="10.77.0.20:9080", **over
 
 
 def test_verdicts_are_counted_by_way():
-    verdicts = {"a": "meshed", "b": "bypassed"}
+    verdicts = {"a": ("meshed", ""), "b": ("bypassed", "excluded_port")}
     frame = matrix._calls(
         "all", verdicts, [truth("clean", "a"), truth("excluded_port", "b"), truth("excluded_port", "c")]
     )
     assert frame.to_dicts() == [
-        {"witnesses": "all", "way": "clean", "calls": 1, "bypassed": 0, "meshed": 1, "unknown": 0, "unseen": 0},
-        {"witnesses": "all", "way": "excluded_port", "calls": 2, "bypassed": 1, "meshed": 0, "unknown": 0, "unseen": 1},
+        {
+            "witnesses": "all",
+            "way": "clean",
+            "calls": 1,
+            "bypassed": 0,
+            "meshed": 1,
+            "unknown": 0,
+            "unseen": 0,
+            "named": 0,
+        },
+        {
+            "witnesses": "all",
+            "way": "excluded_port",
+            "calls": 2,
+            "bypassed": 1,
+            "meshed": 0,
+            "unknown": 0,
+            "unseen": 1,
+            "named": 1,
+        },
     ]
 
 
@@ -131,9 +149,9 @@ def test_connections_are_told_apart_by_both_ends_at_the_caller_and_by_the_caller
 
 
 def test_an_accused_clean_call_and_a_bypass_called_meshed_are_counted():
-    wrong = {"a": "bypassed", "b": "meshed", "c": "unknown"}
+    wrong = {"a": ("bypassed", ""), "b": ("meshed", ""), "c": ("unknown", "")}
     calls = matrix._calls("all", wrong, [truth("clean", "a"), truth("plaintext", "b"), truth("proxy_uid", "c")])
-    result = matrix.Result(calls, pl.DataFrame(), {})
+    result = matrix.Result(calls, pl.DataFrame(), pl.DataFrame(), {})
     assert (result.accused, result.missed) == (1, 1)
 
 
