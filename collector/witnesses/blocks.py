@@ -5,20 +5,20 @@ r"""A block of lines, taken apart column by column with NumPy: no object per lin
     Lines.separated(by, count)           lines of so many columns, as columns of text
 
 Programs write logs from a template: between its values a line is the same as the one before. So quotes are found (one
-comparison a byte), the text between values is compared eight bytes at a time with that of a line that a JSON parser has read, and
+comparison a byte), the text between values is compared with that of a line that a JSON parser has read, and
 what lies between is the value. A line that differs in anything (an escape, a nested value, another key) is not ordinary: it is
 left to the reader of single lines. What is found here is therefore exactly what a JSON parser would find.
 """
 
 import json
 import re
-from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.lib.stride_tricks import sliding_window_view
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -27,7 +27,7 @@ _QUOTE, _BACKSLASH, _NEWLINE, _BLANK = 34, 92, 10, 32
 
 _MAX_QUOTES: Final = 512
 _MAX_TEMPLATES: Final = 12
-_FEWEST_LINES: Final = 16
+FEWEST_LINES: Final = 16
 """Fewer lines of one shape are faster read one by one."""
 
 _BEFORE_STRING: Final = re.compile(rb"\s*:\s*")
@@ -60,9 +60,8 @@ class Lines:
     """The lines of a block; `starts` and `ends` (before the newline) in bytes of it."""
 
     def __init__(self, data: bytes, max_line_bytes: int) -> None:
-        # Eight bytes more, so that the last bytes can be compared in eights too.
-        self.data = data + (b"" if data.endswith(b"\n") or not data else b"\n") + bytes(8)
-        self.bytes = np.frombuffer(self.data, np.uint8)[: len(self.data) - 8]
+        self.data = data if data.endswith(b"\n") or not data else data + b"\n"
+        self.bytes = np.frombuffer(self.data, np.uint8)
         self.ends: Numbers = np.flatnonzero(self.bytes == _NEWLINE)
         self.starts: Numbers = np.concatenate([np.zeros(min(1, len(self.ends)), np.int64), self.ends[:-1] + 1])
         self.ordinary: Mask = self.ends - self.starts <= max_line_bytes
@@ -73,7 +72,6 @@ class Lines:
             self._controls = np.flatnonzero(is_control & (self.bytes != _NEWLINE))
         self.is_ascii = data.isascii()
         self._leave_out_bad_text(data)
-        self._words = np.ndarray((len(self.data) - 7,), np.dtype("<u8"), self.data, strides=(1,))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -142,7 +140,7 @@ class Lines:
         for count in np.unique(counts[candidates]).tolist():
             lines = np.flatnonzero(candidates & (counts == count))
             for _ in range(_MAX_TEMPLATES):
-                if len(lines) < _FEWEST_LINES:
+                if len(lines) < FEWEST_LINES:
                     break
                 places = quotes[before[lines, None] + np.arange(count)]
                 fits, columns = self._fitting(lines, places)
@@ -178,10 +176,9 @@ class Lines:
         places = firsts if whole else firsts[same]
         equal = np.ones(len(places), np.bool_)
         for column, text in enumerate(template.between):
-            at = np.ascontiguousarray(places[:, column])
-            for shift, mask, word in _words_of(text):
-                words = self._words[at + shift if shift else at]
-                equal &= words == word if mask == _ALL_BITS else (words & mask) == word
+            if text:
+                found = sliding_window_view(self.bytes, len(text))[places[:, column]]
+                equal &= found.view((np.void, len(text)))[:, 0] == np.void(text)
         same[same] = equal
         return same
 
@@ -225,7 +222,6 @@ class Lines:
 
 
 _NONE: Final = np.empty(0, np.int64)
-_ALL_BITS: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,13 +288,3 @@ def _value_spans(line: bytes, edges: list[int]) -> list[tuple[str, bool, int, in
         else:
             return None
     return spans or None
-
-
-def _words_of(text: bytes) -> Iterator[tuple[int, np.uint64, np.uint64]]:
-    """Where to compare eight bytes at once, with which mask, against what."""
-    if len(text) >= 8:
-        shifts = [*range(0, len(text) - 7, 8), *([len(text) - 8] if len(text) % 8 else [])]
-        for shift in shifts:
-            yield shift, _ALL_BITS, np.uint64(int.from_bytes(text[shift : shift + 8], "little"))
-    elif text:
-        yield 0, np.uint64((1 << (8 * len(text))) - 1), np.uint64(int.from_bytes(text, "little"))

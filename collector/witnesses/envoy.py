@@ -289,24 +289,28 @@ _HEADERS: Final = (
     r' "(?P<upstream_host>[^"]*)"'
 )
 
-_TEXT_FORMATS: Final = (
+TEXT_FORMATS: Final = (
+    # Each with how many quotes a line has, if no value has one.
     # Istio: https://istio.io/latest/docs/tasks/observability/logs/access-log/#default-access-log-format
-    re.compile(
-        _REQUEST
-        + r' (?P<response_code_details>\S+) (?P<connection_termination_details>\S+) "(?P<upstream_transport_failure_reason>[^"]*)" '
-        + _COUNTERS
-        + " "
-        + _HEADERS
-        + r" (?P<upstream_cluster>\S+) (?P<upstream_local_address>\S+) (?P<downstream_local_address>\S+)"
-        r" (?P<downstream_remote_address>\S+) (?P<requested_server_name>\S+) (?P<route_name>\S+)"
+    (
+        re.compile(
+            _REQUEST
+            + r' (?P<response_code_details>\S+) (?P<connection_termination_details>\S+) "(?P<upstream_transport_failure_reason>[^"]*)" '
+            + _COUNTERS
+            + " "
+            + _HEADERS
+            + r" (?P<upstream_cluster>\S+) (?P<upstream_local_address>\S+) (?P<downstream_local_address>\S+)"
+            r" (?P<downstream_remote_address>\S+) (?P<requested_server_name>\S+) (?P<route_name>\S+)"
+        ),
+        14,
     ),
     # Envoy: https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage#default-format-string
-    re.compile(_REQUEST + " " + _COUNTERS + " " + _HEADERS),
+    (re.compile(_REQUEST + " " + _COUNTERS + " " + _HEADERS), 12),
 )
 
 
 def _text_line(text: str) -> dict[str, object]:
-    for pattern in _TEXT_FORMATS:
+    for pattern, _ in TEXT_FORMATS:
         if match := pattern.fullmatch(text):
             return dict(match.groupdict())
     raise DecodeError("neither JSON nor a default text format of Envoy or Istio")

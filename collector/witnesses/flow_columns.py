@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from collector.witnesses import vpcflow, zeek
 from collector.witnesses.blocks import Lines, Mask, Values
 from collector.witnesses.columns import Rows, first_of, mapped
-from collector.witnesses.proxy_columns import Found
+from collector.witnesses.proxy_columns import Found, usual_rows
 from collector.witnesses.values import address, schema_of
 
 _TABLE: Final = schema_of("flows")
@@ -104,18 +104,14 @@ def _found(
     rows: Rows, numbers: np.ndarray[tuple[int], np.dtype[np.int64]], made: dict[str, pa.Array | None], format_: str
 ) -> list[Found]:
     """The usual rows, with what these formats never know."""
-    usual = ~rows.unusual
-    if not usual.any():
-        return []
-    chosen = pa.array(usual)
     columns = {}
     for field in _TABLE:
         if field.name in {"record_id", "source", "received_unix_nano"}:
             continue
         column = pa.repeat(pa.scalar(format_), rows.count) if field.name == "format" else made.get(field.name)
-        column = pa.nulls(rows.count, field.type) if column is None else column
-        columns[field.name] = column.cast(field.type).filter(chosen)
-    return [Found(numbers[usual], columns)]
+        columns[field.name] = pa.nulls(rows.count, field.type) if column is None else column.cast(field.type)
+    found = usual_rows(numbers, columns, rows.unusual)
+    return [] if found is None else [found]
 
 
 def _addresses(rows: Rows, key: str) -> pa.Array:

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from collector.witnesses.blocks import Lines, Mask, Numbers, Shape
+from collector.witnesses.blocks import FEWEST_LINES, Lines, Mask, Numbers, Shape, Values
 from collector.witnesses.columns import NO_VALUES, Rows, first_of, mapped
 from collector.witnesses.envoy import (
     COLUMNS,
     GATEWAY_KEYS,
     PEER_KEYS,
+    TEXT_FORMATS,
     Origin,
     direction_of,
     kind_of,
@@ -36,6 +37,25 @@ def json_columns(lines: Lines, origin: Origin) -> list[Found]:
     return [found for shape in lines.shapes() if (found := _shape_columns(shape, origin)) is not None]
 
 
+def text_columns(lines: Lines, origin: Origin) -> list[Found]:
+    """The rows of every ordinary line in a default text format, likewise."""
+    candidates = np.flatnonzero(lines.without_controls() & (lines.bytes[lines.starts] == ord("[")))
+    shapes = []
+    for pattern, quotes in TEXT_FORMATS:
+        matches = [
+            (number, match.groups())
+            for number in candidates.tolist()
+            if (text := lines.text(number).decode().strip()).count('"') == quotes and (match := pattern.fullmatch(text))
+        ]
+        if len(matches) >= FEWEST_LINES:
+            values = zip(*(groups for _, groups in matches), strict=True)
+            columns = zip(pattern.groupindex, values, strict=True)
+            found = {key: Values(pa.array(column, pa.string()), is_string=True) for key, column in columns}
+            shapes.append(Shape(np.array([number for number, _ in matches]), found))
+            candidates = np.setdiff1d(candidates, shapes[-1].lines)
+    return [rows for shape in shapes if (rows := _shape_columns(shape, origin)) is not None]
+
+
 def _shape_columns(shape: Shape, origin: Origin) -> Found | None:
     if "start_time" not in shape.columns:
         return None  # under which of the usual names a custom format has it, the reader of lines knows
@@ -53,9 +73,17 @@ def _shape_columns(shape: Shape, origin: Origin) -> Found | None:
     columns["direction"] = first_of([columns["direction"], _constant(origin.direction, rows.count)])
     columns["downstream_peer"] = _unless_outbound(columns["downstream_peer"], columns["direction"])
     columns["attributes"] = rows.attributes(left)
-    usual = pa.array(~rows.unusual)
-    lines = shape.lines[~rows.unusual]
-    return Found(lines, {name: column.filter(usual) for name, column in columns.items()}) if len(lines) else None
+    return usual_rows(shape.lines, columns, rows.unusual)
+
+
+def usual_rows(lines: Numbers, columns: dict[str, pa.Array], unusual: Mask) -> Found | None:
+    """What was found of the rows that are not unusual; None where all are."""
+    if unusual.all():
+        return None
+    if unusual.any():
+        usual = pa.array(~unusual)
+        lines, columns = lines[~unusual], {name: column.filter(usual) for name, column in columns.items()}
+    return Found(lines, columns)
 
 
 def _column(rows: Rows, column: str, kind: str, keys: list[str], left: dict[str, Mask]) -> pa.Array:

@@ -9,7 +9,6 @@ is no record at all (a header, another kind of message). What one line says of t
 the `header`: a value that the caller keeps, so that data which is read again is read as the first time.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 
 from collector.errors import ConfigError, DecodeError
 from collector.witnesses import vpcflow
-from collector.witnesses.blocks import Lines, Numbers
+from collector.witnesses.blocks import FEWEST_LINES, Lines, Numbers
 from collector.witnesses.columns import mapped
 from collector.witnesses.conntrack import conntrack_row
 from collector.witnesses.envoy import MAX_LINE_BYTES, Origin, read_fields, row_of, set_direction
@@ -29,8 +28,8 @@ from collector.witnesses.envoy_format import ReadFields, compile_format
 from collector.witnesses.flow_columns import vpcflow_columns, zeek_columns
 from collector.witnesses.hubble import hubble_row
 from collector.witnesses.linkerd import linkerd_row
-from collector.witnesses.proxy_columns import Found, json_columns
-from collector.witnesses.values import Row, id_prefix, record_id, schema_of, to_batch
+from collector.witnesses.proxy_columns import Found, json_columns, text_columns
+from collector.witnesses.values import Row, hash_of, id_prefix, record_id, schema_of, to_batch
 from collector.witnesses.vpcflow import vpcflow_row
 from collector.witnesses.zeek import ZeekHeader, header_line, zeek_row
 from collector.witnesses.ztunnel import ztunnel_row
@@ -55,12 +54,22 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """A line, its number within the data, where its first byte is in the file, and when it was read."""
+
+    data: bytes
+    number: int
+    offset: int
+    received_unix_nano: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decoded:
     """What some lines of a file say.
 
     Attributes:
         table: Whose rows they are.
-        batch: The rows, in the order of the lines.
+        batch: The rows, in an order of their own.
         refused: The lines that are none, in their order.
         lines: How many lines there were, empty ones too.
         header: What is known for the lines that come next.
@@ -114,31 +123,22 @@ class Reader:
         refused: list[Refused] = []
         number, at = -1, offset
         for number, line in enumerate(lines_of(data)):
-            header = self._read_line(line, number, at, header, received_unix_nano, rows, refused)
+            header = self._read_line(Line(line, number, at, received_unix_nano), header, rows, refused)
             at += len(line)
         return Decoded(self.table, to_batch(self.table, rows), refused, number + 1, header)
 
-    def _read_line(
-        self,
-        line: bytes,
-        number: int,
-        at: int,
-        header: Header,
-        received: int,
-        rows: list[Row],
-        refused: list[Refused],
-    ) -> Header:
+    def _read_line(self, line: "Line", header: Header, rows: list[Row], refused: list[Refused]) -> Header:
         """Add the line's row to `rows`, or say why there is none; returns the header for the lines after it."""
         try:
-            text = _text(line)
+            text = _text(line.data)
             if not text.strip():
                 return header
             if (said := self._header(text, header)) is not None:
                 return said
-            if (row := self._row(text, header, received)) is not None:
-                rows.append(self._placed(row, line, at, received))
+            if (row := self._row(text, header, line.received_unix_nano)) is not None:
+                rows.append(self._placed(row, line))
         except DecodeError as e:
-            refused.append(Refused(number, str(e)))
+            refused.append(Refused(line.number, str(e)))
         return header
 
     # --- by the block -----------------------------------------------------------------------------------------------------
@@ -150,7 +150,6 @@ class Reader:
     def _read_columns(self, data: bytes, offset: int, header: Header, received: int) -> Decoded:
         """The same rows, most of them column by column; header lines divide the block."""
         parts: list[pa.RecordBatch] = []
-        numbers: list[Numbers] = []
         refused: list[Refused] = []
         lines = Lines(data, MAX_LINE_BYTES)
         runs = _runs(lines, self.format)
@@ -162,18 +161,13 @@ class Reader:
             done = np.zeros(len(part), np.bool_)
             for found in self._columns(part, header) if last - first >= FEWEST_LINES else []:
                 parts.append(self._batch(part, found, offset, received))
-                numbers.append(found.lines + first)
                 done[found.lines] = True
-            single: list[int] = []
             for number in np.flatnonzero(~done).tolist():
-                before, at = len(rows), offset + int(part.starts[number])
-                line = part.text(number)
-                header = self._read_line(line, number + first, at, header, received, rows, refused)
-                single += [number + first] * (len(rows) - before)
+                line = Line(part.text(number), number + first, offset + int(part.starts[number]), received)
+                header = self._read_line(line, header, rows, refused)
             if rows:
                 parts.append(to_batch(self.table, rows))
-                numbers.append(np.array(single, np.int64))
-        return Decoded(self.table, _in_order(self.table, parts, numbers), refused, len(lines), header)
+        return Decoded(self.table, _together(self.table, parts), refused, len(lines), header)
 
     def _columns(self, lines: Lines, header: Header) -> list[Found]:
         match self.format, header:
@@ -184,7 +178,7 @@ class Reader:
             case "vpcflow", _:
                 return vpcflow_columns(lines, header if isinstance(header, tuple) else vpcflow.VERSION_2)
             case _:
-                return json_columns(lines, self.origin)
+                return [*json_columns(lines, self.origin), *text_columns(lines, self.origin)]
 
     def _batch(self, lines: Lines, found: Found, offset: int, received: int) -> pa.RecordBatch:
         """The found rows with their ids and what the file says."""
@@ -213,12 +207,12 @@ class Reader:
         """`record_id` of each of these lines."""
         prefix = id_prefix(self.origin.source)
         starts, ends = lines.starts[wanted].tolist(), lines.ends[wanted].tolist()
-        data, blake2b = lines.data, hashlib.blake2b
+        data, new = lines.data, hash_of
         digests = b"".join([
-            blake2b(b"%b%d\0%b" % (prefix, offset + start, data[start:end].strip()), digest_size=8).digest()
+            new(b"%b%d\0%b" % (prefix, offset + start, data[start:end].strip()), usedforsecurity=False).digest()
             for start, end in zip(starts, ends, strict=True)
         ])  # fmt: skip
-        return pa.array(np.frombuffer(digests, ">u8").astype(np.uint64))
+        return pa.array(np.frombuffer(digests, ">u8")[::4].astype(np.uint64))
 
     # --- line by line -----------------------------------------------------------------------------------------------------
 
@@ -256,11 +250,11 @@ class Reader:
         row["format"] = self.origin.format or row["format"]
         return row
 
-    def _placed(self, row: Row, line: bytes, at: int, received: int) -> Row:
+    def _placed(self, row: Row, line: "Line") -> Row:
         """The row with what its file says."""
-        row["record_id"] = record_id(self.origin.source, at, line)
+        row["record_id"] = record_id(self.origin.source, line.offset, line.data)
         row["source"] = self.origin.source
-        row["received_unix_nano"] = received
+        row["received_unix_nano"] = line.received_unix_nano
         if self.table == "proxy_records":
             row["service_name"] = self.origin.service_name
             row["service_instance_id"] = self.origin.service_instance_id
@@ -350,7 +344,6 @@ _COLUMNAR: Final = frozenset({"envoy", "istio", "envoy-gateway", "zeek", "vpcflo
 """Formats that have a reader of columns; JSON of all of them, and Zeek's and AWS's text."""
 
 FEWEST_BYTES: Final = 16 * 1024
-FEWEST_LINES: Final = 16
 """Less is faster read line by line."""
 
 MOST_RUNS: Final = 100
@@ -366,12 +359,10 @@ def _runs(lines: Lines, format_: Format) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _in_order(table: str, parts: list[pa.RecordBatch], numbers: list[Numbers]) -> pa.RecordBatch:
-    """The rows in the order of their lines."""
+def _together(table: str, parts: list[pa.RecordBatch]) -> pa.RecordBatch:
     if not parts:
         return to_batch(table, [])
     if len(parts) == 1:
         return parts[0]
-    order = np.argsort(np.concatenate(numbers), kind="stable")
     [batch] = pa.Table.from_batches(parts).combine_chunks().to_batches()
-    return batch.take(pa.array(order))
+    return batch
