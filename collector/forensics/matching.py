@@ -193,7 +193,8 @@ def _units(calls: ir.Table) -> ir.Table:
         start=outbound.start_time_unix_nano,
         end=outbound.end_time_unix_nano,
         unit_span_id=ibis.coalesce(outbound.client_span_id, outbound.server_span_id),
-    ).distinct(on=["trace_id", "unit_span_id"], keep="first")
+    )
+    outbound = once("outbound_units", staged("outbound_units", outbound), "trace_id", "unit_span_id")
     both = inbound.union(outbound)
     columns = ("side", "service", "request_key", "path", "start", "end", "trace_id", "unit_span_id")
     # A proxy at the edge gives the request a new id: then the two sides knew it by different ones.
