@@ -204,17 +204,20 @@ def _units(calls: ir.Table) -> ir.Table:
 
 def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
     """(pairs: side, trace_id, unit_span_id, record_id; the slots in which it cannot be told which call has no line)."""
-    events = staged("events", units.mutate(record_id=ibis.null("uint64")).union(
-        logged.select(
-            *_GROUP,
-            "path",
-            "start",
-            "end",
-            trace_id=ibis.null(units.trace_id.type()),
-            unit_span_id=ibis.null("uint64"),
-            record_id="record_id",
-        )
-    ))
+    events = staged(
+        "events",
+        units.mutate(record_id=ibis.null("uint64")).union(
+            logged.select(
+                *_GROUP,
+                "path",
+                "start",
+                "end",
+                trace_id=ibis.null(units.trace_id.type()),
+                unit_span_id=ibis.null("uint64"),
+                record_id="record_id",
+            )
+        ),
+    )
     is_unit = events.unit_span_id.notnull()
     groups = events.group_by(_GROUP).agg(
         units=events.unit_span_id.count(),

@@ -148,9 +148,7 @@ def _with_side(table: ir.Table, judged: ir.Table, side: str, name: str) -> ir.Ta
             f"{side}_uid": mine.connection_uid,
         },
     )
-    joined = table.left_join(
-        mine, [table.trace_id == mine.judge_trace_id, table.server_span_id == mine.judge_span_id]
-    )
+    joined = table.left_join(mine, [table.trace_id == mine.judge_trace_id, table.server_span_id == mine.judge_span_id])
     return joined.drop("judge_trace_id", "judge_span_id")
 
 
@@ -211,9 +209,9 @@ def _with_line_facts(table: ir.Table, logged: ir.Table) -> ir.Table:
     named = inbound.downstream_peer.notnull() | inbound.requested_server_name.startswith(_MESH_SNI).fill_null(False)
     secure = inbound.filter(named).select(secure_service=inbound.service, secure_source=inbound.source).distinct()
     bare = inbound.filter(inbound.downstream_peer.isnull() & inbound.requested_server_name.isnull())
-    bare = bare.inner_join(
-        secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]
-    ).select(bare_id="record_id")
+    bare = bare.inner_join(secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]).select(
+        bare_id="record_id"
+    )
     table = table.left_join(passed, table.outbound_record_id == passed.passed_id)
     table = table.left_join(bare, table.inbound_record_id == bare.bare_id)
     table = table.mutate(passed_through=table.passed_id.notnull(), plaintext=table.bare_id.notnull())
@@ -559,15 +557,18 @@ def _series(known: ir.Table) -> ir.Table:
     not); telling: all of `_WHOLE_FEW` calls are in the log, or `_STRETCH` in a row are and the others are a few or in one place.
     """
     key = ("side", "service", "proxy", "peer", "operation")
-    known = staged("known", known.select(
-        *key[:3],
-        "recorded",
-        "start",
-        "trace_id",
-        "server_span_id",
-        peer=known.peer.fill_null(""),
-        operation=known.operation.fill_null(""),
-    ))
+    known = staged(
+        "known",
+        known.select(
+            *key[:3],
+            "recorded",
+            "start",
+            "trace_id",
+            "server_span_id",
+            peer=known.peer.fill_null(""),
+            operation=known.operation.fill_null(""),
+        ),
+    )
     order = [known.start, known.trace_id, known.server_span_id]
     known = known.mutate(
         number=ibis.row_number().over(group_by=key, order_by=order),

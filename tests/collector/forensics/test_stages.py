@@ -33,6 +33,10 @@ def test_without_stages_the_statement_is_what_ibis_writes() -> None:
 
 @pytest.mark.parametrize("copies", [1, 2, 5])
 def test_rows_that_come_more_often_are_kept_once(copies: int) -> None:
-    rows = [make_span(trace_id=1, span_id=1, name=f"copy {n}") for n in range(copies)] + [make_span(trace_id=1, span_id=2)]
-    answer = store(rows)(compile_stages(once("spans", spans().select("trace_id", "span_id", "name"), "trace_id", "span_id")))
+    rows = [make_span(trace_id=1, span_id=1, name=f"copy {n}") for n in range(copies)] + [
+        make_span(trace_id=1, span_id=2)
+    ]
+    answer = store(rows)(
+        compile_stages(once("spans", spans().select("trace_id", "span_id", "name"), "trace_id", "span_id"))
+    )
     assert sorted(answer["span_id"].to_list()) == [1, 2]
