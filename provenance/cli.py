@@ -29,7 +29,9 @@ COMMANDS: Final[dict[str, Command]] = {
     "scan": Command("collector.commands.scan", "collector", "print the findings of a file or a collector"),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
     "calls": Command(
-        "collector.commands.calls", "collector", "the verdict of every call: meshed, bypassed (and how), or unknown (and why)"
+        "collector.commands.calls",
+        "collector",
+        "the verdict of every call: meshed, bypassed (and how), or unknown (and why)",
     ),
     "sql": Command("collector.commands.sql", "collector", "run one SELECT on a file or a collector"),
     "import": Command(

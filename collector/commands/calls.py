@@ -130,5 +130,3 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(parser)
     add_access_arguments(parser)
     return parser
-
-

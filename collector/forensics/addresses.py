@@ -65,9 +65,7 @@ def named_flows(window: Window, margin_ns: int = 0) -> ir.Table:
         table.mutate(
             source_service=ibis.coalesce(table.source_workload, table.from_service),
             destination_service=ibis.coalesce(table.destination_workload, table.to_service),
-        ).drop(
-            "source_workload", "destination_workload", "from_address", "from_service", "to_address", "to_service"
-        ),
+        ).drop("source_workload", "destination_workload", "from_address", "from_service", "to_address", "to_service"),
     )
 
 

@@ -74,7 +74,7 @@ def calls_sql(
     window: Window, wanted: CallFilter, params: ShadowParams | None = None, present: Present | None = None
 ) -> str:
     """The statement behind `call_verdicts`."""
-    shape = (params or ShadowParams(), present or Present(), *_shape(wanted))
+    shape = (params or ShadowParams(), present or Present(), _shape(wanted))
     return windowed(
         window,
         lambda blank: compiled_once(_calls, blank, *shape),
@@ -90,20 +90,30 @@ def _uuid(trace_id: str) -> str:
         raise ConfigError(f"{trace_id!r} is no trace id: expected 32 hexadecimal digits") from e
 
 
-def _shape(wanted: CallFilter) -> tuple[bool, bool, str | None]:
-    return wanted.trace_id is not None, wanted.service is not None, wanted.verdict
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a statement is compiled for; the values are filled in."""
+
+    by_trace: bool
+    by_service: bool
+    verdict: str | None
 
 
-def _calls(
-    window: Window, params: ShadowParams, present: Present, by_trace: bool, by_service: bool, verdict: str | None  # noqa: FBT001 - a shape
-) -> ir.Table:
+def _shape(wanted: CallFilter) -> _Shape:
+    return _Shape(wanted.trace_id is not None, wanted.service is not None, wanted.verdict)
+
+
+def _calls(window: Window, params: ShadowParams, present: Present, shape: _Shape) -> ir.Table:
     table = flagged_calls(window, params, present)
-    if by_trace:
+    if shape.by_trace:
         table = table.filter(table.trace_id == ibis.literal(TRACE_ID).cast("uuid"))
-    if by_service:
+    if shape.by_service:
         table = table.filter((table.caller == text("service")) | (table.callee == text("service")))
-    if verdict in {BYPASSED, MESHED}:  # calls may yet turn out to be unknown, never the other way round
-        table = table.filter(table.verdict == verdict if verdict == BYPASSED else table.verdict != UNKNOWN)
+    # A bypass may yet turn out to be none; what is meshed or unknown never turns out to be one.
+    if shape.verdict == BYPASSED:
+        table = table.filter(table.verdict == BYPASSED)
+    elif shape.verdict == MESHED:
+        table = table.filter(table.verdict != UNKNOWN)
     plain = [name for name in SCHEMA if name not in {"side", "way", "record_ids"}]
     table = table.select(*plain, *_BYPASSES, *_IDS, *DETAILS)
     return table.order_by("start_time_unix_nano", "trace_id", "server_span_id")

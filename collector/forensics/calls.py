@@ -140,9 +140,7 @@ def _servers(window: Window) -> ir.Table:
             "provenance_request_id",
             "provenance_peer_principal",
             remote_address=ibis.coalesce(table.network_peer_address, table.client_address),
-            remote_port=ibis.ifelse(
-                table.network_peer_address.notnull(), table.network_peer_port, ibis.null("int64")
-            ),
+            remote_port=ibis.ifelse(table.network_peer_address.notnull(), table.network_peer_port, ibis.null("int64")),
             server_failed=is_error(table),
             server_path=_path(table),
             server_operation=_operation(table),

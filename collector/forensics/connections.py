@@ -125,16 +125,16 @@ def _peers(calls: ir.Table, window: Window) -> ir.Table:
 
     The port is in the maps of most instrumentations; they are read here alone, where there are connections to compare with.
     """
-    table = window.of(spans().select("trace_id", "span_id", "kind", "witness", "start_time_unix_nano", "attributes_json"))
+    table = window.of(
+        spans().select("trace_id", "span_id", "kind", "witness", "start_time_unix_nano", "attributes_json")
+    )
     table = table.filter((table.kind == "SERVER") & (table.witness == "app") & table.attributes_json.notnull())
     texts = [table.attributes_json.get(key, ibis.null("string")) for key in PORT_KEYS]
     ports = table.select(
         port_trace_id=table.trace_id, port_span_id=table.span_id, port=ibis.coalesce(*texts).try_cast("int64")
     )
     ports = ports.filter(ports.port.notnull()).distinct(on=["port_trace_id", "port_span_id"], keep="first")
-    joined = calls.left_join(
-        ports, [calls.trace_id == ports.port_trace_id, calls.server_span_id == ports.port_span_id]
-    )
+    joined = calls.left_join(ports, [calls.trace_id == ports.port_trace_id, calls.server_span_id == ports.port_span_id])
     joined = joined.mutate(peer_side_port=ibis.coalesce(joined.remote_port, joined.port))
     joined = joined.filter(joined.peer_side_port.notnull() & joined.remote_address.notnull())
     return staged(

@@ -101,10 +101,10 @@ class Edge:
         """A finding of its own, where no call has one."""
         severity, score = self._strength()
         target = self.callee or self.destination or "?"
-        origin = f"from {self.caller}" if self.caller else "from addresses that no workload has"
         how = self.named.how(self.caller, self.callee)
         reasons = (*(("mesh_bypass",) if self.bypass else ()), *(() if self.explained else ("dark_traffic",)))
         doubt = "a call that was sampled away leaves a flow and no span"
+        origin = self.caller or "addresses that no workload has"
         return Finding(
             kind="shadow",
             reasons=reasons or ("mesh_bypass",),
@@ -117,9 +117,7 @@ class Edge:
             first_seen_unix_nano=self.first,
             last_seen_unix_nano=self.last,
             count=self.count,
-            explanation=f"{origin} to {target}: {self.words()}{f'; {how}' if how else ''}".capitalize()
-            if not self.caller
-            else f"{self.caller} to {target}: {self.words()}{f'; {how}' if how else ''}",
+            explanation=f"{origin} to {target}: {self.words()}{f'; {how}' if how else ''}",
             remedy=self.named.remedy(self.caller, target),
             record_ids=self.record_ids,
             completeness="" if self.bypass else doubt,
@@ -337,7 +335,9 @@ def _flow_edges(
 ) -> Iterable[Edge | None]:
     secured = {row["destination_service"] for row in rows if row["mesh_tls"]}
     served = {row["service"] for row in dialled if row["kind"] in {"SERVER", "CONSUMER"}}
-    reached = {(row["service"], target) for row in dialled for target in (row["host"], row["peer"], row["callee"]) if target}
+    reached = {
+        (row["service"], target) for row in dialled for target in (row["host"], row["peer"], row["callee"]) if target
+    }
     for row in rows:
         caller, callee = row["source_service"], row["destination_service"]
         meshed = callee in secured or bool(known.of(callee).meshes - {"none"})
@@ -357,8 +357,7 @@ def _was_dialled(row: Row, reached: AbstractSet[tuple[str, str]]) -> bool:
     """Whether the caller has a client span to this address or name."""
     caller, callee, address = row["source_service"], row["destination_service"], row["destination_address"]
     return any(
-        service == caller and (host in {callee, address} or host.startswith(f"{callee}."))
-        for service, host in reached
+        service == caller and (host in {callee, address} or host.startswith(f"{callee}.")) for service, host in reached
     )
 
 

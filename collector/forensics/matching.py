@@ -193,7 +193,8 @@ def _units(calls: ir.Table) -> ir.Table:
         start=outbound.start_time_unix_nano,
         end=outbound.end_time_unix_nano,
         unit_span_id=ibis.coalesce(outbound.client_span_id, outbound.server_span_id),
-    ).distinct(on=["trace_id", "unit_span_id"], keep="first")
+    )
+    outbound = once("outbound_units", staged("outbound_units", outbound), "trace_id", "unit_span_id")
     both = inbound.union(outbound)
     columns = ("side", "service", "request_key", "path", "start", "end", "trace_id", "unit_span_id")
     # A proxy at the edge gives the request a new id: then the two sides knew it by different ones.
@@ -203,17 +204,20 @@ def _units(calls: ir.Table) -> ir.Table:
 
 def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
     """(pairs: side, trace_id, unit_span_id, record_id; the slots in which it cannot be told which call has no line)."""
-    events = staged("events", units.mutate(record_id=ibis.null("uint64")).union(
-        logged.select(
-            *_GROUP,
-            "path",
-            "start",
-            "end",
-            trace_id=ibis.null(units.trace_id.type()),
-            unit_span_id=ibis.null("uint64"),
-            record_id="record_id",
-        )
-    ))
+    events = staged(
+        "events",
+        units.mutate(record_id=ibis.null("uint64")).union(
+            logged.select(
+                *_GROUP,
+                "path",
+                "start",
+                "end",
+                trace_id=ibis.null(units.trace_id.type()),
+                unit_span_id=ibis.null("uint64"),
+                record_id="record_id",
+            )
+        ),
+    )
     is_unit = events.unit_span_id.notnull()
     groups = events.group_by(_GROUP).agg(
         units=events.unit_span_id.count(),

@@ -66,6 +66,7 @@ FORGED_REMEDY: Final = (
 BYPASS_TECHNIQUES: Final = ("T1562.004",)
 """Impair Defenses: Disable or Modify System Firewall: iptables' redirection is the mesh's."""
 
+
 def shadow_sql(window: Window, params: ShadowParams | None = None, present: Present | None = None) -> dict[str, str]:
     """The SQL behind the findings: `calls` counts every answered call by verdict, `proxies` the lines of each access log.
 
@@ -298,5 +299,3 @@ def _evidence(rows: Iterable[Row]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         spans_of.setdefault(trace, span)
     chosen = list(spans_of.items())[:EVIDENCE_LIMIT]
     return tuple(trace for trace, _ in chosen), tuple(span for _, span in chosen)
-
-

@@ -22,7 +22,7 @@ class Subject:
     caller: str | None
     callee: str
     rows: tuple[Row, ...]
-    named: Named = Named("")
+    named: Named
 
     def count(self, *flags: str) -> int:
         """How many calls have all of these flags."""
@@ -49,6 +49,7 @@ class Subject:
 
 
 def explain(subject: Subject, logged: Activity) -> str:
+    """One sentence: how many calls, what they lack, which proxies missed them among how many others, how, and since when."""
     total = sum(r["calls"] for r in subject.rows)
     origin = f" from {subject.caller}" if subject.caller else ""
     said, missed = _traits(subject, total), _misses(subject, total, logged)
@@ -158,5 +159,6 @@ def causes(rows: list[Row], callees_proxy: str) -> str:
 
 
 def clock(unix_nano: int) -> str:
+    """RFC 3339 to the second, UTC."""
     moment = datetime.fromtimestamp(unix_nano // NS_PER_S, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

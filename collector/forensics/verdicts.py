@@ -129,12 +129,27 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     units = staged("units", _with_opaque(staged("units_by_id", units), logged))
     units = _with_connections(units, table, window, present or Present())
     judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())), window)
-    sides = staged("side_verdicts", _per_call(judged))
-    table = table.left_join(
-        sides, [table.trace_id == sides.judge_trace_id, table.server_span_id == sides.judge_span_id]
-    ).drop("judge_trace_id", "judge_span_id")
+    judged = staged("side_verdicts", judged)
+    table = _with_side(_with_side(table, judged, "outbound", "out"), judged, "inbound", "into")
     table = _with_bare_callers(_with_line_facts(table, logged), window, present or Present())
     return _judged(staged("line_facts", table))
+
+
+def _with_side(table: ir.Table, judged: ir.Table, side: str, name: str) -> ir.Table:
+    """The calls with the verdict of one side, as `name`, and the connection that speaks of it."""
+    mine = judged.filter(judged.side == side)
+    mine = mine.select(
+        judge_trace_id=mine.trace_id,
+        judge_span_id=mine.server_span_id,
+        **{
+            name: mine.reason,
+            f"{side}_connection_id": mine.connection_id,
+            f"{side}_by_connection": mine.by_connection,
+            f"{side}_uid": mine.connection_uid,
+        },
+    )
+    joined = table.left_join(mine, [table.trace_id == mine.judge_trace_id, table.server_span_id == mine.judge_span_id])
+    return joined.drop("judge_trace_id", "judge_span_id")
 
 
 def _with_bare_callers(table: ir.Table, window: Window, present: Present) -> ir.Table:
@@ -144,17 +159,6 @@ def _with_bare_callers(table: ir.Table, window: Window, present: Present) -> ir.
     bare = without_sidecar(window)
     joined = table.left_join(bare, table.caller == bare.bare_service)
     return joined.mutate(bare_caller=joined.bare_service.notnull()).drop("bare_service")
-
-
-def _per_call(judged: ir.Table) -> ir.Table:
-    columns = {}
-    for short, side in (("out", "outbound"), ("into", "inbound")):
-        mine = judged.side == side
-        columns[short] = judged.reason.max(where=mine)
-        columns[f"{side}_connection_id"] = judged.connection_id.max(where=mine)
-        columns[f"{side}_by_connection"] = judged.by_connection.any(where=mine).fill_null(False)
-        columns[f"{side}_uid"] = judged.connection_uid.max(where=mine)
-    return judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(**columns)
 
 
 def _judged(table: ir.Table) -> ir.Table:
@@ -205,9 +209,9 @@ def _with_line_facts(table: ir.Table, logged: ir.Table) -> ir.Table:
     named = inbound.downstream_peer.notnull() | inbound.requested_server_name.startswith(_MESH_SNI).fill_null(False)
     secure = inbound.filter(named).select(secure_service=inbound.service, secure_source=inbound.source).distinct()
     bare = inbound.filter(inbound.downstream_peer.isnull() & inbound.requested_server_name.isnull())
-    bare = bare.inner_join(
-        secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]
-    ).select(bare_id="record_id")
+    bare = bare.inner_join(secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]).select(
+        bare_id="record_id"
+    )
     table = table.left_join(passed, table.outbound_record_id == passed.passed_id)
     table = table.left_join(bare, table.inbound_record_id == bare.bare_id)
     table = table.mutate(passed_through=table.passed_id.notnull(), plaintext=table.bare_id.notnull())
@@ -553,15 +557,18 @@ def _series(known: ir.Table) -> ir.Table:
     not); telling: all of `_WHOLE_FEW` calls are in the log, or `_STRETCH` in a row are and the others are a few or in one place.
     """
     key = ("side", "service", "proxy", "peer", "operation")
-    known = staged("known", known.select(
-        *key[:3],
-        "recorded",
-        "start",
-        "trace_id",
-        "server_span_id",
-        peer=known.peer.fill_null(""),
-        operation=known.operation.fill_null(""),
-    ))
+    known = staged(
+        "known",
+        known.select(
+            *key[:3],
+            "recorded",
+            "start",
+            "trace_id",
+            "server_span_id",
+            peer=known.peer.fill_null(""),
+            operation=known.operation.fill_null(""),
+        ),
+    )
     order = [known.start, known.trace_id, known.server_span_id]
     known = known.mutate(
         number=ibis.row_number().over(group_by=key, order_by=order),
