@@ -118,7 +118,7 @@ class Rows:
         values = self._columns[key]
         if values.is_string:
             return pc.binary_join_element_wise('"', values.text, '"', ""), np.ones(self.count, np.bool_)
-        sure = _mask(pc.match_substring_regex(values.text, r"^(true|false|0|-?[1-9][0-9]{0,4000})$"))
+        sure = _mask(pc.match_substring_regex(values.text, r"^(true|false|0|-?[1-9][0-9]{0,900})$"))
         return values.text, sure
 
 
