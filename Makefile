@@ -8,11 +8,7 @@ JOBS ?= auto
 CODE := provenance collector tui tests examples docs
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup demo test lint check benchtest campaign crash attack stamp-attacks lab bench soak format lock picture clean
-=======
-.PHONY: help setup demo test test-duckdb15 lint check benchtest campaign crash attack stamp-attacks bench soak format lock picture clean
->>>>>>> verdicts
+.PHONY: help setup demo test test-duckdb15 lint check benchtest campaign crash attack stamp-attacks lab bench soak format lock picture clean
 
 help:  ## this text
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,8 +83,4 @@ lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove what make made
-<<<<<<< HEAD
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json stamps.json lab.json snapshot_report.html
-=======
-	rm -rf $(VENV) $(VENV)-duckdb15 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json stamps.json snapshot_report.html
->>>>>>> verdicts
+	rm -rf $(VENV) $(VENV)-duckdb15 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json stamps.json lab.json snapshot_report.html
