@@ -1,5 +1,6 @@
 """An authority of the lab's own and a certificate for each sidecar, with its SPIFFE id, as a mesh issues them."""
 
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,8 +58,6 @@ class Authority:
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
         )
-        import os
-
         os.chown(identity.key, owner, -1)
         return identity
 

@@ -1,5 +1,6 @@
 """Sockets as a pod has them: `app_socket`, the proxy's end of it, and whole tables."""
 
+import zlib
 from typing import Any
 
 from collector.witnesses.sockets import Socket
@@ -28,7 +29,7 @@ def make_socket(**overrides):
     fields |= overrides
     if "cookie" not in overrides:
         ends = (fields["local_address"], fields["local_port"], fields["remote_address"], fields["remote_port"])
-        fields["cookie"] = hash((fields["protocol"], *ends)) & 0xFFFFFFFF
+        fields["cookie"] = zlib.crc32(repr((fields["protocol"], *ends)).encode())
     return Socket(**fields)
 
 
