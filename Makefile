@@ -8,7 +8,7 @@ JOBS ?= auto
 CODE := provenance collector tui tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-duckdb15 lint check benchtest campaign crash attack stamp-attacks bench soak format lock picture clean
+.PHONY: help setup demo test test-duckdb15 lint check benchtest campaign crash attack stamp-attacks lab bench soak format lock picture clean
 
 help:  ## this text
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ attack: $(READY)  ## everything hostile that we know, against a collector in use
 stamp-attacks: $(READY)  ## somebody between two services: 100,000 calls, and what `provenance verify` tells of each
 	@$(BIN)/python -m tests.campaigns.stamps --out stamps.json $(ARGS)
 
+lab: $(READY)  ## root, Linux: pods, redirection, Envoys; every way past the mesh, and what can be proven with which witnesses
+	@$(BIN)/python -m collector.lab --out lab.json $(ARGS)
+
 bench: $(READY)  ## the benchmarks, as JSON in bench.json
 	@$(BIN)/python tests/benchmarks/run.py --out bench.json $(ARGS)
 
@@ -80,4 +83,4 @@ lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove what make made
-	rm -rf $(VENV) $(VENV)-duckdb15 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json stamps.json snapshot_report.html
+	rm -rf $(VENV) $(VENV)-duckdb15 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json stamps.json lab.json snapshot_report.html

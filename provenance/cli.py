@@ -23,8 +23,16 @@ COMMANDS: Final[dict[str, Command]] = {
         "collector.commands.demo", "demo", "start a small real mesh with four planted incidents, and find them"
     ),
     "collect": Command("collector.commands.collect", "collector", "receive OTLP and access logs into a DuckDB file"),
+    "witness": Command(
+        "collector.commands.witness", "collector", "watch a pod's sockets: who is connected past the proxy"
+    ),
     "scan": Command("collector.commands.scan", "collector", "print the findings of a file or a collector"),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
+    "calls": Command(
+        "collector.commands.calls",
+        "collector",
+        "the verdict of every call: meshed, bypassed (and how), or unknown (and why)",
+    ),
     "sql": Command("collector.commands.sql", "collector", "run one SELECT on a file or a collector"),
     "import": Command(
         "collector.commands.import_", "collector", "read OTLP, Jaeger, Zipkin or Parquet files into a DuckDB file"

@@ -315,13 +315,15 @@ def _app(
     from collector.receiver.http_app import create_app
     from collector.receiver.http_export import ROOM_BYTES
     from collector.receiver.signals import AccessLogs, logs_signal
+    from collector.receiver.socket_reports import SocketReports
     from collector.store.reader import Reader
 
+    sockets = SocketReports(writer, health.counters)
     routes = api_routes(Reader(store, API_LIMITS), database=str(store.path), access_logs=follower.status)
     app = create_app(
         ingest=ingest,
         signals=[logs_signal(AccessLogs(writer))],
-        extra_routes=[*routes, *health.routes()],
+        extra_routes=[*routes, *health.routes(), *sockets.routes()],
         loopback_only=is_loopback(settings.host),
         counters=health.counters,
         max_request_bytes=settings.max_request_bytes,

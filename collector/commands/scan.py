@@ -78,6 +78,8 @@ def render_findings(findings: pl.DataFrame, width: int) -> Iterator[str]:
         subject = escape(_subject(row))
         yield head + subject
         yield from _paragraph(f"{', '.join(row['reasons'])}: {row['explanation']}.", width)
+        if row["remedy"]:
+            yield from _paragraph(f"to close it: {row['remedy']}.", width)
         if row["completeness"]:
             yield from _paragraph(f"not seen: {row['completeness']}.", width)
         yield ""

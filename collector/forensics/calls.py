@@ -14,6 +14,7 @@ import ibis.expr.types as ir
 
 from collector.forensics.columns import is_error, request_key_of
 from collector.forensics.matching import CLOCK_SLACK_NS, match_records, path_of
+from collector.forensics.stages import once, staged
 from collector.forensics.tables import NS_PER_S, Window, spans
 
 MAX_PROXY_SPANS: Final = 4
@@ -77,13 +78,15 @@ def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> i
         client_request_hash, server_request_hash, client_request_bytes, server_request_bytes: as each side saw the request.
         request_id: x-request-id of the server span, else the client's, else a proxy span's.
         request_key, client_request_key: the ids without what Envoy overwrites (`request_key_of`).
-        destination_address, destination_port: as the client dialled.
+        destination_address, destination_port: as the client dialled. peer_address, peer_port: the same as resolved, where known.
+        remote_address, remote_port: the peer as the server saw it; a sidecar's own end where there is one in between.
+        principal: whom the callee's middleware was told that its peer is, by the headers that a proxy sets.
         proxy_spans, proxy_spans_inbound, proxy_spans_outbound: proxy spans between the two; of the callee; of the caller.
         received_unix_nano: when the collector received the server span (without one, the client span).
         outbound_record_id, inbound_record_id: the lines of the caller's and the callee's proxy about this call.
         outbound_ambiguous, inbound_ambiguous: no line, but one of the same request id there is nobody else's for certain.
     """
-    answered = _answered(window)
+    answered = staged("answered", _answered(window))
     table = answered.union(_unanswered(window, answered)) if unanswered else answered
     if not records:
         return _without_records(window.of(table))
@@ -103,11 +106,6 @@ def _spans(window: Window, witness: str, *columns: str) -> ir.Table:
     return table.filter(table.witness == witness)
 
 
-def _once(table: ir.Table) -> ir.Table:
-    """Each span once, however often it was delivered."""
-    return table.distinct(on=list(_KEY), keep="first")
-
-
 def _servers(window: Window) -> ir.Table:
     table = _spans(
         window,
@@ -115,10 +113,15 @@ def _servers(window: Window) -> ir.Table:
         *_NAMED,
         "parent_span_id",
         "user_agent_original",
+        "network_peer_address",
+        "network_peer_port",
+        "client_address",
         "provenance_stamp_status",
+        "provenance_peer_principal",
     )
     table = table.filter(table.kind == "SERVER")
-    return _once(
+    return once(
+        "servers",
         table.select(
             *_KEY,
             "parent_span_id",
@@ -135,11 +138,15 @@ def _servers(window: Window) -> ir.Table:
             "provenance_request_hash",
             "provenance_request_size",
             "provenance_request_id",
+            "provenance_peer_principal",
+            remote_address=ibis.coalesce(table.network_peer_address, table.client_address),
+            remote_port=ibis.ifelse(table.network_peer_address.notnull(), table.network_peer_port, ibis.null("int64")),
             server_failed=is_error(table),
             server_path=_path(table),
             server_operation=_operation(table),
             server_protocol=_protocol(table),
-        )
+        ),
+        *_KEY,
     )
 
 
@@ -160,7 +167,8 @@ def _ancestors(window: Window) -> ir.Table:
     def of_client(value: ir.Value) -> ir.Value:
         return ibis.ifelse(client, value, ibis.null(value.type()))
 
-    return (
+    return once(
+        "ancestors",
         table.select(
             *_KEY,
             ancestor_kind=table.kind,
@@ -179,20 +187,26 @@ def _ancestors(window: Window) -> ir.Table:
             peer_service=of_client(table.peer_service),
             destination_address=of_client(ibis.coalesce(table.server_address, table.network_peer_address)),
             destination_port=of_client(ibis.coalesce(table.server_port, table.network_peer_port)),
+            peer_address=of_client(ibis.coalesce(table.network_peer_address, table.server_address)),
+            peer_port=of_client(ibis.coalesce(table.network_peer_port, table.server_port)),
             client_stamp_kid=of_client(table.provenance_stamp_kid),
             client_request_hash=of_client(table.provenance_request_hash),
             client_request_bytes=of_client(table.provenance_request_size),
             client_request_id=of_client(table.provenance_request_id),
-        )
-        .distinct(on=list(_KEY), keep="first")
-        .rename(ancestor_trace_id="trace_id", ancestor_span_id="span_id")
-    )
+        ),
+        *_KEY,
+    ).rename(ancestor_trace_id="trace_id", ancestor_span_id="span_id")
+
+
+def proxy_spans(window: Window) -> ir.Table:
+    """The spans around the window that proxies wrote, once each: trace_id, span_id, parent_span_id, service_name, guid_x_request_id."""
+    columns = ("parent_span_id", "service_name", "guid_x_request_id")
+    return staged("proxy_spans", once("proxy_spans", _spans(window, "proxy", *columns).select(*_KEY, *columns), *_KEY))
 
 
 def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
     """The server spans with `cursor` (the first parent that is no proxy span) and proxy_1 to proxy_4 (services passed)."""
-    columns = ("parent_span_id", "service_name", "guid_x_request_id")
-    proxies = _once(_spans(window, "proxy", *columns).select(*_KEY, *columns))
+    proxies = proxy_spans(window)
     reached = servers.select(*_KEY, cursor=servers.parent_span_id, proxy_request_id=ibis.null("string"))
     for step in range(1, MAX_PROXY_SPANS + 1):
         hop = proxies.select(
@@ -208,12 +222,13 @@ def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
             proxy_request_id=ibis.coalesce(joined.proxy_request_id, joined.hop_request_id),
             **{f"proxy_{step}": joined.hop_service},
         ).drop("hop_trace_id", "hop_span_id", "hop_parent", "hop_service", "hop_request_id")
+    reached = staged("reached", reached)
     return servers.left_join(reached, list(_KEY)).drop("trace_id_right", "span_id_right")
 
 
 def _answered(window: Window) -> ir.Table:
     """The calls that have a server span."""
-    reached = _follow_proxies(_servers(window), window)
+    reached = _follow_proxies(staged("servers", _servers(window)), window)
     ancestors = _ancestors(window)
     table = reached.left_join(
         ancestors,
@@ -258,6 +273,9 @@ def _answered(window: Window) -> ir.Table:
         server_request_hash=table.provenance_request_hash,
         server_request_bytes=table.provenance_request_size,
         request_id=ibis.coalesce(table.provenance_request_id, table.client_request_id, table.proxy_request_id),
+        remote_address=table.remote_address,
+        remote_port=table.remote_port,
+        principal=table.provenance_peer_principal,
         proxy_spans=_count(*(p.notnull() for p in proxies)),
         proxy_spans_inbound=_count(*(is_of(p, table.service_name) for p in proxies)),
         proxy_spans_outbound=_count(*(is_of(p, caller) & ~is_of(p, table.service_name) for p in proxies)),
@@ -299,6 +317,9 @@ def _unanswered(window: Window, answered: ir.Table) -> ir.Table:
         server_request_hash=text,
         server_request_bytes=number,
         request_id=table.client_request_id,
+        remote_address=text,
+        remote_port=number,
+        principal=text,
         proxy_spans=zero,
         proxy_spans_inbound=zero,
         proxy_spans_outbound=zero,
@@ -319,6 +340,8 @@ def _shape(table: ir.Table, **columns: ir.Value) -> ir.Table:
         client_request_bytes=table.client_request_bytes,
         destination_address=table.destination_address,
         destination_port=table.destination_port,
+        peer_address=table.peer_address,
+        peer_port=table.peer_port,
         request_key=request_key_of(columns["request_id"]),
         client_request_key=request_key_of(table.client_request_id),
         **columns,

@@ -22,10 +22,12 @@ SCHEMA: Final[dict[str, pl.DataType]] = {
     "callee": pl.String(),
     "operation": pl.String(),
     "destination": pl.String(),
+    "way": pl.String(),
     "first_seen_unix_nano": pl.Int64(),
     "last_seen_unix_nano": pl.Int64(),
     "count": pl.Int64(),
     "explanation": pl.String(),
+    "remedy": pl.String(),
     "affected": pl.List(pl.String()),
     "trace_ids": pl.List(pl.String()),
     "span_ids": pl.List(pl.String()),
@@ -49,10 +51,13 @@ class Finding:
         callee: service.name of the callee; None for egress.
         operation: The callee's operation, where the finding is about one.
         destination: host:port that an egress call reached.
+        way: How the calls went past the mesh (a key of `ways.WAYS`); empty where it is not known. Part of the id: each way is
+            closed by another change.
         first_seen_unix_nano: Start of the first call in it.
         last_seen_unix_nano: Start of the last call in it.
         count: Calls in it.
         explanation: One sentence with the numbers.
+        remedy: One sentence: the annotation, policy or setting that closes it; empty where none is known.
         affected: Edges that show the symptom (`gateway -> checkout POST /buy`), nearest the cause first.
         trace_ids: Up to `EVIDENCE_LIMIT` traces to open, lowercase hex.
         span_ids: Spans to look at in them, lowercase hex, one a trace in the same order.
@@ -73,6 +78,8 @@ class Finding:
     callee: str | None = None
     operation: str | None = None
     destination: str | None = None
+    way: str = ""
+    remedy: str = ""
     affected: tuple[str, ...] = ()
     trace_ids: tuple[str, ...] = ()
     span_ids: tuple[str, ...] = ()
@@ -82,7 +89,9 @@ class Finding:
     finding_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        subject = "\0".join(s or "" for s in (self.kind, self.caller, self.callee, self.operation, self.destination))
+        named = (self.kind, self.caller, self.callee, self.operation, self.destination)
+        # Without a way, the id is the one that findings had before there were ways: cases and webhooks know it.
+        subject = "\0".join(part or "" for part in (*named, *([self.way] if self.way else ())))
         object.__setattr__(self, "finding_id", hashlib.sha256(subject.encode()).hexdigest()[:12])
 
 

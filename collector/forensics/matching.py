@@ -25,6 +25,7 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.columns import request_key_of
+from collector.forensics.stages import once, staged
 from collector.forensics.tables import NS_PER_S, Window, proxy_records
 
 CLOCK_SLACK_NS: Final = 5 * NS_PER_S
@@ -41,6 +42,12 @@ _SLOT: Final = (*_GROUP, "episode")
 
 def path_of(url_or_path: ir.StringValue) -> ir.StringValue:
     """The path without scheme, host, query and fragment; NULL where nothing is left."""
+    # Most are paths already, and two regular expressions a line take longer than to read it.
+    plain = url_or_path.startswith("/") & ~url_or_path.contains("?") & ~url_or_path.contains("#")
+    return ibis.ifelse(plain, url_or_path, _path_of(url_or_path))
+
+
+def _path_of(url_or_path: ir.StringValue) -> ir.StringValue:
     return url_or_path.re_replace(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "").re_replace(r"[?#].*$", "").nullif("")
 
 
@@ -52,24 +59,29 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
     """The access-log lines around the window, once each, by the side of a call that they can be about.
 
     Columns: side ('outbound': the caller's proxy, 'inbound': the callee's; a line without a direction is in both),
-    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code; local_port and
-    upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged.
+    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code,
+    upstream_cluster, downstream_peer, requested_server_name; local_port and upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged, or not needed because the line names its request.
     """
     table = window.of(proxy_records(), margin_ns=margin_ns)
+    opaque = table.request_id.isnull() | table.path.isnull()
     table = table.select(
         "direction",
         "record_id",
         "source",
         "response_code",
+        "upstream_cluster",
+        "downstream_peer",
+        "requested_server_name",
         service=table.service_name,
         instance=table.service_instance_id,
         request_key=request_key_of(table.request_id),
         path=path_of(table.path),
-        local_port=_port_of(table.downstream_local_address),
-        upstream_port=_port_of(table.upstream_host),
+        local_port=ibis.ifelse(opaque, _port_of(table.downstream_local_address), ibis.null("int64")),
+        upstream_port=ibis.ifelse(opaque, _port_of(table.upstream_host), ibis.null("int64")),
         start=table.start_time_unix_nano,
         end=table.start_time_unix_nano + table.duration_ns.fill_null(0),
-    ).distinct(on="record_id", keep="first")
+    )
+    table = staged("records", once("records", table, "record_id"))
     either = table.filter(table.direction.isnull())
     return (
         table.filter(table.direction.isin(("inbound", "outbound")))
@@ -88,6 +100,7 @@ def match_records(calls: ir.Table, window: Window, margin_ns: int) -> ir.Table:
     logged = logged.filter(logged.request_key.notnull())
     logged = logged.select(*_GROUP, "direction", "path", "start", "end", "record_id")
     pairs, unclear = _pair(_units(calls), logged)
+    pairs = staged("pairs", pairs)
     unclaimed = logged.anti_join(pairs, ["side", "record_id"])
     uncertain = unclaimed.select(*_GROUP).union(unclear.select(*_GROUP)).distinct()
     claimed = pairs.group_by(_UNIT).agg(record_id=pairs.record_id.min())
@@ -180,7 +193,8 @@ def _units(calls: ir.Table) -> ir.Table:
         start=outbound.start_time_unix_nano,
         end=outbound.end_time_unix_nano,
         unit_span_id=ibis.coalesce(outbound.client_span_id, outbound.server_span_id),
-    ).distinct(on=["trace_id", "unit_span_id"], keep="first")
+    )
+    outbound = once("outbound_units", staged("outbound_units", outbound), "trace_id", "unit_span_id")
     both = inbound.union(outbound)
     columns = ("side", "service", "request_key", "path", "start", "end", "trace_id", "unit_span_id")
     # A proxy at the edge gives the request a new id: then the two sides knew it by different ones.
@@ -190,16 +204,19 @@ def _units(calls: ir.Table) -> ir.Table:
 
 def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
     """(pairs: side, trace_id, unit_span_id, record_id; the slots in which it cannot be told which call has no line)."""
-    events = units.mutate(record_id=ibis.null("uint64")).union(
-        logged.select(
-            *_GROUP,
-            "path",
-            "start",
-            "end",
-            trace_id=ibis.null(units.trace_id.type()),
-            unit_span_id=ibis.null("uint64"),
-            record_id="record_id",
-        )
+    events = staged(
+        "events",
+        units.mutate(record_id=ibis.null("uint64")).union(
+            logged.select(
+                *_GROUP,
+                "path",
+                "start",
+                "end",
+                trace_id=ibis.null(units.trace_id.type()),
+                unit_span_id=ibis.null("uint64"),
+                record_id="record_id",
+            )
+        ),
     )
     is_unit = events.unit_span_id.notnull()
     groups = events.group_by(_GROUP).agg(
@@ -215,6 +232,7 @@ def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
         start=events.start.max(where=~is_unit),
         end=events.end.max(where=~is_unit),
     )
+    groups = staged("request_ids", groups)
     single = groups.filter((groups.units == 1) & (groups.lines == 1) & _compatible(groups))
     crowd = groups.filter((groups.units > 0) & (groups.lines > 0) & (groups.units + groups.lines > 2))
     slots = _episodes(events.semi_join(crowd, list(_GROUP)))
@@ -242,6 +260,7 @@ def _episodes(events: ir.Table) -> ir.Table:
     )
     numbered = fresh.mutate(episode=fresh.fresh.sum().over(so_far)).drop("fresh")
     slot = ibis.window(group_by=_SLOT)
+    numbered = staged("episodes", numbered)
     return numbered.mutate(
         slot_units=numbered.unit_span_id.count().over(slot), slot_lines=numbered.record_id.count().over(slot)
     )

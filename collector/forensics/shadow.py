@@ -1,6 +1,7 @@
 """Shadow traffic: calls that bypassed the mesh, carried no stamp, came from nobody, or were altered on the way.
 
-A finding is about one (caller, callee), caller None where nothing vouches for one, and unites these reasons:
+A finding is about one (caller, callee) and one way past the mesh (`collector.forensics.ways`), caller None where nothing vouches
+for one, and unites these reasons:
 
 - `mesh_bypass`: a proxy that must have seen a call did not (`collector.forensics.verdicts`), the caller's, the callee's or both.
 - `unstamped`: the callee's middleware looked and found no stamp, and the callee's proxy missed the call too, or the client
@@ -8,6 +9,8 @@ A finding is about one (caller, callee), caller None where nothing vouches for o
   merely has no middleware is never flagged, nor is a callee whose middleware does not look.
 - `unknown_caller`: the call names a parent span that never arrived, although the caller's telemetry is complete around it
   and does not lack a span here and there all the time.
+- `forged_identity`: the callee was told by a header who its peer is, and its own proxy missed the call or logged another.
+- `dark_traffic`: connections that no call explains (`collector.forensics.dark`).
 - `tampered`: the callee saw another request body than the caller sent.
 
 Entry points take unstamped traffic by nature. They are declared (`ShadowParams.entry_services`) or inferred: stamped calls in
@@ -23,7 +26,9 @@ Strength, each 0 to 1, united as 1 - Π(1 - strength), is the score:
 | missed by both proxies | 0.9 | high |
 | missed by the callee's proxy | 0.85 | high |
 | tampered, or a stamp that the client set and the callee never saw | 0.85 | high |
+| an identity in a header that no proxy of the callee's vouches for | 0.8 | high |
 | missed by the caller's proxy, seen by the callee's | 0.6 | medium |
+| passed through by the caller's proxy without a route | 0.6 | medium |
 | unstamped, caller unknown | 0.5 | medium; low if the callee's proxy saw all of them |
 | unknown caller | 0.4 | medium if a stamp claims one and the callee's proxy did not see all of them, else low |
 
@@ -32,38 +37,44 @@ One call is enough: every proof is about that call, and none is a statistic.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 import ibis.expr.types as ir
 
 from collector.forensics.calls import MARGIN_NS
+from collector.forensics.connections import Present
+from collector.forensics.dark import Edge, dark_sql, dark_traffic
 from collector.forensics.findings import EVIDENCE_LIMIT, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
 from collector.forensics.matching import lines
-from collector.forensics.shadow_flags import MINUTE_NS, ShadowParams, summary
+from collector.forensics.shadow_flags import FLAGS, MINUTE_NS, ShadowParams, summary
+from collector.forensics.shadow_words import Activity, Row, Subject, causes, completeness, explain, percent
 from collector.forensics.statements import compiled_once, windowed
-from collector.forensics.tables import NS_PER_S, Query, Window
-from collector.forensics.verdicts import REASONS, SEEN, UNKNOWN
+from collector.forensics.tables import Query, Window
+from collector.forensics.verdicts import BYPASSED, MESHED, MISSED, SEEN, UNKNOWN
+from collector.forensics.ways import Knowledge, Named, is_opaque, known_workloads, way_of
+from collector.forensics.witnesses import present_in
 
 __all__ = ["ShadowParams", "ShadowReport", "examine_shadow", "find_shadow", "percent", "shadow_sql"]
+
+FORGED_REMEDY: Final = (
+    "set forwardClientCertDetails to SANITIZE_SET where traffic enters (Istio: gatewayTopology), and trust the header's rightmost "
+    "element alone"
+)
 
 BYPASS_TECHNIQUES: Final = ("T1562.004",)
 """Impair Defenses: Disable or Modify System Firewall: iptables' redirection is the mesh's."""
 
-Row = dict[str, Any]
-Activity = dict[tuple[str, str, int], int]
-"""Lines by (side, service, minute)."""
 
+def shadow_sql(window: Window, params: ShadowParams | None = None, present: Present | None = None) -> dict[str, str]:
+    """The SQL behind the findings: `calls` counts every answered call by verdict, `proxies` the lines of each access log.
 
-def shadow_sql(window: Window, params: ShadowParams | None = None) -> dict[str, str]:
-    """The SQL behind the findings: `calls` counts every answered call by verdict, `proxies` the lines of each access log."""
-    return {"calls": _calls_sql(window, params or ShadowParams()), "proxies": _proxies_sql(window)}
-
-
-def _calls_sql(window: Window, params: ShadowParams) -> str:
-    return windowed(window, lambda blank: compiled_once(summary, blank, params))
+    With sockets and flows there are also `sockets` and `flows`: what of them is mesh traffic.
+    """
+    present = present or Present()
+    calls = windowed(window, lambda blank: compiled_once(summary, blank, params or ShadowParams(), present))
+    return {"calls": calls, "proxies": _proxies_sql(window), **dark_sql(window, present)}
 
 
 def _proxies_sql(window: Window) -> str:
@@ -95,28 +106,76 @@ def find_shadow(query: Query, window: Window, params: ShadowParams | None = None
 
 def examine_shadow(query: Query, window: Window, params: ShadowParams | None = None) -> ShadowReport:
     """The window's shadow traffic, and how much of the traffic could be judged at all. Raises what `query` raises."""
-    rows = query(_calls_sql(window, params or ShadowParams())).to_dicts()
-    flagged: dict[tuple[str | None, str], list[Row]] = {}
+    params = params or ShadowParams()
+    present = present_in(query, window)
+    known = known_workloads(query, window) if present.any else Knowledge()
+    sql = shadow_sql(window, params, present)
+    rows = [_without_opaque(row, known) for row in query(sql["calls"]).to_dicts()]
     into: dict[str, list[Row]] = {}
     for row in rows:
         into.setdefault(row["callee"], []).append(row)
-        if row["flagged"]:
-            flagged.setdefault((row["caller"], row["callee"]), []).append(row)
+    subjects = _subjects(rows, known)
     sampled = _samples(rows)
     logged: Activity = {}
-    if flagged:
-        lines_ = query(_proxies_sql(window)).to_dicts()
-        logged = {(r["side"], r["service"], r["minute"]): r["lines"] for r in lines_}
+    if subjects:
+        logged = {(r["side"], r["service"], r["minute"]): r["lines"] for r in query(sql["proxies"]).to_dicts()}
+    found = [_finding(subject, into[subject.callee], logged, sampled) for subject in subjects]
+    entries = {row["callee"] for row in rows if row["entry"]} | set(params.entry_services)
     return ShadowReport(
-        findings=[
-            _finding(Subject(caller, callee, tuple(mine)), into[callee], logged, sampled)
-            for (caller, callee), mine in sorted(flagged.items(), key=lambda item: (item[0][1], item[0][0] or ""))
-        ],
+        findings=_united(found, dark_traffic(query, sql, known, rows, entries)),
         calls=sum(r["calls"] for r in rows),
         unjudged=sum(r["calls"] for r in rows if r["verdict"] == UNKNOWN),
-        why=_causes(rows, "the callee's proxy"),
+        why=causes(rows, "the callee's proxy"),
         sampled=tuple(sampled[key] for key in sorted(sampled, key=lambda key: (key[1], key[0]))),
     )
+
+
+def _subjects(rows: list[Row], known: Knowledge) -> list[Subject]:
+    """The flagged rows by (caller, callee, way), in order of their names."""
+    flagged: dict[tuple[str, str, Named], list[Row]] = {}
+    for row in rows:
+        if row["flagged"]:
+            key = (row["callee"], row["caller"] or "", way_of(row, known))
+            flagged.setdefault(key, []).append(row)
+    order = sorted(flagged, key=lambda key: (key[0], key[1], key[2].way))
+    return [Subject(caller or None, callee, tuple(flagged[callee, caller, way]), way) for callee, caller, way in order]
+
+
+def _without_opaque(row: Row, known: Knowledge) -> Row:
+    """The row, unflagged for what no log could have shown: an opaque port's calls leave no lines."""
+    if not row["flagged"] or row["plaintext"] or not is_opaque(row["destination_port"], known.of(row["callee"])):
+        return row
+    changed = dict(row)
+    for side in ("outbound", "inbound"):
+        if row[f"{side}_verdict"] == MISSED and not row[f"{side}_by_connection"]:
+            changed |= {f"{side}_verdict": UNKNOWN, f"{side}_reason": "opaque", f"bypass_{side}": False}
+    changed["flagged"] = any(changed[name] for name in FLAGS)
+    if row["verdict"] == BYPASSED and not _missed_at_all(changed):
+        changed["verdict"] = MESHED if SEEN in {changed["outbound_verdict"], changed["inbound_verdict"]} else UNKNOWN
+    return changed
+
+
+def _missed_at_all(row: Row) -> bool:
+    return MISSED in {row["outbound_verdict"], row["inbound_verdict"]} or bool(row["passed_through"])
+
+
+def _united(found: list[Finding], edges: list[Edge]) -> list[Finding]:
+    """The findings about calls, each with the connections of the same two that went the same way, and those of the others."""
+    by_subject = {(f.caller, f.callee, f.way): f for f in found}
+    for edge in edges:
+        key = (edge.caller, edge.callee, edge.named.way)
+        mine = by_subject.get(key)
+        if mine is None:
+            by_subject[edge.caller, edge.callee or edge.destination, edge.named.way] = edge.finding()
+        else:
+            by_subject[key] = replace(
+                mine,
+                explanation=f"{mine.explanation}; {edge.words()}",
+                record_ids=tuple(dict.fromkeys((*mine.record_ids, *edge.record_ids)))[:EVIDENCE_LIMIT],
+                first_seen_unix_nano=min(mine.first_seen_unix_nano, edge.first),
+                last_seen_unix_nano=max(mine.last_seen_unix_nano, edge.last),
+            )
+    return list(by_subject.values())
 
 
 def _samples(rows: list[Row]) -> dict[tuple[str, str], str]:
@@ -143,42 +202,11 @@ def _activity(window: Window) -> ir.Table:
     return table.group_by("side", "service", minute=table.start // MINUTE_NS).agg(lines=table.count())
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The flagged calls of one (caller, callee), as rows of `summary`."""
-
-    caller: str | None
-    callee: str
-    rows: tuple[Row, ...]
-
-    def count(self, *flags: str) -> int:
-        """How many calls have all of these flags."""
-        return sum(r["calls"] for r in self.rows if all(r[flag] for flag in flags))
-
-    @property
-    def first(self) -> int:
-        """Start of the first call, ns since the Unix epoch."""
-        return int(min(r["first"] for r in self.rows))
-
-    @property
-    def last(self) -> int:
-        """Start of the last call, ns since the Unix epoch."""
-        return int(max(r["last"] for r in self.rows))
-
-    @property
-    def claims(self) -> list[str]:
-        """Whom the stamps of calls from unknown callers name."""
-        return sorted({r["claimed"] for r in self.rows if r["claimed"] is not None})
-
-    def seen_by_callee(self) -> bool:
-        """Whether the callee's proxy vouches for every call."""
-        return all(r["inbound_verdict"] == SEEN for r in self.rows)
-
-
 def _finding(subject: Subject, into: list[Row], logged: Activity, sampled: dict[tuple[str, str], str]) -> Finding:
     severity, score = _strength(subject)
     trace_ids, span_ids = _evidence(subject.rows)
-    records = [str(i) for r in subject.rows for key in ("outbound", "inbound") for i in r[f"{key}_record_ids"] or ()]
+    kept = ("connection_ids", "outbound_record_ids", "inbound_record_ids")
+    records = [str(i) for key in kept for r in subject.rows for i in r[key] or ()]
     return Finding(
         kind="shadow",
         reasons=_reasons(subject),
@@ -189,17 +217,34 @@ def _finding(subject: Subject, into: list[Row], logged: Activity, sampled: dict[
         first_seen_unix_nano=subject.first,
         last_seen_unix_nano=subject.last,
         count=sum(r["calls"] for r in subject.rows),
-        explanation=_explain(subject, logged),
+        way=subject.named.way,
+        explanation=explain(subject, logged),
+        remedy=_remedy(subject),
         trace_ids=trace_ids,
         span_ids=span_ids,
         record_ids=tuple(dict.fromkeys(records))[:EVIDENCE_LIMIT],
-        completeness=_completeness(subject, into, sampled),
+        completeness=completeness(subject, into, sampled),
         attack_ids=BYPASS_TECHNIQUES if _missed(subject) else (),
     )
 
 
 def _missed(subject: Subject) -> int:
-    return sum(r["calls"] for r in subject.rows if r["bypass_outbound"] or r["bypass_inbound"])
+    went = ("bypass_outbound", "bypass_inbound", "passed_through")
+    return sum(r["calls"] for r in subject.rows if any(r[flag] for flag in went))
+
+
+def _remedy(subject: Subject) -> str:
+    """What closes it: the way's own remedy, else that of the most telling reason; empty where none is known."""
+    if subject.named.way or _missed(subject):
+        return subject.named.remedy(subject.caller, subject.callee)
+    if subject.count("forged_identity"):
+        return FORGED_REMEDY
+    if subject.count("unstamped"):
+        return (
+            f"find who called (the traces say from where), give it the middleware or a name of its own, and let an "
+            f"AuthorizationPolicy of {subject.callee} admit its callers' principals alone"
+        )
+    return ""
 
 
 def _reasons(subject: Subject) -> tuple[str, ...]:
@@ -207,6 +252,7 @@ def _reasons(subject: Subject) -> tuple[str, ...]:
     present = {
         "mesh_bypass": _missed(subject),
         "tampered": subject.count("tampered"),
+        "forged_identity": subject.count("forged_identity"),
         "unstamped": subject.count("unstamped"),
         "unknown_caller": subject.count("unknown_caller"),
     }
@@ -223,7 +269,9 @@ def _strength(subject: Subject) -> tuple[Severity, float]:
         (subject.count("bypass_inbound") > 0, 0.85, "high"),
         (subject.count("tampered") > 0, 0.85, "high"),
         (subject.caller is not None and subject.count("unstamped") > 0, 0.85, "high"),
+        (subject.count("forged_identity") > 0, 0.8, "high"),
         (subject.count("bypass_outbound") > 0, 0.6, "medium"),
+        (subject.count("passed_through") > 0, 0.6, "medium"),
         (nobodys, 0.5, "low" if subject.seen_by_callee() else "medium"),
         (
             subject.count("unknown_caller") > 0,
@@ -251,97 +299,3 @@ def _evidence(rows: Iterable[Row]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         spans_of.setdefault(trace, span)
     chosen = list(spans_of.items())[:EVIDENCE_LIMIT]
     return tuple(trace for trace, _ in chosen), tuple(span for _, span in chosen)
-
-
-def _explain(subject: Subject, logged: Activity) -> str:
-    total = sum(r["calls"] for r in subject.rows)
-    origin = f" from {subject.caller}" if subject.caller else ""
-    said, missed = _traits(subject, total), _misses(subject, total, logged)
-    calls = f"{total:,} call{'' if total == 1 else 's'}{origin} to {subject.callee}"
-    text = f"{calls} {' and '.join(said)}" if said else f"{calls} bypassed the mesh"
-    text += "".join(f"{', and' if said or i else ':'} {clause}" for i, clause in enumerate(missed))
-    return f"{text}; {'it began' if total == 1 else 'the first'} at {_clock(subject.first)}"
-
-
-def _traits(subject: Subject, total: int) -> list[str]:
-    """What the calls themselves show, as predicates of "31 calls to payment"."""
-
-    def share(calls: int) -> str:
-        return "" if calls == total else f" ({calls:,} of them)"
-
-    said = []
-    if unstamped := subject.count("unstamped"):
-        said.append(f"carried no stamp{share(unstamped)}")
-    if unknown := subject.count("unknown_caller"):
-        claims = ", ".join(subject.claims)
-        whose = f" although they are stamped as {claims}'s, whose spans arrive otherwise" if claims else ""
-        lost = ", or whose spans were lost" if subject.seen_by_callee() else ""
-        said.append(f"named a parent span that never arrived{whose}{lost}{share(unknown)}")
-    if tampered := subject.count("tampered"):
-        said.append(f"arrived with another body than was sent{share(tampered)}")
-    return said
-
-
-def _misses(subject: Subject, total: int, logged: Activity) -> list[str]:
-    """What the proxies prove, as clauses of their own."""
-    clauses = []
-    sides = (("inbound", "bypass_inbound", subject.callee), ("outbound", "bypass_outbound", subject.caller))
-    for side, flag, service in sides:
-        missed = subject.count(flag)
-        if missed and service:
-            others = _lines_around(subject, side, service, logged)
-            what = (
-                ("did not see it" if total == 1 else "saw none of them")
-                if missed == total
-                else f"missed {missed:,} of them"
-            )
-            clauses.append(f"{service}'s proxy, which logged {others:,} other {side} calls around then, {what}")
-    return clauses
-
-
-def _lines_around(subject: Subject, side: str, service: str, logged: Activity) -> int:
-    """Lines of the proxy's log from the minute before the first flagged call to the minute after the last."""
-    first, last = subject.first // MINUTE_NS - 1, subject.last // MINUTE_NS + 1
-    return sum(
-        n for (s, name, minute), n in logged.items() if s == side and name == service and first <= minute <= last
-    )
-
-
-def _completeness(subject: Subject, into: list[Row], sampled: dict[tuple[str, str], str]) -> str:
-    """What the logs of the two do not show, in sentences; empty when they show all."""
-    samples = (sampled.get(("inbound", subject.callee)), sampled.get(("outbound", subject.caller or "")))
-    return "; ".join(text for text in (_unjudged(subject.callee, into), *samples) if text)
-
-
-def _unjudged(callee: str, into: list[Row]) -> str:
-    """The share of the callee's calls whose verdict is unknown, and why; empty when there are none."""
-    total = sum(r["calls"] for r in into)
-    unknown = sum(r["calls"] for r in into if r["verdict"] == UNKNOWN)
-    if not unknown:
-        return ""
-    causes = _causes(into, f"{callee}'s proxy")
-    return f"{percent(unknown, total)} of {total:,} calls to {callee} could not be judged by access logs ({causes})"
-
-
-def percent(part: int, whole: int) -> str:
-    """A share that reads 0 % or 100 % only if it is."""
-    share = part / whole
-    if 0 < share < 0.01:
-        return "under 1 %"
-    return "over 99 %" if 0.99 < share < 1 else f"{share:.0%}".replace("%", " %")
-
-
-def _causes(rows: list[Row], callees_proxy: str) -> str:
-    """The three most frequent reasons for unknown verdicts, each with its number of calls."""
-    why: Counter[str] = Counter()
-    for row in rows:
-        for side, whose in (("inbound", callees_proxy), ("outbound", "the caller's proxy")):
-            reason = row[f"{side}_reason"]
-            if row["verdict"] == UNKNOWN and reason:
-                why[f"{whose}: {REASONS[reason]}"] += row["calls"]
-    return "; ".join(f"{reason} ({calls:,})" for reason, calls in why.most_common(3))
-
-
-def _clock(unix_nano: int) -> str:
-    moment = datetime.fromtimestamp(unix_nano // NS_PER_S, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

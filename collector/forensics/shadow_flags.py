@@ -10,8 +10,10 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.calls import MARGIN_NS
+from collector.forensics.connections import Present
 from collector.forensics.findings import EVIDENCE_LIMIT
 from collector.forensics.matching import path_of
+from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window, spans
 from collector.forensics.verdicts import MISSED, Coverage, judge
 from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED
@@ -36,7 +38,35 @@ LOSSY_RATIO: Final = 0.5
 LOSSY_MIN_CELLS: Final = 2
 """An exporter that loses spans loses them everywhere: some parents are missing in this share of its cells."""
 
-FLAGS: Final = ("unstamped", "unknown_caller", "bypass_outbound", "bypass_inbound", "tampered")
+FLAGS: Final = (
+    "unstamped",
+    "unknown_caller",
+    "bypass_outbound",
+    "bypass_inbound",
+    "passed_through",
+    "tampered",
+    "forged_identity",
+)
+
+DETAILS: Final = (
+    "destination_address",
+    "destination_port",
+    "uid",
+    "plaintext",
+    "outbound_by_connection",
+    "inbound_by_connection",
+)
+"""What names the way of a bypass; of calls that are flagged for nothing it is left out."""
+
+_VERDICT: Final = (
+    "outbound_record_id",
+    "inbound_record_id",
+    "outbound_verdict",
+    "inbound_verdict",
+    "outbound_reason",
+    "inbound_reason",
+    "verdict",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,19 +106,23 @@ class ShadowParams:
     probe_paths: tuple[str, ...] = ()
 
 
-def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
+def flagged_calls(window: Window, params: ShadowParams, present: Present | None = None) -> ir.Table:
     """The answered calls of the window, each with what it is flagged for.
 
-    Columns: trace_id, client_span_id, server_span_id, caller, callee, claimed (the service that the stamp names),
+    Columns: trace_id, client_span_id, server_span_id, caller, callee, operation, claimed (the service that the stamp names),
     start_time_unix_nano, outbound_record_id, inbound_record_id, outbound_verdict, inbound_verdict, outbound_reason,
-    inbound_reason, verdict, one boolean per name in `FLAGS`, and flagged: any of them.
+    inbound_reason, verdict, connection_id, entry (the callee takes unstamped calls by nature), one boolean per name in
+    `FLAGS`, flagged: any of them, and `DETAILS`.
     """
-    table = _facts(judge(window.widened(MARGIN_NS), params.coverage), params)
+    judged = staged("judged", judge(window.widened(MARGIN_NS), params.coverage, present))
+    table = staged("facts", _facts(judged, params))
     # What other calls say of a call is read before those outside the window are left out.
     table = window.of(_with_telemetry(_with_entries(table, window, params)))
     # Kubernetes probes the application itself, past its sidecar; that is how it is meant.
     missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & table.request_key.isnull())
-    missed_out = table.outbound_verdict == MISSED
+    # What comes from outside comes in plaintext, or with a client's own certificate.
+    missed_out = (table.outbound_verdict == MISSED) & ~(table.plaintext & (table.entry | table.probe))
+    forged = table.misnamed | (table.principal.notnull() & missed_in)
     orphan = table.orphan & table.settled & table.telemetry_complete
     nobody = table.caller.isnull() & (table.settled | table.parent_span_id.isnull())
     outside = table.entry | table.probe
@@ -97,44 +131,43 @@ def flagged_calls(window: Window, params: ShadowParams) -> ir.Table:
         unknown_caller=orphan & (table.claimed.notnull() | ~outside),
         bypass_outbound=missed_out,
         bypass_inbound=missed_in,
+        passed_through=table.passed_through & ~table.probe,
+        forged_identity=forged,
     )
-    flagged = table.unstamped | table.unknown_caller | missed_in | missed_out | table.tampered
+    flagged = ibis.literal(False)
+    for name in FLAGS:
+        flagged |= table[name].fill_null(False)
     return table.select(
         "trace_id",
         "client_span_id",
         "server_span_id",
         "caller",
         "callee",
+        "operation",
         "start_time_unix_nano",
-        "outbound_record_id",
-        "inbound_record_id",
-        "outbound_verdict",
-        "inbound_verdict",
-        "outbound_reason",
-        "inbound_reason",
-        "verdict",
+        *_VERDICT,
+        "connection_id",
+        "entry",
         *FLAGS,
+        *DETAILS,
         claimed=ibis.ifelse(table.unknown_caller, table.claimed, ibis.null("string")),
-        flagged=flagged.fill_null(False),
+        flagged=flagged,
     )
 
 
-def summary(window: Window, params: ShadowParams) -> ir.Table:
+def summary(window: Window, params: ShadowParams, present: Present | None = None) -> ir.Table:
     """All answered calls, counted by what is known of them.
 
-    Columns: caller, callee, claimed, the verdicts and their reasons, `FLAGS`, flagged; calls, first, last (ns), and, for
-    flagged calls, trace_ids, span_ids (the client's where there is one, else the server's) and record_ids of the earliest
-    `EVIDENCE_LIMIT` of each (caller, callee).
+    Columns: caller, callee, claimed, the verdicts and their reasons, `FLAGS`, flagged, entry; calls, first, last (ns), and, for
+    flagged calls, `DETAILS`, trace_ids, span_ids (the client's where there is one, else the server's) and record_ids of the earliest
+    `EVIDENCE_LIMIT` of each (caller, callee, details).
     """
-    table = flagged_calls(window, params)
-    earliest = ibis.row_number().over(
-        group_by=[table.caller, table.callee, table.flagged],
-        order_by=[table.start_time_unix_nano, table.trace_id, table.server_span_id],
-    )
+    table = staged("flagged_calls", flagged_calls(window, params, present))
     table = table.mutate(
-        shown=table.flagged & (earliest < EVIDENCE_LIMIT),
-        span_id=ibis.coalesce(table.client_span_id, table.server_span_id),
+        **{name: ibis.ifelse(table.flagged, table[name], ibis.null(table[name].type())) for name in DETAILS}
     )
+    table = table.mutate(span_id=ibis.coalesce(table.client_span_id, table.server_span_id))
+    table = _shown(table.filter(table.flagged)).union(table.filter(~table.flagged).mutate(shown=ibis.literal(False)))
     order = [table.start_time_unix_nano, table.trace_id]
     return table.group_by(
         "caller",
@@ -147,6 +180,8 @@ def summary(window: Window, params: ShadowParams) -> ir.Table:
         "verdict",
         *FLAGS,
         "flagged",
+        "entry",
+        *DETAILS,
     ).agg(
         calls=table.count(),
         first=table.start_time_unix_nano.min(),
@@ -156,15 +191,24 @@ def summary(window: Window, params: ShadowParams) -> ir.Table:
         span_ids=table.span_id.collect(where=table.shown, order_by=order),
         outbound_record_ids=table.outbound_record_id.collect(where=table.shown, order_by=order),
         inbound_record_ids=table.inbound_record_id.collect(where=table.shown, order_by=order),
+        connection_ids=table.connection_id.collect(where=table.shown, order_by=order),
     )
+
+
+def _shown(table: ir.Table) -> ir.Table:
+    """The flagged calls with `shown`: the earliest `EVIDENCE_LIMIT` of each group."""
+    earliest = ibis.row_number().over(
+        group_by=[table.caller, table.callee, *(table[name] for name in DETAILS)],
+        order_by=[table.start_time_unix_nano, table.trace_id, table.server_span_id],
+    )
+    return table.mutate(shown=earliest < EVIDENCE_LIMIT)
 
 
 def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
     """What can be said of each call by itself, and whether its callee's middleware looks at calls like it."""
     stamped = table.stamp_kid.notnull() & table.stamp_status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True)
-    looked = (table.stamp_status.notnull() | table.stamp_kid.notnull()).any()
-    process = [table.callee, table.callee_instance, table.protocol]
-    looks = looked.over(group_by=process)
+    table = _with_looks(table)
+    looks = table.looks
     missing = table.stamp_status.isin((STAMP_ABSENT, STAMP_MALFORMED)) | (
         table.stamp_status.isnull() & table.stamp_kid.isnull()
     )
@@ -179,16 +223,21 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         "parent_span_id",
         "caller",
         "callee",
+        "operation",
         "start_time_unix_nano",
-        "outbound_record_id",
-        "inbound_record_id",
-        "outbound_verdict",
-        "inbound_verdict",
-        "outbound_reason",
-        "inbound_reason",
-        "verdict",
+        *_VERDICT,
         "parent_found",
         "request_key",
+        "principal",
+        "passed_through",
+        "plaintext",
+        "misnamed",
+        destination_address=table.peer_address,
+        destination_port=ibis.coalesce(table.peer_port, table.destination_port),
+        connection_id=ibis.coalesce(table.outbound_connection_id, table.inbound_connection_id),
+        outbound_by_connection="outbound_by_connection",
+        inbound_by_connection="inbound_by_connection",
+        uid=ibis.coalesce(table.outbound_uid, table.inbound_uid),
         minute=table.start_time_unix_nano // MINUTE_NS,
         stamped=stamped,
         bare=(missing & looks).fill_null(False),
@@ -204,6 +253,26 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
             agent=table.user_agent,
             path=table.path,
         ),
+    )
+
+
+def _with_looks(table: ir.Table) -> ir.Table:
+    """The calls with `looks`: whether the callee's middleware ever looked for a stamp, in that process and protocol."""
+    keyed = table.mutate(replica=table.callee_instance.fill_null(""))
+    looking = keyed.filter(keyed.stamp_status.notnull() | keyed.stamp_kid.notnull())
+    looking = looking.select(
+        looking_callee=looking.callee, looking_replica=looking.replica, looking_protocol=looking.protocol
+    ).distinct()
+    joined = keyed.left_join(
+        looking,
+        [
+            keyed.callee == looking.looking_callee,
+            keyed.replica == looking.looking_replica,
+            keyed.protocol == looking.looking_protocol,
+        ],
+    )
+    return joined.mutate(looks=joined.looking_callee.notnull()).drop(
+        "replica", "looking_callee", "looking_replica", "looking_protocol"
     )
 
 
@@ -225,33 +294,46 @@ def _with_entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.T
         return table.mutate(entry=declared)
     entries = _entries(table, window, params)
     joined = table.left_join(entries, table.callee == entries.entry_service)
-    return joined.mutate(entry=declared | joined.entry_service.notnull()).drop("entry_service")
+    return staged("with_entries", joined.mutate(entry=declared | joined.entry_service.notnull()).drop("entry_service"))
 
 
 def _entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
     """(entry_service), judged by minutes of the window and by everything that is recorded before its end."""
     minutes = table.filter(~table.probe).group_by("callee", "minute").agg(share=table.caller.isnull().mean())
     outside = minutes.group_by("callee").agg(outside_ratio=(minutes.share > 0.5).mean())
-    history = _history(Window(None, window.until_unix_nano), params)
-    bounds = history.agg(begin=history.start.min(), span=history.start.max() - history.start.min() + 1)
-    history = history.cross_join(bounds)
-    history = history.mutate(tenth=(history.start - history.begin) // (history.span // ENTRY_SLICES + 1))
-    mesh = history.agg(mesh_tenths=history.tenth.nunique())
+    candidates = outside.filter(outside.outside_ratio >= ENTRY_OUTSIDE_RATIO).select("callee")
+    recorded = Window(None, window.until_unix_nano)
+    history = _history(recorded, staged("entry_candidates", candidates), params)
+    mesh = _answers(recorded).select("start").union(history.select("start"))
+    bounds = staged("recorded_time", mesh.agg(begin=mesh.start.min(), span=mesh.start.max() - mesh.start.min() + 1))
+    mesh = _with_tenth(mesh, bounds).agg(mesh_tenths=lambda t: t.tenth.nunique())
+    history = _with_tenth(history, bounds)
     services = history.group_by("service").agg(
         minutes=history.minute.nunique(),
         stamped_minutes=history.minute.nunique(where=history.stamped),
         tenths=history.tenth.nunique(where=~history.stamped),
     )
-    services = services.cross_join(mesh).inner_join(outside, services.service == outside.callee)
-    like_one = (
-        (services.stamped_minutes <= services.minutes * ENTRY_STAMPED_RATIO)
-        & (services.tenths >= services.mesh_tenths * ENTRY_SLICES_RATIO)
-        & (services.outside_ratio >= ENTRY_OUTSIDE_RATIO)
+    services = services.cross_join(mesh)
+    like_one = (services.stamped_minutes <= services.minutes * ENTRY_STAMPED_RATIO) & (
+        services.tenths >= services.mesh_tenths * ENTRY_SLICES_RATIO
     )
     return services.filter(like_one).select(entry_service=services.service)
 
 
-def _history(until: Window, params: ShadowParams) -> ir.Table:
+def _with_tenth(table: ir.Table, bounds: ir.Table) -> ir.Table:
+    joined = table.cross_join(bounds)
+    return joined.mutate(tenth=(joined.start - joined.begin) // (joined.span // ENTRY_SLICES + 1))
+
+
+def _answers(until: Window) -> ir.Table:
+    """(start) of the calls that somebody's span made, of all that is recorded: no probe has a parent."""
+    table = until.of(spans().select("witness", "kind", "parent_span_id", "start_time_unix_nano"))
+    table = table.filter((table.witness == "app") & (table.kind == "SERVER") & table.parent_span_id.notnull())
+    return table.select(start=table.start_time_unix_nano)
+
+
+def _history(until: Window, candidates: ir.Table, params: ShadowParams) -> ir.Table:
+    """(service, start, minute, stamped) of every call to the candidates that is recorded, probes left out."""
     table = spans().select(
         "witness",
         "kind",
@@ -267,6 +349,7 @@ def _history(until: Window, params: ShadowParams) -> ir.Table:
     )
     table = until.of(table)
     table = table.filter((table.witness == "app") & (table.kind == "SERVER"))
+    table = table.semi_join(candidates, table.service_name == candidates.callee)
     probe = _probe(
         params,
         rpc=table.rpc_service,
@@ -274,12 +357,16 @@ def _history(until: Window, params: ShadowParams) -> ir.Table:
         agent=table.user_agent_original,
         path=ibis.coalesce(path_of(table.url_path), path_of(table.url_full)),
     )
-    status = table.provenance_stamp_status
-    return table.filter(~probe).select(
-        service=table.service_name,
-        start=table.start_time_unix_nano,
-        minute=table.start_time_unix_nano // MINUTE_NS,
-        stamped=table.provenance_stamp_kid.notnull() & status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True),
+    kept = table.filter(~probe)
+    return staged(
+        "history",
+        kept.select(
+            service=kept.service_name,
+            start=kept.start_time_unix_nano,
+            minute=kept.start_time_unix_nano // MINUTE_NS,
+            stamped=kept.provenance_stamp_kid.notnull()
+            & kept.provenance_stamp_status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True),
+        ),
     )
 
 

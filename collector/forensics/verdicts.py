@@ -17,6 +17,11 @@ Absence is evidence only where presence was possible. A proxy *missed* a call on
 - the log is not a sample: somebody's calls are all in it for a good part of the time (`_sampled`), or nobody's are;
 - the call is no service's call to itself over loopback, which no sidecar takes.
 
+What a connection proves goes before all that: a socket that bypassed the proxy is proof whatever spans and logs say, one that
+the proxy had the other end of is proof of passage (`collector.forensics.connections`). A call that the callee's proxy took in
+plaintext, while it took others with an identity, did not come through a proxy of the caller's. Where only some connections of a
+replica to one address went past the proxy, the calls stay unknown, and the connections are told of themselves (`dark`).
+
 Lines whose direction is not known can vouch for a call; they never condemn one. Missing proxy *spans* never do:
 tracing is sampled, and ambient meshes write few spans.
 """
@@ -27,9 +32,12 @@ from typing import Final, Literal
 import ibis
 import ibis.expr.types as ir
 
-from collector.forensics.calls import MARGIN_NS, calls
+from collector.forensics.addresses import without_sidecar
+from collector.forensics.calls import MARGIN_NS, calls, proxy_spans
+from collector.forensics.connections import Present, connection_proofs
 from collector.forensics.matching import CLOCK_SLACK_NS, lines
-from collector.forensics.tables import NS_PER_S, Window, spans
+from collector.forensics.stages import staged
+from collector.forensics.tables import NS_PER_S, Window
 
 Side = Literal["outbound", "inbound"]
 
@@ -49,7 +57,20 @@ REASONS: Final[dict[str, str]] = {
     "ambiguous_record": "a line of the same request id, or of a connection without any, may or may not be about the call",
     "log_sampled": "the access log holds a sample of the calls",
     "window_not_covered": "no line shortly before or after the call",
+    "mixed_connections": "some of the connections that may have carried it went through the proxy, and some past it",
+    "meant": "a health check or a scrape, or a call from outside to where those come in",
+    "opaque": "the port is opaque to the mesh: its proxies encrypt it and log no request",
 }
+
+_SAID_BY_NOBODY: Final = (
+    "witness_not_deployed",
+    "not_sampled",
+    "log_without_request_ids",
+    "no_join_key",
+    "window_not_covered",
+    "log_sampled",
+    "ambiguous_record",
+)
 
 COVERAGE_NS: Final = 60 * NS_PER_S
 CLOCK_MARGIN_NS: Final = NS_PER_S // 10
@@ -66,6 +87,12 @@ _A_FEW_RATIO: Final = 1 / 8
 _WHOLE_FEW: Final = 10
 """A log that keeps two of three lines has all of ten in one of 58 cases, and leaves no pattern in most."""
 _ANY: Final = "*"
+PASSTHROUGH: Final = "PassthroughCluster"
+"""Istio's name for where a sidecar sends what it has no route for: as it came, without mTLS and policy."""
+
+_MESH_SNI: Final = "outbound_."
+_SPIFFE: Final = "spiffe://"
+_PROOFS: Final = ("exact_seen", "exact_missed", "alike_seen", "alike_missed", "alike_mixed")
 _PROXY: Final = ("side", "service", "proxy", "source")
 _LOOPBACK: Final = ("localhost", "::1", "[::1]")
 _UNIT: Final = ("side", "trace_id", "server_span_id")
@@ -79,39 +106,135 @@ class Coverage:
     clock_margin_ns: int = CLOCK_MARGIN_NS
 
 
-def judged_calls(window: Window, coverage: Coverage | None = None) -> ir.Table:
+def judged_calls(window: Window, coverage: Coverage | None = None, present: Present | None = None) -> ir.Table:
     """The answered calls that began in the window, judged by all evidence up to `MARGIN_NS` around it; columns as of `judge`."""
-    return window.of(judge(window.widened(MARGIN_NS), coverage))
+    return window.of(judge(window.widened(MARGIN_NS), coverage, present))
 
 
-def judge(window: Window, coverage: Coverage | None = None) -> ir.Table:
+def judge(window: Window, coverage: Coverage | None = None, present: Present | None = None) -> ir.Table:
     """The answered calls that began in the window with what both proxies prove.
 
     Verdicts near the ends of the window lack evidence from beyond: see `judged_calls`.
 
     Columns on top of `calls`: outbound_verdict, inbound_verdict (seen, missed, unknown); outbound_reason, inbound_reason
-    (a key of `REASONS`, NULL unless unknown); verdict: bypassed if a proxy missed the call, else meshed if one saw it,
-    else unknown.
+    (a key of `REASONS`, NULL unless unknown); outbound_connection_id, inbound_connection_id (the row of `sockets` or `flows` that
+    decided), outbound_by_connection, inbound_by_connection (whether it proves a miss), outbound_uid, inbound_uid (of the process whose socket went past the proxy); plaintext: the callee's proxy took
+    it without an identity, as it did not take others; passed_through: the caller's proxy passed it on without knowing where to;
+    misnamed: the callee was told of another peer than its proxy logged; verdict: bypassed if a proxy missed the call or only
+    passed it through, else meshed if one saw it, else unknown.
     """
-    table = calls(window, unanswered=False)
-    logged = lines(window, 0)
-    units = _with_opaque(_with_id_proof(_sides(table), logged), logged)
-    judged = _reasons(units, logged, _covered(units, logged, coverage or Coverage()))
-    sides = judged.group_by(judge_trace_id=judged.trace_id, judge_span_id=judged.server_span_id).agg(
-        out=judged.reason.max(where=judged.side == "outbound"), into=judged.reason.max(where=judged.side == "inbound")
+    table = staged("calls", calls(window, unanswered=False))
+    logged = lines(window, MARGIN_NS - CLOCK_SLACK_NS)  # as for the calls: one stage
+    units = _with_id_proof(staged("sides", _sides(table)), logged)
+    units = staged("units", _with_opaque(staged("units_by_id", units), logged))
+    units = _with_connections(units, table, window, present or Present())
+    judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())), window)
+    judged = staged("side_verdicts", judged)
+    table = _with_side(_with_side(table, judged, "outbound", "out"), judged, "inbound", "into")
+    table = _with_bare_callers(_with_line_facts(table, logged), window, present or Present())
+    return _judged(staged("line_facts", table))
+
+
+def _with_side(table: ir.Table, judged: ir.Table, side: str, name: str) -> ir.Table:
+    """The calls with the verdict of one side, as `name`, and the connection that speaks of it."""
+    mine = judged.filter(judged.side == side)
+    mine = mine.select(
+        judge_trace_id=mine.trace_id,
+        judge_span_id=mine.server_span_id,
+        **{
+            name: mine.reason,
+            f"{side}_connection_id": mine.connection_id,
+            f"{side}_by_connection": mine.by_connection,
+            f"{side}_uid": mine.connection_uid,
+        },
     )
-    table = table.left_join(
-        sides, [table.trace_id == sides.judge_trace_id, table.server_span_id == sides.judge_span_id]
-    )
+    joined = table.left_join(mine, [table.trace_id == mine.judge_trace_id, table.server_span_id == mine.judge_span_id])
+    return joined.drop("judge_trace_id", "judge_span_id")
+
+
+def _with_bare_callers(table: ir.Table, window: Window, present: Present) -> ir.Table:
+    """The calls with `bare_caller`: no pod of the caller has a sidecar."""
+    if not (present.sockets or present.workloads):
+        return table.mutate(bare_caller=ibis.literal(False))
+    bare = without_sidecar(window)
+    joined = table.left_join(bare, table.caller == bare.bare_service)
+    return joined.mutate(bare_caller=joined.bare_service.notnull()).drop("bare_service")
+
+
+def _judged(table: ir.Table) -> ir.Table:
+    """The calls with the verdicts of both sides, and of the whole."""
+    # Whoever came without an identity did not come through a proxy of the caller's, if there is any.
+    into_mesh = table["into"].isin((SEEN, MISSED)).fill_null(False)
+    bare = (table.plaintext | (table.bare_caller & into_mesh)) & table.caller.notnull()
+    table = table.mutate(out=ibis.ifelse(bare & (table.out != SEEN).fill_null(True), MISSED, table.out))
     table = table.mutate(
         outbound_verdict=_verdict(table.out),
         inbound_verdict=_verdict(table["into"]),
         outbound_reason=table.out.nullif(SEEN).nullif(MISSED),
         inbound_reason=table["into"].nullif(SEEN).nullif(MISSED),
-    ).drop("judge_trace_id", "judge_span_id", "out", "into")
-    missed = (table.outbound_verdict == MISSED) | (table.inbound_verdict == MISSED)
+    ).drop("out", "into")
+    # A callee that nobody knows to be in the mesh may well lie outside, and be reached as the mesh reaches what lies outside.
+    outside = (table.inbound_reason == "witness_not_deployed").fill_null(False)
+    table = table.mutate(passed_through=table.passed_through & ~outside)
+    missed = (table.outbound_verdict == MISSED) | (table.inbound_verdict == MISSED) | table.passed_through
     seen = (table.outbound_verdict == SEEN) | (table.inbound_verdict == SEEN) | (table.proxy_spans > 0)
     return table.mutate(verdict=ibis.cases((missed, BYPASSED), (seen, MESHED), else_=UNKNOWN))
+
+
+def _with_connections(units: ir.Table, table: ir.Table, window: Window, present: Present) -> ir.Table:
+    """The units with what sockets and flows prove of them; false and NULL where there are none."""
+    if not (present.sockets or present.flows):
+        no = ibis.literal(False)
+        return units.mutate(
+            **dict.fromkeys(_PROOFS, no), connection_id=ibis.null("uint64"), connection_uid=ibis.null("int64")
+        )
+    proofs = connection_proofs(table, window, present)
+    proofs = proofs.rename(proof_side="side", proof_trace_id="trace_id", proof_span_id="server_span_id")
+    joined = units.left_join(
+        proofs,
+        [
+            units.side == proofs.proof_side,
+            units.trace_id == proofs.proof_trace_id,
+            units.server_span_id == proofs.proof_span_id,
+        ],
+    ).drop("proof_side", "proof_trace_id", "proof_span_id")
+    return staged("units_and_connections", joined.mutate(**{name: joined[name].fill_null(False) for name in _PROOFS}))
+
+
+def _with_line_facts(table: ir.Table, logged: ir.Table) -> ir.Table:
+    """The calls with what their lines say beyond that they are there: passed_through, plaintext, misnamed."""
+    passed = logged.filter((logged.direction == "outbound") & (logged.upstream_cluster == PASSTHROUGH))
+    passed = passed.select(passed_id=passed.record_id).distinct()
+    inbound = logged.filter(logged.direction == "inbound")
+    named = inbound.downstream_peer.notnull() | inbound.requested_server_name.startswith(_MESH_SNI).fill_null(False)
+    secure = inbound.filter(named).select(secure_service=inbound.service, secure_source=inbound.source).distinct()
+    bare = inbound.filter(inbound.downstream_peer.isnull() & inbound.requested_server_name.isnull())
+    bare = bare.inner_join(secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]).select(
+        bare_id="record_id"
+    )
+    table = table.left_join(passed, table.outbound_record_id == passed.passed_id)
+    table = table.left_join(bare, table.inbound_record_id == bare.bare_id)
+    table = table.mutate(passed_through=table.passed_id.notnull(), plaintext=table.bare_id.notnull())
+    other = _misnamed(table, inbound)
+    table = table.left_join(
+        other, [table.trace_id == other.other_trace_id, table.server_span_id == other.other_span_id]
+    )
+    return table.mutate(misnamed=table.other_span_id.notnull()).drop(
+        "passed_id", "bare_id", "other_trace_id", "other_span_id"
+    )
+
+
+def _misnamed(table: ir.Table, inbound: ir.Table) -> ir.Table:
+    """(other_trace_id, other_span_id): calls whose callee was told of a peer that its own proxy did not log."""
+    told = table.filter(table.principal.notnull() & table.inbound_record_id.notnull())
+    told = told.select("trace_id", "server_span_id", "principal", "plaintext", record_id=told.inbound_record_id)
+    peers = inbound.select(peer_id=inbound.record_id, peer=inbound.downstream_peer)
+    joined = told.inner_join(peers, told.record_id == peers.peer_id)
+    # The same identity is written in two ways where a Linkerd name stands beside a SPIFFE id: no contradiction.
+    alike = joined.peer.startswith(_SPIFFE) == joined.principal.startswith(_SPIFFE)
+    contradicted = (alike & (joined.peer != joined.principal)).fill_null(False) | joined.plaintext
+    joined = joined.filter(contradicted)
+    return joined.select(other_trace_id=joined.trace_id, other_span_id=joined.server_span_id).distinct()
 
 
 def _verdict(reason: ir.StringValue) -> ir.StringValue:
@@ -255,7 +378,8 @@ def _replicas(units: ir.Table, logged: ir.Table) -> ir.Table:
     """(side, service) of the proxies whose lines name replicas by the same ids as the spans."""
     named = logged.filter(logged.instance.notnull()).select("side", "service", "instance").distinct()
     spoken = units.filter(units.instance.notnull()).select("side", "service", "instance").distinct()
-    return named.inner_join(spoken, ["side", "service", "instance"]).select("side", "service").distinct()
+    both = named.inner_join(spoken, ["side", "service", "instance"])
+    return staged("replicas", both.select("side", "service").distinct())
 
 
 def _with_proxy(table: ir.Table, replicas: ir.Table) -> ir.Table:
@@ -321,14 +445,14 @@ def _moment(waiting: ir.Table, at: ir.IntegerValue, role: str) -> ir.Table:
     )
 
 
-def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
+def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table, window: Window) -> ir.Table:
     """(side, trace_id, server_span_id, reason): 'seen', 'missed', or why it is unknown."""
     logs = logged.group_by("side", "service").agg(able=_able(logged).any())
     logs = logs.select(log_side=logs.side, log_service=logs.service, log_able=logs.able)
     replicas = _replicas(units, logged)
-    sampled = _sampled(units, replicas)
+    sampled = staged("sampled_logs", _sampled(units, replicas))
     sampled = sampled.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
-    traced = _traced()
+    traced = _traced(window)
     table = _with_proxy(units, replicas)
     table = table.left_join(logs, [table.side == logs.log_side, table.service == logs.log_service])
     table = table.left_join(traced, [table.service == traced.traced_service])
@@ -355,7 +479,10 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
         ],
     )
     reason = ibis.cases(
-        (table.seen, SEEN),
+        (table.exact_missed, MISSED),
+        (table.exact_seen | table.seen, SEEN),
+        (table.alike_missed, MISSED),
+        (table.alike_seen, SEEN),
         (table.service.isnull(), "caller_unknown"),
         (table.loopback, "self_over_loopback"),
         (table.log_side.isnull() & table.traced_service.notnull(), "not_sampled"),
@@ -368,13 +495,22 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table) -> ir.Table:
         (table.sampled_side.notnull(), "log_sampled"),
         else_=MISSED,
     )
-    return table.select(*_UNIT, reason=reason)
+    # That some of the connections bypassed it does not say which: but it says more than that no log was there.
+    weak = table.alike_mixed & reason.isin(_SAID_BY_NOBODY)
+    proof = table.exact_missed | (table.alike_missed & ~table.exact_seen & ~table.seen)
+    spoken = proof | table.exact_seen | (table.alike_seen & ~table.seen)
+    return table.select(
+        *_UNIT,
+        by_connection=proof,
+        connection_id=ibis.ifelse(spoken, table.connection_id, ibis.null("uint64")),
+        connection_uid=ibis.ifelse(proof, table.connection_uid, ibis.null("int64")),
+        reason=ibis.ifelse(weak, "mixed_connections", reason),
+    )
 
 
-def _traced() -> ir.Table:
+def _traced(window: Window) -> ir.Table:
     """(traced_service): the services whose proxies write spans; `shop.default` is shop's, too."""
-    table = spans()
-    names = table.filter(table.witness == "proxy").select("service_name").distinct()
+    names = proxy_spans(window).select("service_name").distinct()
     short = names.select(traced_service=names.service_name.re_replace(r"\..*$", ""))
     return names.select(traced_service=names.service_name).union(short).distinct()
 
@@ -388,8 +524,12 @@ def _sampled(units: ir.Table, replicas: ir.Table) -> ir.Table:
     (`_series`) and no series speaks against it, or if there are calls enough and less than half of every peer's are in it.
     """
     known = units.filter(units.service.notnull() & units.request_key.notnull() & ~units.loopback)
+    # Only where some calls are in the log and some are not, there is anything to excuse.
+    logs = known.group_by("side", "service").agg(some=known.recorded.any(), all=known.recorded.all())
+    known = known.semi_join(logs.filter(logs.some & ~logs["all"]), ["side", "service"])
     known = _with_proxy(known, replicas)
     series = _series(known)
+    series = staged("series", series)
     proxies = series.group_by("side", "service", "proxy").agg(
         calls=series.calls.sum(),
         recorded=series.recorded.sum(),
@@ -417,14 +557,17 @@ def _series(known: ir.Table) -> ir.Table:
     not); telling: all of `_WHOLE_FEW` calls are in the log, or `_STRETCH` in a row are and the others are a few or in one place.
     """
     key = ("side", "service", "proxy", "peer", "operation")
-    known = known.select(
-        *key[:3],
-        "recorded",
-        "start",
-        "trace_id",
-        "server_span_id",
-        peer=known.peer.fill_null(""),
-        operation=known.operation.fill_null(""),
+    known = staged(
+        "known",
+        known.select(
+            *key[:3],
+            "recorded",
+            "start",
+            "trace_id",
+            "server_span_id",
+            peer=known.peer.fill_null(""),
+            operation=known.operation.fill_null(""),
+        ),
     )
     order = [known.start, known.trace_id, known.server_span_id]
     known = known.mutate(
@@ -437,6 +580,7 @@ def _series(known: ir.Table) -> ir.Table:
         .over(ibis.window(group_by=key, order_by=known.number, preceding=None, following=0)),
         run=known.number // _RUN,
     )
+    known = staged("runs", known)
     stretches = known.group_by(*key, "stretch").agg(calls=known.count(), recorded=known.recorded.sum())
     longest = stretches.recorded.max()
     table = stretches.group_by(key).agg(

@@ -319,10 +319,10 @@ def fail(requests: Sequence[Accepted], error: BaseException) -> None:
             request.committed.set_exception(error)
 
 
-def refusals(received_unix_nano: int, counts: Mapping[str, int]) -> pa.RecordBatch:
+def refusals(received_unix_nano: int, counts: Mapping[str, int], *, source: str = SOURCE) -> pa.RecordBatch:
     """Rows of `ingest_errors`, one a reason."""
     rows = [
-        {"received_unix_nano": received_unix_nano, "source": SOURCE, "reason": reason, "count": count}
+        {"received_unix_nano": received_unix_nano, "source": source, "reason": reason, "count": count}
         for reason, count in counts.items()
     ]
     return pa.RecordBatch.from_pylist(rows, schema=arrow_schema("ingest_errors"))

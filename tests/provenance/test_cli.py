@@ -27,10 +27,9 @@ def test_no_command_is_a_usage_error_and_prints_the_help_on_stderr(capsys: pytes
 def test_an_unknown_command_is_named_beside_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["scna", "x"]) == 2
 
-    assert (
-        "no command 'scna'; there are demo, collect, scan, tui, sql, import, export, verify, keys, version"
-        in capsys.readouterr().err
-    )
+    told = capsys.readouterr().err
+    assert "no command 'scna'; there are demo, collect, " in told
+    assert all(name in told for name in cli.COMMANDS)
 
 
 def test_a_missing_extra_says_what_to_install(

@@ -53,6 +53,8 @@ def make_finding(**overrides) -> Finding:
         "count": 31,
         "explanation": "31 calls to payment carried no stamp, and payment's proxy, which logged 412 other calls in that "
         "time, saw none of them; the first at 03:12:09Z.",
+        "way": "plaintext_accepted",
+        "remedy": "set PeerAuthentication to STRICT for payment",
         "affected": ("? -> payment payment.Payment/Charge",),
         "trace_ids": tuple(trace_id_of(i) for i in range(3)),
         "span_ids": (span_id_of(17), span_id_of(17), span_id_of(17)),
@@ -77,6 +79,8 @@ def findings_of_the_night() -> list[Finding]:
             last_seen_unix_nano=NOW - 9 * SECOND,
             explanation="44 of 96 calls went around both proxies: neither checkout's nor inventory's logged them, though "
             "each logged other calls before and after.",
+            way="",
+            remedy="",
             affected=("checkout -> inventory POST /reserve", "gateway -> checkout checkout.Checkout/Buy"),
             completeness="",
             trace_ids=(trace_id_of(0), trace_id_of(4)),
@@ -94,6 +98,8 @@ def findings_of_the_night() -> list[Finding]:
             last_seen_unix_nano=NOW - 2 * SECOND,
             explanation="inventory called 127.0.0.9:8443, on no allow-list, 18 times every 3.0 s (MAD 0.01 s; beacon score "
             "0.97); 4.1 kB out.",
+            way="",
+            remedy="list 127.0.0.9:8443 in the egress policy if it is meant, else let a NetworkPolicy refuse it",
             affected=("inventory -> 127.0.0.9:8443",),
             attack_ids=("T1071.001", "T1041"),
             completeness="",
@@ -110,6 +116,8 @@ def findings_of_the_night() -> list[Finding]:
             last_seen_unix_nano=NOW - 3 * SECOND,
             explanation="pricing pricing.Pricing/Quote takes 212 ms instead of 4.1 ms (p50, 61 calls since 03:12:07Z against "
             "240 before); it explains 97 % of the rise on gateway POST /buy (18 → 229 ms).",
+            way="",
+            remedy="",
             affected=("checkout -> pricing pricing.Pricing/Quote", "gateway -> checkout checkout.Checkout/Buy"),
             attack_ids=(),
             completeness="",

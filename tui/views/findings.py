@@ -54,7 +54,16 @@ def rows(items: Sequence[Finding], new: AbstractSet[str], now_unix_nano: int) ->
 def matches(finding: Finding, needle: str) -> bool:
     """Whether every word of `needle` is somewhere in what the list and the detail say."""
     haystack = "\n".join(
-        (finding.severity, finding.kind, subject(finding), finding.explanation, *finding.reasons, *finding.attack_ids)
+        (
+            finding.severity,
+            finding.kind,
+            subject(finding),
+            finding.explanation,
+            finding.way.replace("_", " "),
+            finding.remedy,
+            *finding.reasons,
+            *finding.attack_ids,
+        )
     ).casefold()
     return all(word in haystack for word in needle.casefold().split())
 
@@ -73,6 +82,8 @@ def detail(finding: Finding, now_unix_nano: int) -> list[Block]:
         Block("calls", number(finding.count)),
         Block("first", utc(finding.first_seen_unix_nano, millis=False)),
         Block("last", last),
+        *([Block("way", finding.way.replace("_", " "))] if finding.way else []),
+        *([Block("to close", finding.remedy)] if finding.remedy else []),
         *_listed("affected", [edge.replace(" -> ", " → ") for edge in finding.affected]),
         *([Block("ATT&CK", ", ".join(finding.attack_ids))] if finding.attack_ids else []),
         Block("not seen", finding.completeness, "medium")
@@ -126,6 +137,7 @@ def essentials(finding: Finding) -> str:
     lines = [
         f"[{finding.severity}] {finding.kind}: {subject(finding)}",
         finding.explanation,
+        *([f"to close it: {finding.remedy}"] if finding.remedy else []),
         f"first {first}, last {last}, {plural(finding.count, 'call')}, finding {finding.finding_id}",
         *([f"traces: {' '.join(finding.trace_ids[:3])}"] if finding.trace_ids else []),
     ]

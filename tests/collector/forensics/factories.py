@@ -82,6 +82,83 @@ def make_proxy_record(**overrides: Any) -> Row:
     return _with(row, overrides)
 
 
+def make_socket(**overrides: Any) -> Row:
+    """One row of `sockets`: a connection from web's pod to pay's that the witness in web's saw captured for a minute."""
+    first = overrides.get("first_seen_unix_nano", T0)
+    row: Row = dict.fromkeys(c.name for c in TABLES["sockets"])
+    row |= {
+        "record_id": next_id(),
+        "source": "witness/web-1",
+        "service_name": "web",
+        "protocol": "tcp",
+        "direction": "outbound",
+        "local_address": "10.0.0.1",
+        "local_port": 40_000,
+        "remote_address": "10.0.0.2",
+        "remote_port": 8080,
+        "state": "ESTABLISHED",
+        "capture": "captured",
+        "first_seen_unix_nano": first,
+        "last_seen_unix_nano": first + MINUTE,
+        "received_unix_nano": first + MINUTE,
+    }
+    return _with(row, overrides)
+
+
+def make_watch(**overrides: Any) -> Row:
+    """One row of `socket_watches`: a witness in web's pod that looked every second for ten minutes around T0."""
+    row: Row = dict.fromkeys(c.name for c in TABLES["socket_watches"])
+    row |= {
+        "source": "witness/web-1",
+        "service_name": "web",
+        "addresses": "10.0.0.1",
+        "since_unix_nano": T0 - 5 * MINUTE,
+        "until_unix_nano": T0 + 5 * MINUTE,
+        "interval_ns": S,
+        "samples": 600,
+        "proxy_found": True,
+        "received_unix_nano": T0 + 5 * MINUTE,
+    }
+    return _with(row, overrides)
+
+
+def make_flow(**overrides: Any) -> Row:
+    """One row of `flows`: a TCP connection of a second from web's pod to pay's, of which nobody says how it was secured."""
+    start = overrides.get("start_time_unix_nano", T0)
+    row: Row = dict.fromkeys(c.name for c in TABLES["flows"])
+    row |= {
+        "record_id": next_id(),
+        "source": "conn.log",
+        "format": "zeek",
+        "start_time_unix_nano": start,
+        "duration_ns": S,
+        "protocol": "tcp",
+        "source_address": "10.0.0.1",
+        "source_port": 40_000,
+        "destination_address": "10.0.0.2",
+        "destination_port": 8080,
+        "bytes_out": 1_000,
+        "bytes_in": 5_000,
+        "received_unix_nano": start + 5 * S,
+    }
+    return _with(row, overrides)
+
+
+def make_workload(**overrides: Any) -> Row:
+    """One row of `workloads`: web's pod, in an Istio mesh."""
+    row: Row = dict.fromkeys(c.name for c in TABLES["workloads"])
+    row |= {
+        "address": "10.0.0.1",
+        "service_name": "web",
+        "namespace": "shop",
+        "pod": "web-1",
+        "mesh": "istio",
+        "source": "pods.json",
+        "received_unix_nano": T0,
+    }
+    return _with(row, overrides)
+
+
 def make_request_id(number: int | None = None) -> str:
     """A UUID-shaped `x-request-id`, as Envoy makes them."""
     return str(uuid.UUID(int=(next_id() if number is None else number) << 64 | 0x4000 << 64, version=4))
@@ -91,13 +168,15 @@ def store(
     spans: Iterable[Mapping[str, Any]] = (),
     proxy_records: Iterable[Mapping[str, Any]] = (),
     egress_allow: Iterable[Mapping[str, Any]] = (),
+    **others: Iterable[Mapping[str, Any]],
 ) -> Query:
-    """An in-memory store with the real schema that holds these rows; returns its query function."""
+    """An in-memory store with the real schema that holds these rows, `others` by table; returns its query function."""
     connection = duckdb.connect()
     for table in (*TABLES, *DERIVED_TABLES):
         connection.execute(ddl(table))
     connection.execute("CREATE TABLE meta (key VARCHAR NOT NULL, value VARCHAR NOT NULL)")
-    for table, rows in (("spans", spans), ("proxy_records", proxy_records), ("egress_allow", egress_allow)):
+    named = {"spans": spans, "proxy_records": proxy_records, "egress_allow": egress_allow}
+    for table, rows in (named | others).items():
         batch = to_arrow(table, rows)
         if batch.num_rows:
             connection.register("incoming", batch)

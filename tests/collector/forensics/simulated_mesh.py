@@ -60,6 +60,7 @@ class Mesh:
     spans: list[Row] = field(default_factory=list)
     proxy_records: list[Row] = field(default_factory=list)
     egress_allow: list[Row] = field(default_factory=list)
+    sockets: list[Row] = field(default_factory=list)
 
 
 def simulate(
@@ -147,6 +148,8 @@ class _Run:
         self.bypass = {i.subject: i for i in mesh.incidents if i.kind == "bypass"}
         self.added_ns = int(rng.uniform(60, 300) * MS)
         self.sampled = True
+        self.peer: Row = {}
+        self.connections: dict[tuple[str, str, bool], Row] = {}
 
     def run(self) -> None:
         mesh, rng = self.mesh, self.rng
@@ -184,7 +187,8 @@ class _Run:
         caller: str | None,
     ) -> int:
         """Run one operation from `start` (true time) on; returns its true end."""
-        span = self._span_id()
+        span, peer = self._span_id(), self.peer
+        self.peer = {}
         time = start + int(operation.median_ns * 0.3)
         for callee in operation.calls:
             time = self._call(trace, span, operation.service, callee, time, request_id)
@@ -202,7 +206,7 @@ class _Run:
                 "provenance_request_hash": "ab" * 32,
                 "provenance_request_id": request_id,
             }
-        self._span(trace, span, parent, operation.service, "SERVER", operation, start, end, stamp)
+        self._span(trace, span, parent, operation.service, "SERVER", operation, start, end, stamp | peer)
         return end
 
     def _call(self, trace: uuid.UUID, parent: int, caller: str, callee: Operation, start: int, request_id: str) -> int:
@@ -214,6 +218,7 @@ class _Run:
         traced = self.mesh.proxy_spans and not around
         outer, inner = (self._span_id(), self._span_id()) if traced else (None, None)
         at_server = start + sum(hop) + network
+        self.peer = self._connection(caller, callee.service, start, around=around)
         finish = self._serve(trace, inner if traced else client, callee, at_server, request_id, caller)
         end = finish + sum(hop) + network
         stamp: Row = {}
@@ -234,6 +239,33 @@ class _Run:
                 callee.service, "inbound", callee, at_server - hop[1], finish - at_server + 2 * hop[1], request_id
             )
         return end
+
+    def _connection(self, caller: str, callee: str, time: int, *, around: bool) -> Row:
+        """The kept connection of an edge, past the proxies or through them; returns what the callee's application sees of it.
+
+        Witnesses in both pods write it down: the caller's end has the service's virtual address, the callee's the pod or the proxy.
+        """
+        key = (caller, callee, around)
+        capture = "bypassed" if around else "captured"
+        names = self.mesh.services
+        pod, virtual = f"10.1.0.{names.index(caller) + 1}", f"10.96.0.{names.index(callee) + 1}"
+        known = self.connections.get(key)
+        if known is None:
+            port = 30_000 + len(self.connections)
+            known = {"network_peer_address": pod if around else "127.0.0.6", "network_peer_port": port}
+            self.connections[key] = known
+            common = {"protocol": "tcp", "state": "ESTABLISHED", "capture": capture, "first_seen_unix_nano": time}
+            outer = {"service_name": caller, "direction": "outbound", "local_address": pod, "local_port": port}
+            inner = {"service_name": callee, "direction": "inbound", "local_address": virtual, "local_port": 8080}
+            dialled = {"remote_address": virtual, "remote_port": 8080}
+            accepted = {"remote_address": known["network_peer_address"], "remote_port": port}
+            for row in (outer | dialled, inner | accepted):
+                serial = len(self.mesh.sockets) + 1
+                self.mesh.sockets.append(row | common | {"record_id": serial, "source": f"witness/{row['service_name']}"})
+        for row in self.mesh.sockets:
+            if (row["local_port"] if row["direction"] == "outbound" else row["remote_port"]) == known["network_peer_port"]:
+                row["last_seen_unix_nano"] = row["received_unix_nano"] = time + SECOND
+        return known
 
     def _rogue(self, incident: Incident) -> None:
         service = incident.subject[1]

@@ -6,9 +6,12 @@
 import os
 from typing import Any
 
+import polars as pl
 import pytest
 
+from collector.forensics.call_list import call_verdicts
 from collector.forensics.scan import scan
+from collector.forensics.tables import Window
 from tests.collector.forensics.factories import store
 from tests.collector.forensics.simulated_mesh import Incident, Mesh, simulate
 
@@ -33,7 +36,10 @@ def explains(incident: Incident, finding: dict[str, Any]) -> bool:
 
 def disagreement(mesh: Mesh) -> dict[str, list[str]]:
     """Incidents that nothing found, and findings that nothing planted."""
-    findings = scan(store(mesh.spans, mesh.proxy_records, mesh.egress_allow)).to_dicts()
+    return compared(mesh, scan(store(mesh.spans, mesh.proxy_records, mesh.egress_allow)).to_dicts())
+
+
+def compared(mesh: Mesh, findings: list[dict[str, Any]]) -> dict[str, list[str]]:
     planted = [incident for incident in mesh.incidents if incident.subject[1] != "nobody"]
     return {
         "missing": [f"{i.kind} {i.subject}" for i in planted if not any(explains(i, f) for f in findings)],
@@ -51,3 +57,14 @@ def test_a_quiet_mesh_has_no_findings(seed: int) -> None:
 @pytest.mark.parametrize("seed", seeds())
 def test_four_incidents_are_four_findings(seed: int) -> None:
     assert disagreement(simulate(seed)) == {"missing": [], "unexpected": []}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds()[:2])
+@pytest.mark.parametrize("kinds", [(), ("bypass",)], ids=["quiet", "bypass"])
+def test_sockets_alone_prove_a_bypass_and_accuse_nobody(seed: int, kinds: tuple[Any, ...]) -> None:
+    mesh = simulate(seed, kinds=kinds)
+    findings = scan(store(mesh.spans, sockets=mesh.sockets), kinds=("shadow",)).to_dicts()
+    assert compared(mesh, findings) == {"missing": [], "unexpected": []}
+    calls = call_verdicts(store(mesh.spans, sockets=mesh.sockets), Window())
+    assert set(calls.filter(pl.col("caller").is_not_null())["verdict"]) <= {"meshed", "bypassed"}

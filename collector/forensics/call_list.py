@@ -1,0 +1,156 @@
+"""Every answered call with its verdict: what both proxies, the sockets and the flows prove of it, one row a call.
+
+The same rules as behind the findings (`shadow_flags`, `verdicts`): a call that is listed as bypassed here is in a finding there.
+"""
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ibis
+import ibis.expr.types as ir
+import polars as pl
+
+from collector.errors import ConfigError
+from collector.forensics.connections import Present
+from collector.forensics.ids import hex_ids
+from collector.forensics.shadow_flags import DETAILS, ShadowParams, flagged_calls
+from collector.forensics.statements import TRACE_ID, compiled_once, text, windowed
+from collector.forensics.tables import Query, Window
+from collector.forensics.verdicts import BYPASSED, MESHED, MISSED, SEEN, UNKNOWN
+from collector.forensics.ways import Knowledge, is_opaque, known_workloads, way_of
+from collector.forensics.witnesses import present_in
+
+VERDICTS: Final = (BYPASSED, UNKNOWN, MESHED)
+
+SCHEMA: Final[dict[str, pl.DataType]] = {
+    "trace_id": pl.String(),
+    "client_span_id": pl.String(),
+    "server_span_id": pl.String(),
+    "caller": pl.String(),
+    "callee": pl.String(),
+    "operation": pl.String(),
+    "start_time_unix_nano": pl.Int64(),
+    "outbound_verdict": pl.String(),
+    "outbound_reason": pl.String(),
+    "inbound_verdict": pl.String(),
+    "inbound_reason": pl.String(),
+    "verdict": pl.String(),
+    "side": pl.String(),
+    "way": pl.String(),
+    "record_ids": pl.List(pl.String()),
+}
+"""`side`: client, server or both, of a bypassed call; `record_ids`: the rows of proxy_records, sockets or flows that prove it."""
+
+_BYPASSES: Final = ("bypass_outbound", "bypass_inbound", "passed_through")
+_IDS: Final = ("outbound_record_id", "inbound_record_id", "connection_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFilter:
+    """Which calls: of one trace (hex), of one service at either end, of one verdict; None leaves it open."""
+
+    trace_id: str | None = None
+    service: str | None = None
+    verdict: str | None = None
+
+
+def call_verdicts(
+    query: Query, window: Window, wanted: CallFilter | None = None, params: ShadowParams | None = None
+) -> pl.DataFrame:
+    """One row a call, in order of time; columns `SCHEMA`. Raises what `query` raises, ConfigError for what is no trace id."""
+    wanted = wanted or CallFilter()
+    present = present_in(query, window)
+    sql = calls_sql(window, wanted, params, present)
+    known = known_workloads(query, window) if present.any else Knowledge()
+    frame = hex_ids(query(sql))
+    named = list(_named(frame.iter_rows(named=True), known))
+    rows = pl.DataFrame(named, schema=SCHEMA, infer_schema_length=None)
+    return rows if wanted.verdict is None else rows.filter(pl.col("verdict") == wanted.verdict)
+
+
+def calls_sql(
+    window: Window, wanted: CallFilter, params: ShadowParams | None = None, present: Present | None = None
+) -> str:
+    """The statement behind `call_verdicts`."""
+    shape = (params or ShadowParams(), present or Present(), _shape(wanted))
+    return windowed(
+        window,
+        lambda blank: compiled_once(_calls, blank, *shape),
+        service=wanted.service,
+        trace_id=None if wanted.trace_id is None else _uuid(wanted.trace_id),
+    )
+
+
+def _uuid(trace_id: str) -> str:
+    try:
+        return str(uuid.UUID(trace_id))
+    except ValueError as e:
+        raise ConfigError(f"{trace_id!r} is no trace id: expected 32 hexadecimal digits") from e
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What a statement is compiled for; the values are filled in."""
+
+    by_trace: bool
+    by_service: bool
+    verdict: str | None
+
+
+def _shape(wanted: CallFilter) -> _Shape:
+    return _Shape(wanted.trace_id is not None, wanted.service is not None, wanted.verdict)
+
+
+def _calls(window: Window, params: ShadowParams, present: Present, shape: _Shape) -> ir.Table:
+    table = flagged_calls(window, params, present)
+    if shape.by_trace:
+        table = table.filter(table.trace_id == ibis.literal(TRACE_ID).cast("uuid"))
+    if shape.by_service:
+        table = table.filter((table.caller == text("service")) | (table.callee == text("service")))
+    # A bypass may yet turn out to be none; what is meshed or unknown never turns out to be one.
+    if shape.verdict == BYPASSED:
+        table = table.filter(table.verdict == BYPASSED)
+    elif shape.verdict == MESHED:
+        table = table.filter(table.verdict != UNKNOWN)
+    plain = [name for name in SCHEMA if name not in {"side", "way", "record_ids"}]
+    table = table.select(*plain, *_BYPASSES, *_IDS, *DETAILS)
+    return table.order_by("start_time_unix_nano", "trace_id", "server_span_id")
+
+
+def _named(rows: Iterable[Mapping[str, Any]], known: Knowledge) -> Iterable[dict[str, Any]]:
+    names: dict[tuple[Any, ...], str] = {}
+    for row in rows:
+        judged = _settled(row, known)
+        if judged["verdict"] == BYPASSED:
+            key = tuple(judged[name] for name in ("caller", "callee", *_BYPASSES, *DETAILS))
+            if key not in names:
+                names[key] = way_of(judged, known).way
+            judged |= {"side": _side(judged), "way": names[key]}
+        ids = dict.fromkeys(str(row[name]) for name in _IDS if row[name] is not None)
+        yield {name: judged.get(name) for name in SCHEMA} | {"record_ids": list(ids)}
+
+
+def _settled(row: Mapping[str, Any], known: Knowledge) -> dict[str, Any]:
+    """The row, with misses that are none taken back: what is meant to pass a sidecar by, and what no log could have shown."""
+    judged = dict(row)
+    opaque = is_opaque(row["destination_port"], known.of(row["callee"])) and not row["plaintext"]
+    for side in ("outbound", "inbound"):
+        if row[f"{side}_verdict"] != MISSED:
+            continue
+        hidden = opaque and not row[f"{side}_by_connection"]
+        if hidden or not row[f"bypass_{side}"]:
+            reason = "opaque" if hidden else "meant"
+            judged |= {f"{side}_verdict": UNKNOWN, f"{side}_reason": reason, f"bypass_{side}": False}
+    if row["verdict"] == BYPASSED and not any(judged[name] for name in _BYPASSES):
+        seen = SEEN in {judged["outbound_verdict"], judged["inbound_verdict"]}
+        judged["verdict"] = MESHED if seen else UNKNOWN
+    return judged
+
+
+def _side(row: Mapping[str, Any]) -> str:
+    client = row["bypass_outbound"] or row["passed_through"]
+    if client and row["bypass_inbound"]:
+        return "both"
+    return "client" if client else "server"

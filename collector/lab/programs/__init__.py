@@ -1,0 +1,1 @@
+"""What runs in the lab's pods: scripts, started by their paths."""
