@@ -4,7 +4,7 @@ A *segment* is what one pair has of something: its intervals, its sizes. Values 
 (pair, value) packed into 63 bits, or by two sorts where they do not fit; every figure is then index arithmetic.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -68,10 +68,32 @@ class Segments:
         """The median of `count` values from offset `first` on."""
         return (self.at(first + (count - 1) // 2) + self.at(first + count // 2)) / 2
 
-    def deviations(self) -> "Segments":
-        """Twice the distances of all values from their pair's median: whole numbers."""
-        middle = (2 * self.median(np.zeros_like(self.counts), self.counts)).astype(np.int64)
-        return segments(self.pairs, np.abs(2 * self.values - middle[self.pairs]), len(self.counts))
+    def mad(self) -> Floats:
+        """The median absolute deviation from the median of every segment.
+
+        Distances from the median grow to both sides of it, so the middle ones are found in two sorted halves: no second sort.
+        """
+        n = self.counts
+        return (self._distance((n - 1) // 2) + self._distance(n // 2)) / 2
+
+    def _distance(self, rank: Ints) -> Floats:
+        """The distance from the median that has this rank, from 0: `taken` of the `rank + 1` least are on the left."""
+        wanted, left = rank + 1, (self.counts + 1) // 2
+        middle = self.median(np.zeros_like(self.counts), self.counts)
+        low, high = np.maximum(0, wanted - (self.counts - left)), np.minimum(wanted, left)
+        while (open_ := low < high).any():
+            taken = (low + high) // 2
+            few = middle - self.at(left - 1 - taken) < self.at(left + wanted - taken - 1) - middle
+            low, high = np.where(open_ & few, taken + 1, low), np.where(open_ & ~few, taken, high)
+        from_left = np.where(low > 0, middle - self.at(left - low), 0.0)
+        from_right = np.where(wanted > low, self.at(left + wanted - low - 1) - middle, 0.0)
+        return np.maximum(from_left, from_right)
+
+    def kept(self, which: Flags) -> "Segments":
+        """The values that are flagged, in their order."""
+        pairs = self.pairs[which]
+        counts = np.bincount(pairs, minlength=len(self.counts)).astype(np.int64)
+        return Segments(self.values[which], pairs, np.cumsum(counts) - counts, counts)
 
 
 def segments(pairs: Ints, values: Ints, pair_count: int) -> Segments:
@@ -93,8 +115,9 @@ def score_pairs(pairs: Ints, times_unix_nano: Ints, sizes: Ints, window: Observa
     """
     seconds = times_unix_nano // _NS
     taken = (seconds >= window.first_s) & (seconds <= window.end_s)
-    pairs, seconds, sizes, times = pairs[taken], seconds[taken], sizes[taken], times_unix_nano[taken]
-    calls = segments(pairs, seconds - window.first_s, pair_count)
+    pairs, sizes, times = pairs[taken], sizes[taken], times_unix_nano[taken]
+    moments = segments(pairs, times // _US - window.first_s * (_NS // _US), pair_count)
+    calls = replace(moments, values=moments.values // (_NS // _US))
     intervals = _intervals(calls)
     scored = (intervals.counts >= MIN_UNIQUE_SECONDS - 1) & (calls.counts < STROBE_CALLS)
     numbers = np.flatnonzero(scored)
@@ -110,7 +133,7 @@ def score_pairs(pairs: Ints, times_unix_nano: Ints, sizes: Ints, window: Observa
     score = np.where(
         np.isnan(ds), _round3((ts + dur + hist) / 3), _round3(ts * 0.25 + ds * 0.25 + dur * 0.25 + hist * 0.25)
     )
-    jitter, log10_random = _rhythm(segments(pairs, times // _US - window.first_s * (_NS // _US), pair_count))
+    jitter, log10_random = _rhythm(moments)
     middle = intervals.median(np.zeros_like(intervals.counts), intervals.counts)
     columns = (score, ts, ds, hist, dur, middle, jitter, log10_random)
     frame = pl.DataFrame(
@@ -132,7 +155,7 @@ def _regularity(parts: Segments, mad_default: float) -> Floats:
     q1, q2, q3 = parts.median(zero, half), parts.median(zero, n), parts.median(n - half, half)
     has_skew = (q3 - q1 >= MIN_SKEW_SPREAD) & (q2 != q1) & (q2 != q3)
     skew = np.where(has_skew, (q1 + q3 - 2 * q2) / np.where(has_skew, q3 - q1, 1), 0.0)
-    mad = parts.deviations().median(zero, n) / 2
+    mad = parts.mad()
     measured = q2 >= 1
     closeness = np.where(measured, np.maximum(0.0, (q2 - mad) / np.where(measured, q2, 1)), mad_default)
     return _round3(((1 - np.abs(skew)) + closeness) / 2)
@@ -183,8 +206,7 @@ def _rhythm(moments: Segments) -> tuple[Floats, Floats]:
     after_pause = np.diff(moments.values, prepend=0) >= _NS // _US
     first_of_pair = np.diff(moments.pairs, prepend=-1) != 0
     beats = after_pause | first_of_pair
-    bursts = segments(moments.pairs[beats], moments.values[beats], len(moments.counts))
-    jitter = np.fmin(_mad_over_median(every), _mad_over_median(_intervals(bursts)))
+    jitter = np.fmin(_mad_over_median(every), _mad_over_median(_intervals(moments.kept(beats))))
     limit = every.median(np.zeros_like(every.counts), every.counts) * SHORT_SHARE
     short = np.bincount(every.pairs, weights=every.values < limit[every.pairs], minlength=len(every.counts))
     return jitter, _log10_few(short, every.counts)
@@ -193,11 +215,10 @@ def _rhythm(moments: Segments) -> tuple[Floats, Floats]:
 def _mad_over_median(intervals: Segments) -> Floats:
     zero, n = np.zeros_like(intervals.counts), intervals.counts
     middle = intervals.median(zero, n)
-    mad = intervals.deviations().median(zero, n) / 2
-    return np.where(n >= MIN_UNIQUE_SECONDS - 1, mad / np.where(middle > 0, middle, 1), np.nan)
+    return np.where(n >= MIN_UNIQUE_SECONDS - 1, intervals.mad() / np.where(middle > 0, middle, 1), np.nan)
 
 
-def _log10_few(short: Floats, count: Ints) -> Floats:
+def _log10_few(short: Floats | Ints, count: Ints) -> Floats:
     share = short / np.maximum(count, 1)
     few = (share < POISSON_SHORT) & (count > 0)
     safe = np.where(few, share, 0.0)
