@@ -100,10 +100,12 @@ def observation(start_unix_nano: int, end_unix_nano: int) -> Observation:
     return Observation(start_s, max(end_s, start_s + 1), start_s // _HOUR_S * _HOUR_S)
 
 
-def beacon_score(times_unix_nano: Sequence[int], sizes: Sequence[int | None], window: Observation) -> Beacon | None:
+def beacon_score(
+    times_unix_nano: Sequence[int], sizes: Sequence[int | None], window: Observation, *, scores_strobes: bool = False
+) -> Beacon | None:
     """RITA's beacon score of calls that started at these times; None with fewer than four distinct seconds in the window.
 
-    `sizes` are the calls' bytes in the same order, None where unknown.
+    `sizes` are the calls' bytes in the same order, None where unknown. `scores_strobes`: also with a call a second and more.
     """
     taken = [
         (t // _NS, size)
@@ -111,7 +113,7 @@ def beacon_score(times_unix_nano: Sequence[int], sizes: Sequence[int | None], wi
         if window.first_s <= t // _NS <= window.end_s
     ]
     seconds = sorted(second for second, _ in taken)
-    if len(set(seconds)) < MIN_UNIQUE_SECONDS or len(seconds) >= STROBE_CALLS:
+    if len(set(seconds)) < MIN_UNIQUE_SECONDS or (len(seconds) >= STROBE_CALLS and not scores_strobes):
         return None
     intervals = sorted(float(b - a) for a, b in pairwise(seconds) if b > a)
     counts = histogram(seconds, window)

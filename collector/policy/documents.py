@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import yaml
 
@@ -47,21 +47,21 @@ class Field:
             return {}
         if isinstance(self.value, dict):
             return self.value
-        self._refuse("a mapping")
+        raise self._refusal("a mapping")
 
     def items(self) -> "list[Field]":
         """The fields of a list; none where it is missing."""
         if self.value is None:
             return []
         if not isinstance(self.value, list):
-            self._refuse("a list")
+            raise self._refusal("a list")
         return [Field(value, f"{self.where}[{i}]") for i, value in enumerate(self.value)]
 
     def text(self, expected: str = "a text") -> str:
         """The text, which must be there and not empty."""
         if isinstance(self.value, str) and self.value:
             return self.value
-        self._refuse(expected)
+        raise self._refusal(expected)
 
     def text_or(self, default: str) -> str:
         """The text, or the default where it is missing."""
@@ -75,21 +75,21 @@ class Field:
         """The text, which must be one of these."""
         if isinstance(self.value, str) and self.value in choices:
             return self.value
-        self._refuse(" or ".join(choices))
+        raise self._refusal(" or ".join(choices))
 
     def port(self) -> int:
         """The port, a number from 1 to 65535."""
         if isinstance(self.value, int) and not isinstance(self.value, bool) and 1 <= self.value <= 65535:
             return self.value
-        self._refuse("a port from 1 to 65535")
+        raise self._refusal("a port from 1 to 65535")
 
     def network(self) -> Network:
         """The CIDR block, or a single address; host bits are ignored, as Kubernetes does."""
         text = self.text("a CIDR block like 10.0.0.0/8")
         try:
             return ip_network(text, strict=False)
-        except ValueError:
-            self._refuse("a CIDR block like 10.0.0.0/8")
+        except ValueError as e:
+            raise self._refusal("a CIDR block like 10.0.0.0/8") from e
 
     def selector(self) -> Selector:
         """The label selector."""
@@ -101,9 +101,9 @@ class Field:
         )
         return Selector(labels, expressions)
 
-    def _refuse(self, expected: str) -> NoReturn:
+    def _refusal(self, expected: str) -> ConfigError:
         got = "nothing" if self.value is None else f"{type(self.value).__name__} {self.value!r:.80}"
-        raise ConfigError(f"{self.where}: expected {expected}, got {got}")
+        return ConfigError(f"{self.where}: expected {expected}, got {got}")
 
 
 @dataclass(frozen=True, slots=True)
