@@ -68,6 +68,9 @@ TIMES: Final = {
     "size": pl.Int64(),
 }
 
+_HOSTS: Final = "\ue001hosts\ue001"
+"""Where hosts will stand in a statement: no host has characters of the private use area."""
+
 _SUMS: Final = ("bytes_out", "bytes_in")
 
 
@@ -149,14 +152,18 @@ def _ways(window: Window, witness: Witness, settle_ns: int) -> ir.Table:
     )
 
 
-def _hours(table: ir.Table) -> ir.Table:
+def _hours(window: Window, witness: Witness, by_host: bool) -> ir.Table:  # noqa: FBT001  (part of the shape)
+    table = _OUTWARD[witness](window, 0)
+    table = of_hosts(table) if by_host else table
     hourly = table.mutate(hour=(table.start_time_unix_nano / HOUR_NS).floor().cast("int64"))
     return hourly.group_by([*_PAIR, "hour"]).aggregate(
         calls=hourly.count(), **{name: hourly[name].sum().cast("int64") for name in _SUMS}
     )
 
 
-def _times(table: ir.Table) -> ir.Table:
+def _times(window: Window, witness: Witness, by_host: bool) -> ir.Table:  # noqa: FBT001  (part of the shape)
+    table = _OUTWARD[witness](window, 0)
+    table = of_hosts(table) if by_host else table
     return table.select(*_PAIR, "start_time_unix_nano", size="bytes_out")
 
 
@@ -208,7 +215,8 @@ def ways(query: Query, window: Window, witness: Witness, sources: Sources, settl
 
 def hours(query: Query, window: Window, witness: Witness, sources: Sources, hosts: Sequence[str]) -> pl.DataFrame:
     """Bytes by hour of these hosts; columns `HOURS`, `hour` counted from the Unix epoch."""
-    found = sources.named(query(compile_sql(_hours(_of_hosts(_OUTWARD[witness](window, 0), hosts)))))
+    compiled = windowed(window, lambda blank: compiled_once(_hours, blank, witness, len(hosts) <= MAX_HOSTS_IN_SQL))
+    found = sources.named(query(with_hosts(compiled, hosts)))
     found = found.filter(pl.col("host").is_in(list(hosts)))
     total = (pl.when(pl.col(n).is_not_null().any()).then(pl.col(n).sum()).alias(n) for n in _SUMS)
     found = found.group_by("source", "host", "hour").agg(pl.col("calls").sum(), *total)
@@ -217,7 +225,8 @@ def hours(query: Query, window: Window, witness: Witness, sources: Sources, host
 
 def times(query: Query, window: Window, witness: Witness, sources: Sources, hosts: Sequence[str]) -> pl.DataFrame:
     """Connections to these hosts, one by one; columns `TIMES`."""
-    found = sources.named(query(compile_sql(_times(_of_hosts(_OUTWARD[witness](window, 0), hosts)))))
+    compiled = windowed(window, lambda blank: compiled_once(_times, blank, witness, len(hosts) <= MAX_HOSTS_IN_SQL))
+    found = sources.named(query(with_hosts(compiled, hosts)))
     found = found.filter(pl.col("host").is_in(list(hosts)))
     return found.select(pl.col(name).cast(dtype) for name, dtype in TIMES.items())
 
@@ -240,5 +249,13 @@ def seen_before(query: Query, window: Window, witness: Witness, sources: Sources
     return found.group_by("source", "host").agg(pl.col("calls").sum().cast(pl.Int64))
 
 
-def _of_hosts(table: ir.Table, hosts: Sequence[str]) -> ir.Table:
-    return table.filter(table.host.isin(list(hosts))) if len(hosts) <= MAX_HOSTS_IN_SQL else table
+def of_hosts(table: ir.Table) -> ir.Table:
+    """The rows of some hosts, which `with_hosts` writes into the statement: compiled once whichever they are."""
+    return table.filter(table.host.isin([_HOSTS]))
+
+
+def with_hosts(sql: str, hosts: Sequence[str]) -> str:
+    """The statement with these hosts, written by sqlglot; one without a place for them stays as it is."""
+    from sqlglot import exp
+
+    return sql.replace(f"'{_HOSTS}'", ", ".join(exp.Literal.string(host).sql("duckdb") for host in sorted(hosts)))

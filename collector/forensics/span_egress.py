@@ -17,7 +17,7 @@ import polars as pl
 from collector.forensics.beacon import Beacon, Observation, beacon_score, observation, rhythm_of
 from collector.forensics.causes import milliseconds
 from collector.forensics.columns import request_key_of
-from collector.forensics.departures import settled_exits
+from collector.forensics.departures import of_hosts, settled_exits, with_hosts
 from collector.forensics.destinations import size
 from collector.forensics.findings import EVIDENCE_LIMIT, SEVERITIES, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
@@ -92,7 +92,7 @@ def find_by_spans(
     if not suspects:
         return []
     chosen = suspects[:max_destinations]
-    calls = query(compile_sql(_calls_to(chosen, window)))
+    calls = query(_calls_sql(chosen, window))
     observed = _observed(window, left, calls)
     judged = [
         _judge(s, part, verdicts[s], policies.is_given, rhythm, observed) for s, part in _by_suspect(chosen, calls)
@@ -108,10 +108,15 @@ def find_by_spans(
     return [_finding(j, access, notes) for j in telling]
 
 
-def _calls_to(suspects: Sequence[Suspect], window: Window) -> ir.Table:
+def _calls_sql(suspects: Sequence[Suspect], window: Window) -> str:
+    return with_hosts(
+        windowed(window, lambda blank: compiled_once(_calls_to, blank)), sorted({s.host for s in suspects})
+    )
+
+
+def _calls_to(window: Window) -> ir.Table:
     """All their calls, the newest too: what did not answer for as long as could be told is not about to."""
-    exits = settled_exits(window, settle_ns=0)
-    wanted = exits.filter(exits.host.isin(sorted({s.host for s in suspects})))
+    wanted = of_hosts(settled_exits(window, settle_ns=0))
     return wanted.select(
         "service_name",
         "service_instance_id",
