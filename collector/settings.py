@@ -96,6 +96,46 @@ def access_log_parts(text: str) -> tuple[str, str, str]:
     return service, direction, path
 
 
+TAIL_FORMATS: Final = (
+    "envoy",
+    "istio",
+    "envoy-gateway",
+    "linkerd",
+    "ztunnel",
+    "hubble",
+    "zeek",
+    "vpcflow",
+    "conntrack",
+)
+"""What `collector.witnesses.reading` reads; said again here, where nothing heavy is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What `--tail` says of a file: its format, whose proxy writes it (None: nobody said), its direction ('': not said)."""
+
+    format: str
+    service: str | None
+    direction: str
+    path: str
+
+
+def _tail(text: str) -> str:
+    tail_parts(text)
+    return text
+
+
+def tail_parts(text: str) -> Tail:
+    """The parts of `FORMAT[@SERVICE[/inbound|/outbound]]:PATH`; raises ValueError."""
+    head, colon, path = text.partition(":")
+    format_, at, who = head.partition("@")
+    service, slash, direction = who.partition("/")
+    is_known = format_ in TAIL_FORMATS and (not slash or direction in {"inbound", "outbound"})
+    if not (colon and path and is_known) or (at and not service):
+        raise ValueError(text)
+    return Tail(format_, service or None, direction, path)
+
+
 def _size(least: int, most: int, expected: str) -> Kind:
     def parse(text: str) -> int:
         size_bytes = parse_size(text)
@@ -126,6 +166,9 @@ _FILE_SIZE: Final = _size(64 * _MIB, 2**60, "a size of 64MiB or more, such as 20
 _REQUEST_SIZE: Final = _size(64 * 1024, _GIB, "a size from 64KiB to 1GiB, such as 16MiB")
 _MEMORY_SIZE: Final = _size(128 * _MIB, 2**60, "a size of 128MiB or more, such as 2GiB")
 _ACCESS_LOGS: Final = Kind("SERVICE[:inbound|outbound]=PATH", _access_log, many=True)
+_TAILS: Final = Kind(
+    f"FORMAT[@SERVICE[/inbound|/outbound]]:PATH, with FORMAT one of {', '.join(TAIL_FORMATS)}", _tail, many=True
+)
 
 
 def _declared(kind: Kind, default: Any, text: str, metavar: str = "") -> Any:
@@ -151,6 +194,13 @@ class Settings:
         (),
         "an Envoy or Istio access log to follow, JSON or default text; may be given several times",
         "SERVICE[:inbound|outbound]=PATH",
+    )
+    tail: tuple[str, ...] = _declared(
+        _TAILS,
+        (),
+        "another witness's log to follow: access logs of Envoy, Istio, Envoy Gateway and Linkerd, and flows of ztunnel, "
+        "Hubble, Zeek, VPC flow logs and conntrack; may be given several times",
+        "FORMAT[@SERVICE[/inbound|/outbound]]:PATH",
     )
     policy: Path | None = _declared(
         _PATH,

@@ -23,7 +23,7 @@ from collector.commands.terminal import complain
 from collector.errors import CollectorError, ConfigError, StoreError, exit_code
 from collector.logs import Format, configure
 from collector.receiver.hosts import is_loopback
-from collector.settings import Settings, access_log_parts, load
+from collector.settings import Settings, access_log_parts, load, tail_parts
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -57,6 +57,10 @@ Services send OTLP to either port; nothing is acknowledged before it is committe
 Proxies write access logs; name the workload whose proxy wrote each, and the direction where its lines do not say it
 (Istio's do). Files are followed across rotation, and read on after a restart where they were left:
   --access-log checkout:inbound=/var/log/envoy/checkout.json
+
+Other witnesses are followed likewise; what each of them can prove is in docs/witnesses.md:
+  --tail linkerd@checkout:/var/log/linkerd/access.log --tail ztunnel:/var/log/ztunnel.log
+  --tail zeek:/opt/zeek/logs/current/conn.log --tail hubble:/var/run/cilium/hubble/events.log
 
 Without a limit the file grows; by age, by size or by both the oldest evidence makes room for new:
   --keep 7d --max-size 20GiB
@@ -100,12 +104,29 @@ def main(argv: Sequence[str]) -> int:
 
 
 def log_files(settings: Settings) -> tuple["LogFile", ...]:
-    """The access logs to follow; raises ConfigError where a file is given twice."""
-    logs = tuple(_log_file(text) for text in settings.access_log)
+    """The logs to follow; raises ConfigError where a file is given twice."""
+    logs = (*map(_log_file, settings.access_log), *map(_tailed_file, settings.tail))
     paths = [log.source for log in logs]
     if twice := {path for path in paths if paths.count(path) > 1}:
-        raise ConfigError(f"--access-log: {', '.join(sorted(twice))} is given twice; each file has one workload")
+        flag = "--tail" if twice.isdisjoint(map(_source, settings.access_log)) else "--access-log"
+        raise ConfigError(
+            f"{flag}: {', '.join(sorted(twice))} is given twice; each file has one workload and one format"
+        )
     return logs
+
+
+def _source(access_log: str) -> str:
+    return _log_file(access_log).source
+
+
+def _tailed_file(text: str) -> "LogFile":
+    from collector.witnesses.follow import LogFile
+    from collector.witnesses.reading import UNKNOWN_SERVICE
+
+    tail = tail_parts(text)
+    direction = tail.direction or None
+    # `tail_parts` has checked both words.
+    return LogFile(Path(tail.path), tail.service or UNKNOWN_SERVICE, direction, tail.format)  # type: ignore[arg-type]
 
 
 def _log_file(text: str) -> "LogFile":
@@ -397,7 +418,8 @@ def _ready(path: Path | None, ready: dict[str, object]) -> Iterator[None]:
 
 def _announce(settings: Settings, ready: dict[str, object], scheme: str) -> None:
     host = _bracketed(settings.host)
-    logs = f", {len(settings.access_log)} access logs" if settings.access_log else ""
+    followed = len(settings.access_log) + len(settings.tail)
+    logs = f", {followed} log{'' if followed == 1 else 's'} followed" if followed else ""
     _log.info(
         "collecting into %s: OTLP/gRPC on %s:%s%s, OTLP/HTTP and queries on %s://%s:%s%s",
         ready["database"],

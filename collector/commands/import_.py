@@ -1,4 +1,4 @@
-"""`provenance import`: files of other tools and of ours into an evidence file, or into a running collector."""
+"""`provenance import`: files of other tools, of other witnesses and of ours into an evidence file, or into a running collector."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from collector.commands.terminal import complain, escape
 from collector.errors import CollectorError, ConfigError, exit_code
@@ -14,8 +14,10 @@ from collector.exchange.sniff import FORMATS
 
 if TYPE_CHECKING:
     from collector.exchange.importing import Outcome, Sink, Source
+    from collector.exchange.sniff import Format as SniffedFormat
     from collector.store.journal import Journal
     from collector.store.writer import Writer
+    from collector.witnesses.reading import Format as LineFormat
 
 EXIT_NOTHING: Final = 2
 """There was something to import, and none of it could be."""
@@ -31,9 +33,19 @@ formats, found by content (--format says it where that fails):
   jaeger      {"data": [{"traceID": ..., "spans": [...], "processes": {...}}]}, from its UI or its API
   zipkin      Zipkin v2: [{"traceId": ..., "id": ...}], or [[...]]
   parquet     the directory that `provenance export --format parquet` wrote, or its files
+and of witnesses beside the spans, line by line; what each can prove is in docs/witnesses.md:
+  envoy, istio, envoy-gateway   access logs: default text and JSON; any other with --log-format or usual JSON keys
+  linkerd     its proxies' access logs, apache or JSON
+  ztunnel     its log, text or JSON: the lines of scope access
+  hubble      its exporter's lines, and `hubble observe -o jsonpb`
+  zeek        conn.log, TSV or JSON
+  vpcflow     AWS VPC flow logs as text; a header line names the fields, without one they are version 2's
+  conntrack   conntrack -L or -E, with or without -o timestamp,extended; /proc/net/nf_conntrack
+  pods        kubectl get pods -A -o json: which workload an address is
 Files may be compressed with gzip or zstd, stdin (-) too. Jaeger's logs become events, its references parents and links.
 
-Importing a file twice does not double its spans: a span that is there (ids, kind, times, resource) stays as it is.
+Importing a file twice doubles nothing: a span that is there (ids, kind, times, resource) stays as it is, and so does a
+line that was read at the same place of a file with the same path.
 Before that, what a collector acknowledged and had not stored when it crashed is brought in, also without any FILE.
 Lines, spans and messages that cannot be read are skipped, counted, told here, and kept in the table ingest_errors.
 
@@ -42,6 +54,10 @@ examples:
   provenance import jaeger-download.json --into evidence.duckdb
   kubectl exec otel-0 -- cat /data/traces.json.gz | provenance import - --into evidence.duckdb
   provenance import monday/ --into evidence.duckdb            a Parquet export
+  provenance import access.log.gz --into evidence.duckdb --service checkout --direction inbound
+  provenance import custom.log --into evidence.duckdb --format envoy --service checkout \\
+    --log-format '[%START_TIME%] "%REQ(:METHOD)% %REQ(:PATH)%" %RESPONSE_CODE% %REQ(X-REQUEST-ID)%'
+  kubectl get pods -A -o json | provenance import - --into evidence.duckdb
   provenance import traces.jsonl --into http://127.0.0.1:4318 into a running collector, over OTLP
   provenance import --into evidence.duckdb                    what is in evidence.duckdb.journal/ after a crash
 
@@ -54,13 +70,15 @@ def main(argv: Sequence[str], *, clock: Callable[[], float] = time.monotonic) ->
     """Import and tell; returns the exit code."""
     options = _parser().parse_args(argv)
     from collector.exchange.importing import plan
+    from collector.exchange.witness_files import LineOptions
 
     started = clock()
     outcomes: list[Outcome] = []
     try:
         if not options.files:
             _check_without_files(options.into)
-        sources = plan(options.files, None if options.format == "auto" else options.format)
+        said = LineOptions(options.service, options.instance, options.direction, options.log_format)
+        sources = plan(options.files, _wanted(options.format, options.log_format), said)
         with _sink(options.into) as sink:
             _import(sources, sink, outcomes, _Progress(sys.stderr, clock, is_shown=not options.no_progress))
     except CollectorError as e:
@@ -77,6 +95,19 @@ def main(argv: Sequence[str], *, clock: Callable[[], float] = time.monotonic) ->
     complain("import", _summary(spans, rows, outcomes, options.into, clock() - started))
     is_bad = any(o.bad or o.cut for o in outcomes)
     return EXIT_NOTHING if is_bad and not spans + rows + sum(o.already_there for o in outcomes) else 0
+
+
+def _wanted(format_: str, log_format: str | None) -> "SniffedFormat | None":
+    """The format that the user named; raises ConfigError where --log-format cannot be read back."""
+    if log_format is not None:
+        from collector.witnesses.envoy import Origin
+        from collector.witnesses.reading import make_reader
+
+        wanted = "envoy" if format_ == "auto" else format_
+        # Here rather than at the first line: it refuses what is no proxy's format, and what cannot be read back.
+        make_reader(cast("LineFormat", wanted), Origin("", ""), log_format=log_format)
+        return cast("SniffedFormat", wanted)
+    return None if format_ == "auto" else cast("SniffedFormat", format_)
 
 
 def _import(sources: Sequence["Source"], sink: "Sink", outcomes: list["Outcome"], progress: "_Progress") -> None:
@@ -153,13 +184,16 @@ def _tell(outcome: "Outcome") -> None:
 
 def _summary(spans: int, rows: int, outcomes: Sequence["Outcome"], into: str, seconds: float) -> str:
     files = f"{len(outcomes)} source{'' if len(outcomes) == 1 else 's'}"
-    others = f" and {rows:,} other rows" if rows else ""
     known = sum(o.already_there for o in outcomes)
     skipped = f", {known:,} were there already" if known else ""
     formats = ", ".join(sorted({o.format for o in outcomes if o.format}))
+    if rows and not spans:
+        what, counted, noun = f"{rows:,} rows", rows, "rows"
+    else:
+        what, counted, noun = f"{spans:,} spans{f' and {rows:,} other rows' if rows else ''}", spans, "spans"
     return (
-        f"{spans:,} spans{others} from {files}{f' ({formats})' if formats else ''} into {into}{skipped}; "
-        f"{seconds:.1f} s, {spans / max(seconds, 1e-9):,.0f} spans/s"
+        f"{what} from {files}{f' ({formats})' if formats else ''} into {into}{skipped}; "
+        f"{seconds:.1f} s, {counted / max(seconds, 1e-9):,.0f} {noun}/s"
     )
 
 
@@ -213,7 +247,7 @@ def progress_line(name: str, bytes_read: int, size_bytes: int | None, spans: int
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="provenance import",
-        description="Read traces of other tools, and exports of our own, into an evidence file.",
+        description="Read traces of other tools, logs of other witnesses and exports of our own into an evidence file.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -229,5 +263,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format", choices=("auto", *FORMATS), default="auto", help="what the files are (default: auto)"
     )
+    logs = parser.add_argument_group("of access logs, where their lines do not say it")
+    logs.add_argument(
+        "--service", metavar="NAME", help="the workload whose proxy wrote them (default: unknown_service)"
+    )
+    logs.add_argument("--instance", metavar="NAME", help="which replica of it, such as a pod's name")
+    logs.add_argument("--direction", choices=("inbound", "outbound"), help="as that workload sees it")
+    logs.add_argument("--log-format", metavar="FORMAT", help="Envoy's format string that they were written with")
     parser.add_argument("--no-progress", action="store_true", help="no progress on the terminal")
     return parser

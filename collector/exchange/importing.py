@@ -4,6 +4,7 @@ plan(names, wanted)                        which files there are, and what each 
 import_source(source, sink, on_progress)   one of them, counted
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +12,17 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from collector.errors import ConfigError, DecodeError
-from collector.exchange import jaeger, otlp_files, parquet, zipkin
+from collector.exchange import jaeger, otlp_files, parquet, witness_files, zipkin
 from collector.exchange.records import Bad, Payload, Record, Rows
-from collector.exchange.sniff import HEAD_BYTES, MAX_MESSAGE_BYTES, Format, Shape, sniff
+from collector.exchange.sniff import HEAD_BYTES, MAX_MESSAGE_BYTES, Format, Shape, is_witness, sniff
 from collector.exchange.streams import STDIN, Stream, open_stream
+from collector.exchange.witness_files import LineOptions
 
 GROUP_BYTES: Final = 4 * 1024 * 1024
 """Of requests that go into the sink together: some 8,000 spans, whose commit is then shared."""
+
+
+NO_OPTIONS: Final = LineOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +34,14 @@ class Source:
         size_bytes: On the disk; None where nobody knows.
         tables: Of a Parquet export, the files by table.
         wanted: The format that the user named.
+        options: What the user says of access logs.
     """
 
     name: str
     size_bytes: int | None
     tables: dict[str, Path] = field(default_factory=dict)
     wanted: Format | None = None
+    options: LineOptions = NO_OPTIONS
 
 
 @dataclass(slots=True)
@@ -45,7 +52,7 @@ class Outcome:
         name: The source's.
         format: What it was read as; None when it was empty.
         spans: Rows of `spans` that the sink took.
-        rows: Rows of tables that are not about spans, of a Parquet export.
+        rows: Rows of other tables: of a Parquet export, of access logs and flows.
         already_there: Rows that were there before.
         bad: What could not be read: (reason, unit) → how many.
         first: Where each of them was seen first, from 1.
@@ -119,14 +126,14 @@ OnProgress = Callable[[int, int], None]
 # --- which files --------------------------------------------------------------------------------------------------------
 
 
-def plan(names: Sequence[str], wanted: Format | None) -> list[Source]:
+def plan(names: Sequence[str], wanted: Format | None, options: LineOptions = NO_OPTIONS) -> list[Source]:
     """The sources, each looked at: a wrong file is found before anything is written. Raises ConfigError."""
     sources: list[Source] = []
     exports: dict[Path, dict[str, Path]] = {}
     for name in names:
         path = Path(name)
         if name == STDIN:
-            sources.append(Source(name, None, wanted=wanted))
+            sources.append(Source(name, None, wanted=wanted, options=options))
         elif path.is_dir() or _is_parquet(name, wanted):
             known = exports.get(path if path.is_dir() else path.parent)
             tables = parquet.find_tables(path)
@@ -136,7 +143,7 @@ def plan(names: Sequence[str], wanted: Format | None) -> list[Source]:
             else:
                 known.update(tables)
         else:
-            sources.append(Source(name, path.stat().st_size, wanted=wanted))
+            sources.append(Source(name, path.stat().st_size, wanted=wanted, options=options))
     if names.count(STDIN) > 1:
         raise ConfigError("stdin is named twice")
     return [
@@ -165,7 +172,9 @@ def _sniff(stream: Stream, wanted: Format | None) -> Shape | None:
 # --- one of them --------------------------------------------------------------------------------------------------------
 
 
-def import_source(source: Source, sink: Sink, on_progress: OnProgress) -> Outcome:
+def import_source(
+    source: Source, sink: Sink, on_progress: OnProgress, clock: Callable[[], int] = time.time_ns
+) -> Outcome:
     """Read a source into the sink; raises what the sink raises, and ConfigError where the source is no such thing."""
     outcome = Outcome(source.name)
     try:
@@ -174,7 +183,7 @@ def import_source(source: Source, sink: Sink, on_progress: OnProgress) -> Outcom
             _take_tables(source.tables, sink, outcome, on_progress)
         else:
             with open_stream(source.name) as stream:
-                _take_stream(stream, source.wanted, sink, outcome, on_progress)
+                _take_stream(stream, source, sink, outcome, on_progress, clock=clock)
     except OSError as error:
         raise ConfigError(f"{source.name} cannot be read: {error.strerror or error}") from error
     for taken in sink.finish(outcome):
@@ -189,17 +198,48 @@ def _take_tables(tables: dict[str, Path], sink: Sink, outcome: Outcome, on_progr
         on_progress(bytes_read, outcome.spans)
 
 
-def _take_stream(stream: Stream, wanted: Format | None, sink: Sink, outcome: Outcome, on_progress: OnProgress) -> None:
-    shape = _sniff(stream, wanted)
+def _take_stream(
+    stream: Stream,
+    source: Source,
+    sink: Sink,
+    outcome: Outcome,
+    on_progress: OnProgress,
+    *,
+    clock: Callable[[], int],
+) -> None:
+    shape = _sniff(stream, source.wanted)
     if shape is None:
         return
     if shape.format == "parquet":
         raise ConfigError(f"{stream.name}: Parquet is read from both of its ends: name a file or a directory")
     outcome.format = shape.format
-    for group in _groups(_records(stream, shape), outcome):
-        _take_group(group, sink, outcome)
-        on_progress(stream.bytes_read, outcome.spans)
+    source.options.check(stream.name, shape.format)
+    if shape.format == "pods":
+        _take_rows(witness_files.read_pods(stream, source.name, clock), sink, outcome, stream, on_progress)
+    elif is_witness(shape.format):
+        records = witness_files.read_lines(stream, source.name, shape.format, source.options, clock)
+        _take_rows(records, sink, outcome, stream, on_progress)
+    else:
+        for group in _groups(_records(stream, shape), outcome):
+            _take_group(group, sink, outcome)
+            on_progress(stream.bytes_read, outcome.spans)
     outcome.cut = stream.cut
+
+
+def _take_rows(
+    records: Iterable[Record], sink: Sink, outcome: Outcome, stream: Stream, on_progress: OnProgress
+) -> None:
+    """Rows of tables, and what could not be read of them."""
+    for record in records:
+        match record:
+            case Bad():
+                outcome.count_bad(record)
+            case Rows():
+                for taken in sink.rows(record):
+                    _count(outcome, taken)
+                on_progress(stream.bytes_read, outcome.rows)
+            case Payload():
+                raise AssertionError("a file of rows has no requests")
 
 
 def _records(stream: Stream, shape: Shape) -> Iterator[Record]:

@@ -25,9 +25,15 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Record batches by table name, as they are stored."""
+    """Record batches by table name, as they are stored.
+
+    Attributes:
+        batches: The rows.
+        are_new: Whether none of them can be among the rows that the same source gave before.
+    """
 
     batches: Mapping[str, pa.RecordBatch]
+    are_new: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Bad:
     Attributes:
         reason: What was wrong, without the data.
         place: Where in the file, from 1; 0 where that has no meaning.
-        unit: What is counted: line, message, trace, span, file.
+        unit: What is counted: line, message, trace, span, pod, file.
         count: How many.
     """
 

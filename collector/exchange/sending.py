@@ -58,8 +58,8 @@ class CollectorSink:
     def rows(self, rows: Rows) -> Iterable[Taken]:
         """OTLP has no word for rows."""
         raise ConfigError(
-            f"{', '.join(rows.batches)}: Parquet goes into a file; {self._url} takes OTLP alone: "
-            "import it into a file, and export that as OTLP"
+            f"{', '.join(rows.batches)}: such rows go into a file; {self._url} takes OTLP alone: import them into a file "
+            "(spans of Parquet can then be exported as OTLP), or have the collector follow the log with --tail"
         )
 
     def finish(self, outcome: Outcome) -> Iterable[Taken]:  # noqa: ARG002 a collector keeps account of what it refuses

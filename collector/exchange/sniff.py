@@ -6,18 +6,24 @@
 {"data": [{"traceID": …                 Jaeger's API and its UI's download
 [{"traceId": …, "id": …                 Zipkin v2; [[{…}]] is its answer to a search
 PAR1                                    Parquet
+{"items": [… "kind": "Pod"              kubectl get pods -o json
+lines                                   of proxies and of network witnesses: see collector.witnesses.recognise
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeGuard, get_args
 
 from collector.errors import ConfigError
 from collector.exchange.streams import GZIP_MAGIC, ZSTD_MAGIC
+from collector.witnesses import reading
+from collector.witnesses.recognise import recognise
 
-Format = Literal["otlp-json", "otlp-proto", "jaeger", "zipkin", "parquet"]
-FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+SpanFormat = Literal["otlp-json", "otlp-proto", "jaeger", "zipkin", "parquet"]
+Format = SpanFormat | reading.Format | Literal["pods"]
+WITNESS_FORMATS: Final[tuple[reading.Format, ...]] = reading.FORMATS
+FORMATS: Final[tuple[Format, ...]] = (*get_args(SpanFormat), *WITNESS_FORMATS, "pods")
 
 Framing = Literal["lines", "document", "framed", "whole"]
 
@@ -26,6 +32,9 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """As for a request over the network."""
 
 _TOKEN: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
+_PODS: Final = re.compile(
+    rb'\A\{\s*"(?:apiVersion|items|kind|metadata)"\s*:[^\0]{0,4096}?"kind"\s*:\s*"(?:List|PodList|Pod)"'
+)
 _BOM: Final = b"\xef\xbb\xbf"
 _SHOWN_BYTES: Final = 24
 
@@ -44,6 +53,11 @@ class Shape:
     framing: Framing
 
 
+def is_witness(format_: Format) -> TypeGuard[reading.Format]:
+    """Whether it is a format of lines that `collector.witnesses` reads."""
+    return format_ in WITNESS_FORMATS
+
+
 def sniff(name: str, head: bytes, wanted: Format | None = None) -> Shape | None:
     """The shape of a file that begins like this; None when it is empty. Raises ConfigError when it is none of them."""
     text = head.removeprefix(_BOM).lstrip()
@@ -53,10 +67,12 @@ def sniff(name: str, head: bytes, wanted: Format | None = None) -> Shape | None:
     if wanted is None:
         if found is None:
             raise ConfigError(
-                f"{name}: not recognised: {_seen(head, text)}; expected OTLP, Jaeger, Zipkin v2 or Parquet: "
-                f"name its format with --format {'|'.join(FORMATS)}"
+                f"{name}: not recognised: {_seen(head, text)}; expected OTLP, Jaeger, Zipkin v2, Parquet, "
+                f"an access log or a flow log: name its format with --format {'|'.join(FORMATS)}"
             )
         return found
+    if wanted in WITNESS_FORMATS and (found is None or {found.format, wanted} <= reading.PROXY_FORMATS):
+        return Shape(wanted, "lines")  # proxies' formats contain each other, and custom ones look like any
     if found is not None and wanted in {found.format, *(("otlp-json",) if found.framing == "framed" else ())}:
         return found
     if found is not None:
@@ -67,6 +83,10 @@ def sniff(name: str, head: bytes, wanted: Format | None = None) -> Shape | None:
 def _found(head: bytes, text: bytes) -> Shape | None:
     if head.startswith(b"PAR1"):
         return Shape("parquet", "whole")
+    if text.startswith(b"{") and _PODS.search(text):
+        return Shape("pods", "whole")
+    if witness := recognise(text):
+        return Shape(witness, "lines")
     if text.startswith((b"{", b"[")):
         format_ = _json_format(text)
         if format_ is None:
@@ -85,6 +105,8 @@ def _forced(name: str, head: bytes, text: bytes, wanted: Format) -> Shape:
     match wanted:
         case "parquet":
             raise ConfigError(f"{name}: --format parquet, but it does not begin with PAR1: {_seen(head, text)}")
+        case "pods":
+            return Shape(wanted, "whole")
         case "otlp-proto" if is_json:
             raise ConfigError(f"{name}: --format otlp-proto, but it is JSON ({_seen(head, text)}); try otlp-json")
         case "otlp-proto":

@@ -53,7 +53,7 @@ class StoreSink:
 
     def rows(self, rows: Rows) -> Iterator[Taken]:
         """Queue what is not there yet; raises StoreError."""
-        if not rows.batches.keys().isdisjoint(TABLES_ALONE):
+        if not rows.are_new and not rows.batches.keys().isdisjoint(TABLES_ALONE):
             yield from self._settle(0)  # what is under way is not there yet, and may be the same
         new = {table: self._new(table, batch) for table, batch in rows.batches.items()}
         taken = Taken(

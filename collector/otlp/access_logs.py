@@ -32,12 +32,12 @@ from collector.witnesses.envoy import (
     KNOWN_KEYS,
     MAX_LINE_BYTES,
     Direction,
-    Row,
     read_fields,
     row_of,
     set_direction,
     to_batch,
 )
+from collector.witnesses.values import Row
 
 LOG_NAME: Final = "otel_envoy_accesslog"
 """The `log_name` that Istio and Envoy Gateway give by default, and Envoy's documentation."""

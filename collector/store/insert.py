@@ -124,8 +124,8 @@ class Inserter:
     def _new(self, table: str, rows: pa.Table) -> pa.Table:
         if key := schema.CONTENT_KEYS.get(table):
             return _only_new(rows, key, self._known[table], self._fresh[table])
-        if key := schema.REPLACED_KEYS.get(table):
-            return _last_of_each(rows, key)
+        if replaced := schema.REPLACED_KEYS.get(table):
+            return _last_of_each(rows, replaced)
         return rows
 
     # --- spans that are there already ---------------------------------------------------------------------------------

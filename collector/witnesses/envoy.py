@@ -12,34 +12,28 @@ Three forms are read, told apart by the line itself:
 does a value that does not fit its column.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from operator import itemgetter
 from typing import Final, Literal
 from uuid import UUID
 
-import numpy as np
 import pyarrow as pa
 
 from collector.errors import DecodeError
-from collector.schema import arrow_schema
+from collector.witnesses import values
+from collector.witnesses.values import INT64_MAX, Row, count, json_object, json_text, record_id
 from provenance.identity import XFCC, peer_principal
 
 Direction = Literal["inbound", "outbound"]
 Format = Literal["envoy", "istio", "envoy-gateway"]
-Row = dict[str, object]
 
 MAX_LINE_BYTES: Final = 256 * 1024
 """Envoy cuts nothing; its own limit on all request headers is 60 KiB, escaped up to six bytes a byte in JSON."""
 
-_INT64_MAX: Final = 2**63 - 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_SCHEMA: Final = arrow_schema("proxy_records")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,32 +76,12 @@ def decode_line(line: bytes, origin: Origin, *, offset: int, received_unix_nano:
 
 def read_fields(text: str) -> dict[str, object]:
     """What a line logs, by key: its JSON object, or one of the default text formats. Raises DecodeError."""
-    return _json_line(text) if text.startswith("{") else _text_line(text)
-
-
-def record_id(source: str, offset: int, line: bytes) -> int:
-    """A hash of what was read and where.
-
-    The line is part of it, because offsets start again when a file is rotated; the offset is, because one proxy may
-    log the same line twice.
-    """
-    content = source.encode("utf-8", "surrogateescape") + b"\0%d\0" % offset + line.strip()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+    return json_object(text) if text.startswith("{") else _text_line(text)
 
 
 def to_batch(rows: Sequence[Row]) -> pa.RecordBatch:
     """The rows as a record batch for `proxy_records`."""
-    values = zip(*map(_in_order, rows), strict=True) if rows else [()] * len(_SCHEMA)
-    columns = [_column(column, field.type) for column, field in zip(values, _SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
-
-
-_in_order: Final = itemgetter(*_SCHEMA.names)
-
-
-def _column(values: Sequence[object], type_: pa.DataType) -> pa.Array:
-    """An Arrow array. Through NumPy where numbers exceed 2^63: from a list they take Arrow 55 µs each, 400 times as long."""
-    return pa.array(np.array(values, dtype=np.uint64) if type_ == pa.uint64() else values, type_)
+    return values.to_batch("proxy_records", rows)
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------------
@@ -117,29 +91,13 @@ def _string(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _count(value: object) -> int | None:
-    """A whole number that fits a BIGINT, from a number or its text."""
-    match value:
-        case bool():
-            return None
-        case int():
-            number = value
-        case float() if value.is_integer():  # a JSON number that passed through a Collector
-            number = int(value)
-        case str() if value.isascii() and value.isdigit() and len(value) < 20:
-            number = int(value)
-        case _:
-            return None
-    return number if 0 <= number <= _INT64_MAX else None
-
-
 def _milliseconds(value: object) -> int | None:
     """Nanoseconds of a duration in milliseconds."""
-    number = _count(value)
-    return None if number is None or number > _INT64_MAX // 1_000_000 else number * 1_000_000
+    number = count(value)
+    return None if number is None or number > INT64_MAX // 1_000_000 else number * 1_000_000
 
 
-def _trace_id(value: object) -> UUID | None:
+def trace_id(value: object) -> UUID | None:
     """A trace id in hex, or the one inside a traceparent."""
     text = _string(value) or ""
     match = _TRACEPARENT.fullmatch(text)
@@ -165,7 +123,7 @@ def unix_nano(value: object) -> int | None:
     # A leap second is the second after: 23:59:60 is 00:00:00.
     seconds = minute * 60 + min(int(match[6]), 60)
     nanos = seconds * 1_000_000_000 + int((match[7] or "0").ljust(9, "0"))
-    return nanos if 0 <= nanos <= _INT64_MAX else None
+    return nanos if 0 <= nanos <= INT64_MAX else None
 
 
 @lru_cache(maxsize=1024)
@@ -189,15 +147,15 @@ _COLUMNS: Final[dict[str, tuple[_Convert, tuple[str, ...]]]] = {
     "start_time_unix_nano": (unix_nano, ("start_time",)),
     "duration_ns": (_milliseconds, ("duration",)),
     "request_id": (_string, ("request_id", "x-request-id", "x_request_id")),
-    "trace_id": (_trace_id, ("trace_id", "traceparent")),
+    "trace_id": (trace_id, ("trace_id", "traceparent")),
     "method": (_string, ("method", ":method")),
     "path": (_string, ("path", "x-envoy-origin-path", "x-envoy-original-path", ":path")),
     "authority": (_string, ("authority", ":authority")),
     "protocol": (_string, ("protocol",)),
-    "response_code": (_count, ("response_code",)),
+    "response_code": (count, ("response_code",)),
     "response_flags": (_string, ("response_flags",)),
-    "bytes_received": (_count, ("bytes_received",)),
-    "bytes_sent": (_count, ("bytes_sent",)),
+    "bytes_received": (count, ("bytes_received",)),
+    "bytes_sent": (count, ("bytes_sent",)),
     "upstream_host": (_string, ("upstream_host",)),
     "upstream_cluster": (_string, ("upstream_cluster",)),
     "upstream_local_address": (_string, ("upstream_local_address",)),
@@ -241,7 +199,7 @@ def row_of(logged: Mapping[str, object], *, start_time_unix_nano: int | None = N
     row["start_time_unix_nano"] = _start(row["start_time_unix_nano"], start_time_unix_nano)
     if row["start_time_unix_nano"] is None:
         raise DecodeError("no start_time that is an RFC 3339 time")
-    row["attributes"] = [(key, _json_text(value)) for key, value in rest.items()]
+    row["attributes"] = [(key, json_text(value)) for key, value in rest.items()]
     row["format"] = _format(row["upstream_cluster"], logged)
     row["downstream_peer"] = next(
         (peer for key in PEER_KEYS if key in rest and (peer := peer_of(key, rest[key]))), None
@@ -288,18 +246,6 @@ def _start(logged: object, enveloped: int | None) -> object:
     return enveloped
 
 
-_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # `json.dumps` would make one a value
-
-
-def _json_text(value: object) -> str:
-    try:
-        return _encode(value)
-    except RecursionError:
-        raise DecodeError("nested too deep") from None
-    except ValueError:
-        raise DecodeError("a number that no float can hold") from None
-
-
 def direction_of(cluster: object) -> Direction | None:
     """Istio's cluster names carry it: `outbound|8000||httpbin.foo.svc.cluster.local`, `inbound|8000||`."""
     prefix = str(cluster).partition("|")[0]
@@ -312,37 +258,6 @@ def direction_of(cluster: object) -> Direction | None:
             return "outbound"
         case _:
             return None
-
-
-# --- JSON ---------------------------------------------------------------------------------------------------------------
-
-
-def _json_line(text: str) -> dict[str, object]:
-    try:
-        logged = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise DecodeError("not JSON") from None
-    if not isinstance(logged, dict):
-        raise DecodeError("not a JSON object")
-    if _has_surrogate(text):
-        raise DecodeError("not Unicode: an unpaired surrogate")
-    return logged
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(name)
-
-
-def _has_surrogate(text: str) -> bool:
-    r"""Whether an escape such as \ud800 may stand alone; only then is it worth looking."""
-    if "\\ud" not in text and "\\uD" not in text:
-        return False
-    decoded = json.dumps(json.loads(text), ensure_ascii=False)
-    try:
-        decoded.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 # --- text ---------------------------------------------------------------------------------------------------------------

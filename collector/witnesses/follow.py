@@ -1,4 +1,4 @@
-"""Follows access logs while proxies write them, across rotation, truncation and restarts of the collector.
+"""Follows access logs and flow logs while they are written, across rotation, truncation and restarts of the collector.
 
 Each line is stored exactly once: what was read and how far go into the same transaction, and a file that is opened
 again is recognised by its first bytes, not by its name. So a collector that comes back reads on where it had committed,
@@ -19,9 +19,10 @@ from typing import Final, Protocol, Self
 
 import pyarrow as pa
 
-from collector.errors import DecodeError, StoreError, StoreFullError
+from collector.errors import StoreError, StoreFullError
 from collector.schema import arrow_schema
-from collector.witnesses.envoy import MAX_LINE_BYTES, Direction, Origin, Row, decode_line, to_batch
+from collector.witnesses.envoy import MAX_LINE_BYTES, Direction, Origin
+from collector.witnesses.reading import Format, Header, Reader, make_reader
 
 POLL_SECONDS: Final = 0.1
 RETRY_SECONDS: Final = 1.0
@@ -31,6 +32,9 @@ CLOSE_SECONDS: Final = 10.0
 CHUNK_BYTES: Final = 1024 * 1024
 HEAD_BYTES: Final = 1024
 """A file is known by this many first bytes: the first lines of a log carry a time and a request id."""
+
+HEADER_BYTES: Final = 64 * 1024
+"""Of a file that is read on from its middle: what its header lines are looked for in. Zeek's take one."""
 
 DIED: Final = "the thread that reads access logs died, its traceback is on stderr; restart the collector"
 
@@ -61,25 +65,32 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
-    """One access log to follow: where it is, whose proxy writes it, and its direction if its lines do not say."""
+    """One log to follow: where it is, whose proxy writes it, its direction if its lines do not say, and its format."""
 
     path: Path
     service_name: str
     direction: Direction | None = None
+    format: Format = "envoy"
 
     @property
     def source(self) -> str:
-        """Its name in `proxy_records.source`."""
+        """Its name in `proxy_records.source` and `flows.source`."""
         return os.path.abspath(self.path)  # noqa: PTH100 Path.absolute keeps `..`; resolve() would follow the link that rotation moves
+
+    def reader(self) -> Reader:
+        """What reads its lines."""
+        return make_reader(self.format, Origin(self.source, self.service_name, self.direction))
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """What one reading found: rows, refused lines by reason, and where to read on."""
+    """What one reading found: rows of a table, refused lines by reason, and where and with which header to read on."""
 
-    rows: list[Row]
+    table: str
+    rows: pa.RecordBatch
     refused: Counter[str]
     end: int
+    header: Header
     skipping: bool
     more: bool
 
@@ -90,6 +101,8 @@ class _Tail:
 
     log: LogFile
     position: Position | None
+    reader: Reader
+    header: Header = None
     fd: int | None = None
     offset: int = 0
     head: bytes = b""
@@ -113,7 +126,7 @@ class Follower:
         *,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        self._tails = [_Tail(log, positions.get(log.source)) for log in logs]
+        self._tails = [_Tail(log, positions.get(log.source), log.reader()) for log in logs]
         self._writer = writer
         self._clock = clock
         self._stop = threading.Event()
@@ -164,7 +177,7 @@ class Follower:
             return None
         if not chunk.more:
             tail.caught_up_unix_nano = self._clock()
-        return chunk if chunk.rows or chunk.refused or chunk.end != tail.offset else None
+        return chunk if chunk.rows.num_rows or chunk.refused or chunk.end != tail.offset else None
 
     def _append(self, tail: _Tail, chunk: _Chunk) -> Future[None] | None:
         """Queue a reading, waiting while the queue is full; None when the store does not take it."""
@@ -192,8 +205,8 @@ class Follower:
             self._failed(tail, str(e))
             return False
         tail.error = None
-        tail.offset, tail.skipping = chunk.end, chunk.skipping
-        tail.lines += len(chunk.rows)
+        tail.offset, tail.header, tail.skipping = chunk.end, chunk.header, chunk.skipping
+        tail.lines += chunk.rows.num_rows
         tail.refused += chunk.refused.total()
         tail.notes.clear()
         return chunk.more
@@ -213,7 +226,7 @@ def _next_chunk(tail: _Tail, clock: Callable[[], int]) -> _Chunk | None:
         return None
     assert tail.fd is not None  # noqa: S101 _open said so
     if _was_rewritten(tail):
-        tail.offset, tail.head, tail.skipping = 0, b"", False
+        tail.offset, tail.head, tail.header, tail.skipping = 0, b"", None, False
     data = os.pread(tail.fd, CHUNK_BYTES, tail.offset)
     last = len(data) < CHUNK_BYTES and _has_successor(tail)
     if last:
@@ -230,31 +243,22 @@ def _next_chunk(tail: _Tail, clock: Callable[[], int]) -> _Chunk | None:
 
 def _split(tail: _Tail, data: bytes, now: int, *, at_end: bool) -> _Chunk:
     """Decode the complete lines of what was read; at a file's end its last line is complete without a newline."""
-    origin = Origin(tail.log.source, tail.log.service_name, tail.log.direction)
-    rows: list[Row] = []
-    refused = Counter(tail.notes)
     complete = data if at_end else data[: data.rfind(b"\n") + 1]
+    start = 0
     skipping = tail.skipping
-    offset = tail.offset
-    for line in _lines(complete):
-        if skipping:
-            skipping = not line.endswith(b"\n")
-        elif line.strip():
-            try:
-                rows.append(decode_line(line, origin, offset=offset, received_unix_nano=now))
-            except DecodeError as e:
-                refused[str(e)] += 1
-        offset += len(line)
+    if skipping:  # the rest of a line that is too long
+        start = complete.find(b"\n") + 1 or len(complete)
+        skipping = not complete[:start].endswith(b"\n")
+    decoded = tail.reader.read(complete[start:], offset=tail.offset + start, header=tail.header, received_unix_nano=now)
+    refused = Counter(tail.notes)
+    refused.update(line.reason for line in decoded.refused)
+    end = tail.offset + len(complete)
     if not complete and len(data) > MAX_LINE_BYTES:
         if not skipping:
             refused["line too long"] += 1
-        offset, skipping = tail.offset + len(data), True
-    return _Chunk(rows, refused, offset, skipping, more=at_end or len(data) == CHUNK_BYTES)
-
-
-def _lines(data: bytes) -> list[bytes]:
-    r"""The lines with their \n; `bytes.splitlines` would also cut at a lone \r."""
-    return [line + b"\n" for line in data.split(b"\n")[:-1]] + ([tail] if (tail := data.rpartition(b"\n")[2]) else [])
+        end, skipping = tail.offset + len(data), True
+    more = at_end or len(data) == CHUNK_BYTES
+    return _Chunk(decoded.table, decoded.batch, refused, end, decoded.header, skipping, more)
 
 
 def _batches(tail: _Tail, chunk: _Chunk, now: int) -> dict[str, pa.RecordBatch]:
@@ -269,8 +273,8 @@ def _batches(tail: _Tail, chunk: _Chunk, now: int) -> dict[str, pa.RecordBatch]:
         "read_unix_nano": now,
     }
     batches = {"access_logs": pa.RecordBatch.from_pylist([position], schema=arrow_schema("access_logs"))}
-    if chunk.rows:
-        batches["proxy_records"] = to_batch(chunk.rows)
+    if chunk.rows.num_rows:
+        batches[chunk.table] = chunk.rows
     if chunk.refused:
         errors = [
             {"received_unix_nano": now, "source": source, "reason": reason, "count": count}
@@ -294,7 +298,7 @@ def _open(tail: _Tail) -> bool:
         except FileNotFoundError:
             tail.error = "the file does not exist yet"
             return False
-        tail.offset, tail.head, tail.skipping = 0, b"", False
+        tail.offset, tail.head, tail.header, tail.skipping = 0, b"", None, False
     tail.error = None
     return True
 
@@ -308,6 +312,7 @@ def _find_again(tail: _Tail, position: Position) -> None:
         if fd is not None:
             tail.fd, tail.offset, tail.position = fd, position.offset_bytes, None
             tail.head = os.pread(fd, position.head_bytes, 0)
+            tail.header = tail.reader.begin(os.pread(fd, min(position.offset_bytes, HEADER_BYTES), 0))
             tail.backlog = rotated[i:] if i else []
             return
     if path.exists():
@@ -391,7 +396,7 @@ def _head(tail: _Tail, end: int) -> bytes:
 def _close(tail: _Tail) -> None:
     if tail.fd is not None:
         os.close(tail.fd)
-    tail.fd, tail.offset, tail.head, tail.skipping = None, 0, b"", False
+    tail.fd, tail.offset, tail.head, tail.header, tail.skipping = None, 0, b"", None, False
 
 
 def _status(tail: _Tail, now: int) -> dict[str, object]:
