@@ -45,7 +45,7 @@ beacon: score = (ts + ds + hist + dur) / 4 as RITA v5 has it, over the last 24 h
 examples:
   provenance egress evidence.duckdb --policy k8s/
   provenance egress http://127.0.0.1:4318 --since 1h --format json | jq '.[] | select(.flagged)'
-  provenance import conn.log --format zeek --db zeek.duckdb && provenance egress zeek.duckdb --by address
+  provenance import conn.log --into zeek.duckdb && provenance egress zeek.duckdb --by address
   provenance egress evidence.duckdb --suggest istio > egress.yaml
 
 exit codes: 0 nothing flagged, 1 something is, 2 usage, 3 nothing there to ask, 70 a defect of ours; --suggest: 0 or 2, 3, 70

@@ -4,7 +4,7 @@ A destination that several of these call inside is inside; `external` overrides 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Final
 
@@ -68,9 +68,11 @@ class Territory:
         """Of flows, one element each: whether it begins inside and ends outside."""
         inside = cache(self.holds_address)
         named = cache(self.holds_name)
+        # What is said to be outside is so as a destination: those who call it may well be its neighbours.
+        begins_inside = cache(replace(self, external=()).holds_address)
 
         def leaves(source: str, host: str, address: str) -> bool:
-            if not inside(source):
+            if not begins_inside(source):
                 return False
             by_name = named(host)
             return not (inside(address) if by_name is None else by_name)
