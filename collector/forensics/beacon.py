@@ -39,10 +39,18 @@ MIN_SKEW_SPREAD: Final = 10
 STROBE_CALLS: Final = 86_400
 """RITA tells a pair with as many calls in a day as a strobe, and scores it by no beacon's measure."""
 
+MAX_LOG10: Final = -5.0
+"""Once in a hundred thousand times chance may look like this; a mesh has some thousands of pairs."""
+
 SHORT_SHARE: Final = 0.25
 """An interval below this share of the median is short: of random moments (Poisson) `POISSON_SHORT` of the intervals are."""
 
 POISSON_SHORT: Final = 1 - 0.5**SHORT_SHARE
+LEAST_CHANCE: Final = 1e-3
+"""Of one interval to be where the others are: clocks tell no less than that, since times have a resolution."""
+
+MAX_SHORT: Final = 0.02
+"""With more short intervals than this it is no clock, however improbable by chance: whoever waits for an answer calls steadily too."""
 
 _NS: Final = 1_000_000_000
 _US: Final = 1_000
@@ -201,12 +209,18 @@ class Rhythm:
 
     Attributes:
         jitter_ratio: MAD over median of the intervals: 0 is a perfect clock, uniform jitter of ±20 % gives 0.1, random moments 0.69.
-        log10_random: Base-10 logarithm of the probability that random moments have so few short intervals. A clock waits before it
-            beats again, whatever its jitter and however many beats were lost: there nearly no interval is short.
+        log10_close: Base-10 logarithm of the probability that half of so many intervals between random moments lie so close to their median.
+        log10_few: The same of so few short intervals. A clock waits before it beats again, whatever its jitter and however many
+            beats were lost: there nearly no interval is short.
     """
 
     jitter_ratio: float
-    log10_random: float
+    log10_close: float
+    log10_few: float
+
+    def is_a_clocks(self, max_jitter_ratio: float) -> bool:
+        """Whether random moments are excluded: by little jitter in enough calls, or by too few short intervals."""
+        return (self.jitter_ratio <= max_jitter_ratio and self.log10_close <= MAX_LOG10) or self.log10_few <= MAX_LOG10
 
 
 def rhythm_of(times_unix_nano: Sequence[int]) -> Rhythm | None:
@@ -217,11 +231,12 @@ def rhythm_of(times_unix_nano: Sequence[int]) -> Rhythm | None:
     """
     times = sorted({t // _US for t in times_unix_nano})
     first_of_burst = [b for a, b in pairwise([times[0] - _NS, *times]) if b - a >= _NS // _US] if times else []
-    found = [r for r in (_rhythm(times), _rhythm(first_of_burst)) if r is not None]
+    found = [r for r in (_jitter(times), _jitter(first_of_burst)) if r is not None]
     if not found:
         return None
     # "The first of a burst" leaves no interval below a second, which is no proof of a clock: shortness is told by all calls.
-    return Rhythm(min(r.jitter_ratio for r in found), _log10_random(times))
+    ratio, count = min(found)
+    return Rhythm(ratio, log10_close(ratio, count), _log10_few_of(times))
 
 
 def jitter_ratio(times_unix_nano: Sequence[int]) -> float | None:
@@ -230,15 +245,16 @@ def jitter_ratio(times_unix_nano: Sequence[int]) -> float | None:
     return None if rhythm is None else rhythm.jitter_ratio
 
 
-def _rhythm(times: Sequence[int]) -> Rhythm | None:
+def _jitter(times: Sequence[int]) -> tuple[float, int] | None:
+    """MAD over median, and of how many intervals."""
     intervals = [b - a for a, b in pairwise(times)]
     if len(intervals) < MIN_UNIQUE_SECONDS - 1:
         return None
     middle = median(intervals)
-    return Rhythm(float(median(abs(i - middle) for i in intervals) / middle), 0.0)
+    return float(median(abs(i - middle) for i in intervals) / middle), len(intervals)
 
 
-def _log10_random(times: Sequence[int]) -> float:
+def _log10_few_of(times: Sequence[int]) -> float:
     intervals = [b - a for a, b in pairwise(times)]
     if not intervals:
         return 0.0
@@ -246,10 +262,16 @@ def _log10_random(times: Sequence[int]) -> float:
     return log10_few(sum(1 for i in intervals if i < limit), len(intervals))
 
 
+def log10_close(jitter_ratio: float, count: int) -> float:
+    """log10 of an upper bound of P(half of `count` intervals within that distance of the median | random moments), by Chernoff."""
+    chance = max(log(2) * jitter_ratio, LEAST_CHANCE)
+    return 0.0 if chance >= 0.5 else count * (log(4) + log(chance) + log(1 - chance)) / (2 * log(10))
+
+
 def log10_few(short: int, count: int) -> float:
     """log10 of an upper bound of P(at most `short` of `count` intervals are short | random moments), by Chernoff; 0 where not few."""
     share = short / count
-    if share >= POISSON_SHORT:
+    if share > MAX_SHORT:
         return 0.0
     divergence = (1 - share) * log((1 - share) / (1 - POISSON_SHORT))
     if share:

@@ -15,6 +15,8 @@ from collector.forensics.beacon import (
     BIMODAL_OUTLIERS,
     BINS,
     IDEAL_CONSECUTIVE_BINS,
+    LEAST_CHANCE,
+    MAX_SHORT,
     MIN_BINS_FOR_BIMODAL,
     MIN_BINS_FOR_DURATION,
     MIN_SKEW_SPREAD,
@@ -45,7 +47,8 @@ SCHEMA: Final = {
     "dur": pl.Float64(),
     "interval_s": pl.Float64(),
     "jitter_ratio": pl.Float64(),
-    "log10_random": pl.Float64(),
+    "log10_close": pl.Float64(),
+    "log10_few": pl.Float64(),
 }
 
 
@@ -133,9 +136,9 @@ def score_pairs(pairs: Ints, times_unix_nano: Ints, sizes: Ints, window: Observa
     score = np.where(
         np.isnan(ds), _round3((ts + dur + hist) / 3), _round3(ts * 0.25 + ds * 0.25 + dur * 0.25 + hist * 0.25)
     )
-    jitter, log10_random = _rhythm(moments)
+    jitter, close, few = _rhythm(moments)
     middle = intervals.median(np.zeros_like(intervals.counts), intervals.counts)
-    columns = (score, ts, ds, hist, dur, middle, jitter, log10_random)
+    columns = (score, ts, ds, hist, dur, middle, jitter, close, few)
     frame = pl.DataFrame(
         {"pair": numbers, **{n: c[numbers] for n, c in zip(list(SCHEMA)[1:], columns, strict=True)}}, schema=SCHEMA
     )
@@ -200,16 +203,24 @@ def _duration(bins: Ints, calls: Segments, window: Observation) -> Floats:
     return np.where(there.sum(axis=1) >= MIN_BINS_FOR_DURATION, better, 0.0)
 
 
-def _rhythm(moments: Segments) -> tuple[Floats, Floats]:
-    """`jitter_ratio` (NaN where there are too few intervals) and `log10_random` of every pair."""
+def _rhythm(moments: Segments) -> tuple[Floats, Floats, Floats]:
+    """`jitter_ratio` (NaN where there are too few intervals), `log10_close` and `log10_few` of every pair."""
     every = _intervals(moments)
     after_pause = np.diff(moments.values, prepend=0) >= _NS // _US
     first_of_pair = np.diff(moments.pairs, prepend=-1) != 0
     beats = after_pause | first_of_pair
-    jitter = np.fmin(_mad_over_median(every), _mad_over_median(_intervals(moments.kept(beats))))
+    by_burst = _intervals(moments.kept(beats))
+    jitters = _mad_over_median(every), _mad_over_median(by_burst)
+    jitter = np.fmin(*jitters)
+    of_all, of_bursts = every.counts, by_burst.counts
+    unequal = np.where(jitter == jitters[0], of_all, of_bursts)
+    counts = np.where(jitters[0] == jitters[1], np.minimum(of_all, of_bursts), unequal)
+    chance = np.maximum(np.log(2) * np.nan_to_num(jitter, nan=1.0), LEAST_CHANCE)
+    unlikely = counts * (np.log(4) + np.log(chance) + np.log(np.maximum(1 - chance, LEAST_CHANCE))) / (2 * np.log(10))
+    close = np.where(chance >= 0.5, 0.0, unlikely)
     limit = every.median(np.zeros_like(every.counts), every.counts) * SHORT_SHARE
     short = np.bincount(every.pairs, weights=every.values < limit[every.pairs], minlength=len(every.counts))
-    return jitter, _log10_few(short, every.counts)
+    return jitter, close, _log10_few(short, every.counts)
 
 
 def _mad_over_median(intervals: Segments) -> Floats:
@@ -220,7 +231,7 @@ def _mad_over_median(intervals: Segments) -> Floats:
 
 def _log10_few(short: Floats | Ints, count: Ints) -> Floats:
     share = short / np.maximum(count, 1)
-    few = (share < POISSON_SHORT) & (count > 0)
+    few = (share <= MAX_SHORT) & (count > 0)
     safe = np.where(few, share, 0.0)
     rest = (1 - safe) * np.log((1 - safe) / (1 - POISSON_SHORT))
     some = np.where(safe > 0, safe * np.log(np.where(safe > 0, safe, 1) / POISSON_SHORT), 0.0)

@@ -17,10 +17,10 @@ import ibis
 import ibis.expr.types as ir
 import polars as pl
 
-from collector.forensics.columns import is_error
+from collector.forensics.columns import host_of, is_error
 from collector.forensics.edges import calls_in
 from collector.forensics.statements import compiled_once, windowed
-from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
+from collector.forensics.tables import NS_PER_S, Query, Window, spans
 from collector.policy.listed import address_of
 from collector.schema import ibis_schema
 
@@ -236,17 +236,19 @@ def seen_before(query: Query, window: Window, witness: Witness, sources: Sources
 
     Of spans every client's span counts, whoever answered: that takes a fraction of following calls, and who was called before is not new.
     """
+    found = sources.named(query(windowed(window, lambda blank: compiled_once(_seen_before, blank, witness))))
+    return found.group_by("source", "host").agg(pl.col("calls").sum().cast(pl.Int64))
+
+
+def _seen_before(window: Window, witness: Witness) -> ir.Table:
     if witness == "flows":
         table = _outward_flows(window, 0)
     else:
-        from collector.forensics.columns import host_of
-
         client = window.of(spans())
         client = client.filter(client.kind.isin(["CLIENT", "PRODUCER"]) & (client.witness != "proxy"))
         table = client.select(source="service_name", source_address=ibis.null("string"), host=host_of(client))
-    counted = table.filter(table.host.notnull()).group_by(list(_PAIR)).aggregate(calls=table.count())
-    found = sources.named(query(compile_sql(counted)))
-    return found.group_by("source", "host").agg(pl.col("calls").sum().cast(pl.Int64))
+    known = table.filter(table.host.notnull())
+    return known.group_by(list(_PAIR)).aggregate(calls=known.count())
 
 
 def of_hosts(table: ir.Table) -> ir.Table:

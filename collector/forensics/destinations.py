@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import ibis
 import polars as pl
 
-from collector.forensics.beacon import MIN_UNIQUE_SECONDS, observation
+from collector.forensics.beacon import MAX_LOG10, MIN_UNIQUE_SECONDS, observation
 from collector.forensics.beacons import score_pairs
 from collector.forensics.departures import (
     HOUR_NS,
@@ -94,8 +94,6 @@ class View:
         rhythm: Of which witnesses to score beacons.
         settle_ns: Spans received within this time of the newest one are not judged yet.
         min_beacon_score, max_jitter_ratio, min_beacon_calls: As of `EgressParams`.
-        max_log10_random: A score of `min_beacon_score` with more jitter is a beacon where random moments would have so few short intervals
-            only once in a million times.
         odd: Thresholds of `oddities`.
     """
 
@@ -110,7 +108,6 @@ class View:
     min_beacon_score: float = 0.5
     max_jitter_ratio: float = 0.35
     min_beacon_calls: int = 10
-    max_log10_random: float = -6.0
     odd: OddityParams = field(default_factory=OddityParams)
 
 
@@ -383,12 +380,15 @@ def _beacons(search: _Search, part: pl.DataFrame, pairs: pl.DataFrame) -> pl.Dat
 
 def _with_beacons(rows: pl.DataFrame, beacons: pl.DataFrame | None, view: View) -> pl.DataFrame:
     if beacons is None:
-        beacons = pl.DataFrame(schema={"pair": pl.Int64, **BEACON, "log10_random": pl.Float64})
+        beacons = pl.DataFrame(schema={"pair": pl.Int64, **BEACON, "log10_close": pl.Float64, "log10_few": pl.Float64})
     joined = rows.join(beacons.with_columns(pl.col("pair").cast(pl.UInt32)), on="pair", how="left")
     rhythmic = (
         (pl.col("score") >= view.min_beacon_score)
         & (pl.col("connections") >= view.min_beacon_calls)
-        & ((pl.col("jitter_ratio") <= view.max_jitter_ratio) | (pl.col("log10_random") <= view.max_log10_random))
+        & (
+            ((pl.col("jitter_ratio") <= view.max_jitter_ratio) & (pl.col("log10_close") <= MAX_LOG10))
+            | (pl.col("log10_few") <= MAX_LOG10)
+        )
         & ~pl.col("listed")
         # Polling a database or a queue is what clients do: telling only where a policy refuses it.
         & (~pl.col("stores") | pl.col("unlisted"))

@@ -47,7 +47,7 @@ class OddityParams:
             calls in the baseline that were their destination's only one, times the calls now.
         min_hours: Fewer hours with traffic are no history.
         min_z: Robust z of the logarithm of an hour's bytes.
-        min_mad: Of that logarithm, at least: with it and `min_z`, an hour of a steady pair has to exceed its median ninefold.
+        min_mad: Of that logarithm, at least: with it and `min_z`, an hour of a steady pair has to exceed its median twentyfold.
         min_bytes: An hour with less is never far more.
         min_subdomains: Names under one registered domain; RITA's lowest step.
         max_calls_per_name: A tunnel uses a name once, and a resolver asks again once or twice.
@@ -57,7 +57,7 @@ class OddityParams:
     min_baseline_calls: int = 50
     max_expected_new: float = 0.1
     min_hours: int = 12
-    min_z: float = 6.0
+    min_z: float = 8.0
     min_mad: float = 0.25
     min_bytes: int = 1_000_000
     min_subdomains: int = 100

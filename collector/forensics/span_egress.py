@@ -41,13 +41,11 @@ class RhythmParams:
         min_score: RITA's lowest step.
         max_jitter_ratio: MAD over median of the intervals, at most: RITA's score alone calls random traffic of one size a beacon
             (about 0.8; its jitter is 0.69). Uniform jitter of ±50 % is 0.25.
-        max_log10_random: Or so improbable a lack of short intervals, of which random moments have many and a clock that loses beats none.
         min_calls: Fewer calls have no rhythm worth a word.
     """
 
     min_score: float = 0.5
     max_jitter_ratio: float = 0.35
-    max_log10_random: float = -6.0
     min_calls: int = 10
 
 
@@ -199,9 +197,7 @@ def _best_beacon(calls: pl.DataFrame, params: RhythmParams, observed: Observatio
 def is_rhythmic(times_unix_nano: Sequence[int], params: RhythmParams) -> bool:
     """Whether a clock may have made these moments: with little jitter, or with too few short intervals for chance."""
     rhythm = rhythm_of(times_unix_nano)
-    return rhythm is not None and (
-        rhythm.jitter_ratio <= params.max_jitter_ratio or rhythm.log10_random <= params.max_log10_random
-    )
+    return rhythm is not None and rhythm.is_a_clocks(params.max_jitter_ratio)
 
 
 def _access(query: Query, window: Window, judged: Sequence[_Judged]) -> _Access:
