@@ -130,7 +130,7 @@ def examine_egress(query: Query, window: Window, params: EgressParams | None = N
         rhythm=params.rhythm,
         max_destinations=params.max_destinations,
     )
-    findings = _merged(query, window, by_spans, rows)
+    findings = _merged(query, by_spans, rows)
     return EgressReport(sorted(findings, key=lambda f: (-f.score, f.finding_id)), left.calls, left.unnamed)
 
 
@@ -144,7 +144,7 @@ def _verdicts(query: Query, left: Leaving) -> Mapping[Suspect, Verdict | None]:
     }
 
 
-def _merged(query: Query, window: Window, by_spans: list[Finding], rows: pl.DataFrame) -> list[Finding]:
+def _merged(query: Query, by_spans: list[Finding], rows: pl.DataFrame) -> list[Finding]:
     """What calls and what totals say of the same pair as one finding."""
     told = {(row["source"], row["destination"]): row for row in rows.iter_rows(named=True)}
     found: list[Finding] = []
@@ -154,7 +154,7 @@ def _merged(query: Query, window: Window, by_spans: list[Finding], rows: pl.Data
         spoken |= set() if pair is None else {pair}
         found.append(finding if pair is None else _with_more(finding, told[pair]))
     rest = [row for pair, row in told.items() if pair not in spoken and row["flagged"]]
-    return [*found, *(row_finding(query, window, row) for row in rest)]
+    return [*found, *(row_finding(query, row) for row in rest)]
 
 
 def _names(destination: str | None, host: str) -> bool:

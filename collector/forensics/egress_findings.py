@@ -9,7 +9,7 @@ from collector.forensics.departures import HOUR_NS, flows, settled_exits
 from collector.forensics.destinations import destination_of, size
 from collector.forensics.findings import EVIDENCE_LIMIT, SEVERITIES, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
-from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql
+from collector.forensics.tables import Query, Window, compile_sql
 
 SCORES: Final[Mapping[str, float]] = {
     "unlisted": 0.7,
@@ -77,12 +77,12 @@ def attack_ids(row: Mapping[str, Any], reasons: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-def row_finding(query: Query, window: Window, row: Mapping[str, Any]) -> Finding:
+def row_finding(query: Query, row: Mapping[str, Any]) -> Finding:
     """A flagged row as a finding, with up to `EVIDENCE_LIMIT` of its newest calls or flows."""
     reasons: list[str] = row["reasons"]
     beacon = row["beacon"] if "beacon" in reasons else None
     weights = [SCORES[r] for r in reasons if r != "beacon"] + ([] if beacon is None else [beacon["score"]])
-    traces, spans, records = _evidence(query, window, row)
+    traces, spans, records = _evidence(query, row)
     return Finding(
         kind="egress",
         reasons=tuple(reasons),
@@ -135,12 +135,9 @@ def _sentence(row: Mapping[str, Any], beacon: Mapping[str, float] | None) -> str
     return "; ".join(parts)
 
 
-def _evidence(
-    query: Query, window: Window, row: Mapping[str, Any]
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    last = Window(
-        max(window.since_unix_nano or 0, row["last_seen_unix_nano"] - HOUR_NS), row["last_seen_unix_nano"] + NS_PER_S
-    )
+def _evidence(query: Query, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    newest = row["last_seen_unix_nano"]
+    last = Window(max(row["first_seen_unix_nano"], newest - 24 * HOUR_NS), newest + 1)
     if row["witness"] == "flows":
         found = query(compile_sql(_newest_flows(last, row)))
         return (), (), tuple(str(r) for r in found["record_id"])

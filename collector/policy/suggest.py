@@ -56,7 +56,7 @@ def suggest(kind: str, rows: Sequence[Mapping[str, Any]], policies: Policies | N
     flagged = [n for r in rows if r["flagged"] for n in _needs(r, known)]
     match kind:
         case "istio":
-            objects, more = _istio(wanted, known)
+            objects, more = _istio(wanted, flagged, known)
         case "linkerd":
             objects, more = _linkerd(wanted, flagged)
         case "networkpolicy":
@@ -79,8 +79,11 @@ def _order(need: Need) -> tuple[str, ...]:
     return need.namespace or "", need.source, need.host, f"{need.port:05}", need.protocol
 
 
-def _istio(wanted: Sequence[Need], policies: Policies) -> tuple[list[Object], list[str]]:
-    """A ServiceEntry a host, and a Sidecar a workload that imports its own hosts at its own ports, and what is in the cluster."""
+def _istio(wanted: Sequence[Need], flagged: Sequence[Need], policies: Policies) -> tuple[list[Object], list[str]]:
+    """A ServiceEntry a host, and a Sidecar a workload that imports its own hosts at its own ports, and what is in the cluster.
+
+    Who has only what is flagged has a Sidecar too: without one it would see what others may reach.
+    """
     tcp = [n for n in wanted if n.protocol == "tcp"]
     notes = [
         f"{n.source} -> {written(n.host, n.port)}: Istio captures no {n.protocol}"
@@ -101,7 +104,7 @@ def _istio(wanted: Sequence[Need], policies: Policies) -> tuple[list[Object], li
             "exportTo": ["*"],
         }
         objects.append(_object("networking.istio.io/v1", "ServiceEntry", host, None, spec))
-    for source, namespace in sorted({(n.source, n.namespace) for n in tcp}, key=str):
+    for source, namespace in sorted({(n.source, n.namespace) for n in (*tcp, *flagged)}, key=str):
         own = [n for n in tcp if (n.source, n.namespace) == (source, namespace)]
         listeners: list[Object] = [
             {
