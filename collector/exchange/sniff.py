@@ -32,9 +32,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """As for a request over the network."""
 
 _TOKEN: Final = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?|[\[\]{}]', re.DOTALL)
-_PODS: Final = re.compile(
-    rb'\A\{\s*"(?:apiVersion|items|kind|metadata)"\s*:[^\0]{0,4096}?"kind"\s*:\s*"(?:List|PodList|Pod)"'
-)
+_POD: Final = re.compile(rb'"kind"\s*:\s*"(?:List|PodList|Pod)"')
+_API: Final = re.compile(rb'"apiVersion"\s*:\s*"v1"')
 _BOM: Final = b"\xef\xbb\xbf"
 _SHOWN_BYTES: Final = 24
 
@@ -83,7 +82,7 @@ def sniff(name: str, head: bytes, wanted: Format | None = None) -> Shape | None:
 def _found(head: bytes, text: bytes) -> Shape | None:
     if head.startswith(b"PAR1"):
         return Shape("parquet", "whole")
-    if text.startswith(b"{") and _PODS.search(text):
+    if text.startswith(b"{") and _POD.search(text, 0, HEAD_BYTES) and _API.search(text, 0, HEAD_BYTES):
         return Shape("pods", "whole")
     if witness := recognise(text):
         return Shape(witness, "lines")

@@ -141,9 +141,9 @@ def _unix_minute(digits: tuple[str, ...], zone: tuple[str | None, ...]) -> int |
     return (instant - _EPOCH) // timedelta(minutes=1)
 
 
-_Convert = Callable[[object], object]
+Convert = Callable[[object], object]
 
-_COLUMNS: Final[dict[str, tuple[_Convert, tuple[str, ...]]]] = {
+COLUMNS: Final[dict[str, tuple[Convert, tuple[str, ...]]]] = {
     "start_time_unix_nano": (unix_nano, ("start_time",)),
     "duration_ns": (_milliseconds, ("duration",)),
     "request_id": (_string, ("request_id", "x-request-id", "x_request_id")),
@@ -167,11 +167,24 @@ _COLUMNS: Final[dict[str, tuple[_Convert, tuple[str, ...]]]] = {
 """Column to (conversion, keys that fill it): the first key whose value converts does; the others go to `attributes`."""
 
 
-_ONLY_KEYS: Final = {keys[0]: (column, convert) for column, (convert, keys) in _COLUMNS.items() if len(keys) == 1}
-_SEVERAL_KEYS: Final = {column: way for column, way in _COLUMNS.items() if len(way[1]) > 1}
-_NOWHERE: Final[tuple[str, _Convert]] = ("", lambda _: None)
+def kind_of(convert: Convert) -> str:
+    """The word for a conversion, for those who do it by the column."""
+    return _KINDS[convert]
 
-KNOWN_KEYS: Final = frozenset(key for _, keys in _COLUMNS.values() for key in keys)
+
+_KINDS: Final[dict[Convert, str]] = {
+    _string: "text",
+    count: "count",
+    _milliseconds: "milliseconds",
+    unix_nano: "time",
+    trace_id: "trace_id",
+}
+
+_ONLY_KEYS: Final = {keys[0]: (column, convert) for column, (convert, keys) in COLUMNS.items() if len(keys) == 1}
+_SEVERAL_KEYS: Final = {column: way for column, way in COLUMNS.items() if len(way[1]) > 1}
+_NOWHERE: Final[tuple[str, Convert]] = ("", lambda _: None)
+
+KNOWN_KEYS: Final = frozenset(key for _, keys in COLUMNS.values() for key in keys)
 
 
 def row_of(logged: Mapping[str, object], *, start_time_unix_nano: int | None = None) -> Row:
@@ -181,7 +194,7 @@ def row_of(logged: Mapping[str, object], *, start_time_unix_nano: int | None = N
     or the same with fewer digits.
     """
     rest: dict[str, object] = {}
-    row: Row = dict.fromkeys(_COLUMNS)
+    row: Row = dict.fromkeys(COLUMNS)
     for key, value in logged.items():
         if value is None or value in ("", "-"):
             continue
@@ -276,24 +289,28 @@ _HEADERS: Final = (
     r' "(?P<upstream_host>[^"]*)"'
 )
 
-_TEXT_FORMATS: Final = (
+TEXT_FORMATS: Final = (
+    # Each with how many quotes a line has, if no value has one.
     # Istio: https://istio.io/latest/docs/tasks/observability/logs/access-log/#default-access-log-format
-    re.compile(
-        _REQUEST
-        + r' (?P<response_code_details>\S+) (?P<connection_termination_details>\S+) "(?P<upstream_transport_failure_reason>[^"]*)" '
-        + _COUNTERS
-        + " "
-        + _HEADERS
-        + r" (?P<upstream_cluster>\S+) (?P<upstream_local_address>\S+) (?P<downstream_local_address>\S+)"
-        r" (?P<downstream_remote_address>\S+) (?P<requested_server_name>\S+) (?P<route_name>\S+)"
+    (
+        re.compile(
+            _REQUEST
+            + r' (?P<response_code_details>\S+) (?P<connection_termination_details>\S+) "(?P<upstream_transport_failure_reason>[^"]*)" '
+            + _COUNTERS
+            + " "
+            + _HEADERS
+            + r" (?P<upstream_cluster>\S+) (?P<upstream_local_address>\S+) (?P<downstream_local_address>\S+)"
+            r" (?P<downstream_remote_address>\S+) (?P<requested_server_name>\S+) (?P<route_name>\S+)"
+        ),
+        14,
     ),
     # Envoy: https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage#default-format-string
-    re.compile(_REQUEST + " " + _COUNTERS + " " + _HEADERS),
+    (re.compile(_REQUEST + " " + _COUNTERS + " " + _HEADERS), 12),
 )
 
 
 def _text_line(text: str) -> dict[str, object]:
-    for pattern in _TEXT_FORMATS:
+    for pattern, _ in TEXT_FORMATS:
         if match := pattern.fullmatch(text):
             return dict(match.groupdict())
     raise DecodeError("neither JSON nor a default text format of Envoy or Istio")

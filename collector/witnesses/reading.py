@@ -11,18 +11,25 @@ the `header`: a value that the caller keeps, so that data which is read again is
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Final, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from collector.errors import ConfigError, DecodeError
 from collector.witnesses import vpcflow
+from collector.witnesses.blocks import FEWEST_LINES, Lines, Numbers
+from collector.witnesses.columns import mapped
 from collector.witnesses.conntrack import conntrack_row
 from collector.witnesses.envoy import MAX_LINE_BYTES, Origin, read_fields, row_of, set_direction
 from collector.witnesses.envoy_format import ReadFields, compile_format
+from collector.witnesses.flow_columns import vpcflow_columns, zeek_columns
 from collector.witnesses.hubble import hubble_row
 from collector.witnesses.linkerd import linkerd_row
-from collector.witnesses.values import Row, record_id, to_batch
+from collector.witnesses.proxy_columns import Found, json_columns, text_columns
+from collector.witnesses.values import Row, hash_of, id_prefix, record_id, schema_of, to_batch
 from collector.witnesses.vpcflow import vpcflow_row
 from collector.witnesses.zeek import ZeekHeader, header_line, zeek_row
 from collector.witnesses.ztunnel import ztunnel_row
@@ -47,12 +54,22 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """A line, its number within the data, where its first byte is in the file, and when it was read."""
+
+    data: bytes
+    number: int
+    offset: int
+    received_unix_nano: int
+
+
+@dataclass(frozen=True, slots=True)
 class Decoded:
     """What some lines of a file say.
 
     Attributes:
         table: Whose rows they are.
-        batch: The rows, in the order of the lines.
+        batch: The rows, in an order of their own.
         refused: The lines that are none, in their order.
         lines: How many lines there were, empty ones too.
         header: What is known for the lines that come next.
@@ -100,22 +117,104 @@ class Reader:
 
     def read(self, data: bytes, *, offset: int, header: Header, received_unix_nano: int) -> Decoded:
         """The rows of these lines, whose first byte is at `offset` of the file."""
+        if self._is_columnar and len(data) >= FEWEST_BYTES:
+            return self._read_columns(data, offset, header, received_unix_nano)
         rows: list[Row] = []
         refused: list[Refused] = []
         number, at = -1, offset
         for number, line in enumerate(lines_of(data)):
-            try:
-                text = _text(line)
-                if not text.strip():
-                    pass
-                elif (said := self._header(text, header)) is not None:
-                    header = said
-                elif (row := self._row(text, header, received_unix_nano)) is not None:
-                    rows.append(self._placed(row, line, at, received_unix_nano))
-            except DecodeError as e:
-                refused.append(Refused(number, str(e)))
+            header = self._read_line(Line(line, number, at, received_unix_nano), header, rows, refused)
             at += len(line)
         return Decoded(self.table, to_batch(self.table, rows), refused, number + 1, header)
+
+    def _read_line(self, line: "Line", header: Header, rows: list[Row], refused: list[Refused]) -> Header:
+        """Add the line's row to `rows`, or say why there is none; returns the header for the lines after it."""
+        try:
+            text = _text(line.data)
+            if not text.strip():
+                return header
+            if (said := self._header(text, header)) is not None:
+                return said
+            if (row := self._row(text, header, line.received_unix_nano)) is not None:
+                rows.append(self._placed(row, line))
+        except DecodeError as e:
+            refused.append(Refused(line.number, str(e)))
+        return header
+
+    # --- by the block -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_columnar(self) -> bool:
+        return self.format in _COLUMNAR and self.read_fields is None
+
+    def _read_columns(self, data: bytes, offset: int, header: Header, received: int) -> Decoded:
+        """The same rows, most of them column by column; header lines divide the block."""
+        parts: list[pa.RecordBatch] = []
+        refused: list[Refused] = []
+        lines = Lines(data, MAX_LINE_BYTES)
+        runs = _runs(lines, self.format)
+        if len(runs) > MOST_RUNS:
+            runs = [(number, number + 1) for number in range(len(lines))]
+        for first, last in runs:
+            part = lines if (first, last) == (0, len(lines)) else lines.part(first, last)
+            rows: list[Row] = []
+            done = np.zeros(len(part), np.bool_)
+            for found in self._columns(part, header) if last - first >= FEWEST_LINES else []:
+                parts.append(self._batch(part, found, offset, received))
+                done[found.lines] = True
+            for number in np.flatnonzero(~done).tolist():
+                line = Line(part.text(number), number + first, offset + int(part.starts[number]), received)
+                header = self._read_line(line, header, rows, refused)
+            if rows:
+                parts.append(to_batch(self.table, rows))
+        return Decoded(self.table, _together(self.table, parts), refused, len(lines), header)
+
+    def _columns(self, lines: Lines, header: Header) -> list[Found]:
+        match self.format, header:
+            case "zeek", ZeekHeader():
+                return zeek_columns(lines, header)
+            case "zeek", _:
+                return []
+            case "vpcflow", _:
+                return vpcflow_columns(lines, header if isinstance(header, tuple) else vpcflow.VERSION_2)
+            case _:
+                return [*json_columns(lines, self.origin), *text_columns(lines, self.origin)]
+
+    def _batch(self, lines: Lines, found: Found, offset: int, received: int) -> pa.RecordBatch:
+        """The found rows with their ids and what the file says."""
+        count = len(found.lines)
+        columns = found.columns | {
+            "record_id": self._record_ids(lines, found.lines, offset),
+            "source": pa.repeat(pa.scalar(self.origin.source), count),
+            "received_unix_nano": pa.repeat(pa.scalar(received), count),
+        }
+        if self.table == "proxy_records":
+            instance = pa.scalar(self.origin.service_instance_id, pa.string())
+            columns["service_instance_id"] = pa.repeat(instance, count)
+            columns["service_name"] = self._service_names(found.columns, count)
+        schema = schema_of(self.table)
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+    def _service_names(self, columns: Mapping[str, pa.Array], count: int) -> pa.Array:
+        said = pa.repeat(pa.scalar(self.origin.service_name), count)
+        if self.origin.service_name != UNKNOWN_SERVICE:
+            return said
+        names = mapped(columns["requested_server_name"], pa.string(), service_of_sni)
+        is_inbound = pc.fill_null(pc.equal(columns["direction"], "inbound"), fill_value=False)
+        return pc.coalesce(pc.if_else(is_inbound, names, pa.scalar(None, pa.string())), said)
+
+    def _record_ids(self, lines: Lines, wanted: Numbers, offset: int) -> pa.Array:
+        """`record_id` of each of these lines."""
+        prefix = id_prefix(self.origin.source)
+        starts, ends = lines.starts[wanted].tolist(), lines.ends[wanted].tolist()
+        data, new = lines.data, hash_of
+        digests = b"".join([
+            new(b"%b%d\0%b" % (prefix, offset + start, data[start:end].strip()), usedforsecurity=False).digest()
+            for start, end in zip(starts, ends, strict=True)
+        ])  # fmt: skip
+        return pa.array(np.frombuffer(digests, ">u8")[::4].astype(np.uint64))
+
+    # --- line by line -----------------------------------------------------------------------------------------------------
 
     def _header(self, text: str, header: Header) -> Header:
         """What is known after this line, if it is a header line; None if it is none. Raises DecodeError."""
@@ -151,11 +250,11 @@ class Reader:
         row["format"] = self.origin.format or row["format"]
         return row
 
-    def _placed(self, row: Row, line: bytes, at: int, received: int) -> Row:
+    def _placed(self, row: Row, line: "Line") -> Row:
         """The row with what its file says."""
-        row["record_id"] = record_id(self.origin.source, at, line)
+        row["record_id"] = record_id(self.origin.source, line.offset, line.data)
         row["source"] = self.origin.source
-        row["received_unix_nano"] = received
+        row["received_unix_nano"] = line.received_unix_nano
         if self.table == "proxy_records":
             row["service_name"] = self.origin.service_name
             row["service_instance_id"] = self.origin.service_instance_id
@@ -228,8 +327,42 @@ def service_of(row: Mapping[str, object]) -> str | None:
 
     Only what reached an inbound proxy does: the SNI that Istio's client proxy sends names the service that it was sent to.
     """
-    name = row["requested_server_name"]
-    if row["direction"] != "inbound" or not isinstance(name, str) or not name.startswith("outbound_."):
+    return service_of_sni(row["requested_server_name"]) if row["direction"] == "inbound" else None
+
+
+def service_of_sni(name: object) -> str | None:
+    """Of `outbound_.8000_._.httpbin.foo.svc.cluster.local` the service, httpbin; None for other names."""
+    if not isinstance(name, str) or not name.startswith("outbound_."):
         return None
     host = name.rpartition("_.")[2]
     return host.partition(".")[0] or None
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------------------
+
+_COLUMNAR: Final = frozenset({"envoy", "istio", "envoy-gateway", "zeek", "vpcflow"})
+"""Formats that have a reader of columns; JSON of all of them, and Zeek's and AWS's text."""
+
+FEWEST_BYTES: Final = 16 * 1024
+"""Less is faster read line by line."""
+
+MOST_RUNS: Final = 100
+"""Each takes a look at all of a block: header lines are no way to make that the square of its length."""
+
+
+def _runs(lines: Lines, format_: Format) -> list[tuple[int, int]]:
+    """First and last lines of what one header is about: a header line alone, and the lines behind it."""
+    heads = (
+        lines.beginning_with(b"#") if format_ == "zeek" else lines.containing(b"addr") if format_ == "vpcflow" else []
+    )
+    edges = sorted({0, len(lines), *(edge for head in heads for edge in (head, head + 1))})
+    return list(pairwise(edges))
+
+
+def _together(table: str, parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if not parts:
+        return to_batch(table, [])
+    if len(parts) == 1:
+        return parts[0]
+    [batch] = pa.Table.from_batches(parts).combine_chunks().to_batches()
+    return batch

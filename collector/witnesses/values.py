@@ -157,8 +157,17 @@ def record_id(source: str, offset: int, line: bytes) -> int:
     The line is part of it, because offsets start again when a file is rotated; the offset is, because one proxy may
     log the same line twice.
     """
-    content = source.encode("utf-8", "surrogateescape") + b"\0%d\0" % offset + line.strip()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+    content = id_prefix(source) + b"%d\0" % offset + line.strip()
+    return int.from_bytes(hash_of(content, usedforsecurity=False).digest()[:8])
+
+
+hash_of: Final = hashlib.sha256
+"""With the instructions that processors have for it, the fastest of Python's: a microsecond a line."""
+
+
+def id_prefix(source: str) -> bytes:
+    """What the ids of all lines of a source begin with."""
+    return source.encode("utf-8", "surrogateescape") + b"\0"
 
 
 # --- rows as Arrow ------------------------------------------------------------------------------------------------------

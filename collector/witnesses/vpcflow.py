@@ -23,7 +23,8 @@ VERSION_2: Final[Fields] = (
 )  # fmt: skip
 
 _NEEDED: Final = frozenset({"srcaddr", "dstaddr", "start"})
-_COLUMNS: Final = frozenset({*VERSION_2, "version", "tcp-flags"}) - {"account-id", "interface-id"}
+COLUMNS: Final = frozenset(VERSION_2) - {"account-id", "interface-id"}
+"""Fields that have a column, or say nothing more."""
 
 PROTOCOLS: Final = {
     "1": "icmp",
@@ -37,10 +38,10 @@ PROTOCOLS: Final = {
 }
 """IANA's numbers, as far as they are seen in clusters."""
 
-_EPHEMERAL: Final = 32768
+EPHEMERAL: Final = 32768
 """Linux hands out ports from here on to who opens a connection."""
 
-_SYN, _ACK = 2, 16
+SYN, ACK = 2, 16
 
 
 def header_of(text: str) -> Fields | None:
@@ -79,25 +80,28 @@ def vpcflow_row(text: str, fields: Fields = VERSION_2) -> Row | None:
     if is_reply:
         ends.reverse()
     row = flow_row("vpcflow")
-    row["protocol"] = PROTOCOLS.get(protocol, None if protocol == "-" else protocol.lower())
+    row["protocol"] = protocol_of(protocol)
     (row["source_address"], row["source_port"]), (row["destination_address"], row["destination_port"]) = ends
     row["start_time_unix_nano"], row["duration_ns"] = start, None if end is None or end < start else end - start
     row[f"bytes_{sent}"], row[f"packets_{sent}"] = count(record.get("bytes")), count(record.get("packets"))
     row["state"] = None if record.get("action", "-") == "-" else record["action"]
-    rest: Mapping[str, object] = {
-        key: value for key, value in record.items() if key not in _COLUMNS or key == "tcp-flags"
-    }
+    rest: Mapping[str, object] = {key: value for key, value in record.items() if key not in COLUMNS}
     row["attributes"] = attributes_of({**rest, **({"reply": True} if is_reply else {})})
     return row
 
 
+def protocol_of(number: str) -> str | None:
+    """The name of a protocol's number; the number where it has none here."""
+    return PROTOCOLS.get(number, None if number == "-" else number.lower())
+
+
 def is_answer(protocol: str, source_port: int | None, destination_port: int | None, tcp_flags: int | None) -> bool:
     """Whether a record is of the direction that answers; where nothing tells, it is not."""
-    if protocol == "6" and tcp_flags is not None and tcp_flags & _SYN:
-        return bool(tcp_flags & _ACK)
+    if protocol == "6" and tcp_flags is not None and tcp_flags & SYN:
+        return bool(tcp_flags & ACK)
     if protocol not in {"6", "17"} or not source_port or not destination_port:
         return False
-    return source_port < _EPHEMERAL <= destination_port
+    return source_port < EPHEMERAL <= destination_port
 
 
 def _seconds(text: str) -> int | None:
