@@ -1,6 +1,7 @@
 """The egress guard: what it lets pass, what it reports and what it refuses, with each library's own error."""
 
 import logging
+from typing import Any
 
 import aiohttp
 import grpc
@@ -128,6 +129,7 @@ def test_a_broken_list_ends_the_start_only_where_it_is_enforced(monkeypatch):
 
 
 def test_observed_calls_go_on_and_are_told(caplog):
+    span: Any
     guard_egress(EgressGuard(tuple(read_list("a.example"))))
     try:
         with caplog.at_level(logging.WARNING), TracerProvider().get_tracer("t").start_as_current_span("out") as span:
@@ -177,6 +179,8 @@ async def test_aiohttp_refuses_with_its_own(guarded):
 
 
 def test_grpc_refuses_as_if_nobody_listened(guarded):
+    channel: Any
+    error: Any
     with grpc.insecure_channel("evil.example:50051") as channel:
         for call in (channel.unary_unary("/s/m"), channel.unary_stream("/s/m")):
             with pytest.raises(grpc.RpcError) as error:
@@ -189,6 +193,7 @@ def test_grpc_refuses_as_if_nobody_listened(guarded):
 
 
 async def test_grpc_aio_refuses_too(guarded):
+    channel: Any
     async with grpc.aio.insecure_channel("evil.example:50051") as channel:
         with pytest.raises(grpc.aio.AioRpcError, match="does not list it"):
             await channel.unary_unary("/s/m")(b"")

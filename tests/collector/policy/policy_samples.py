@@ -1,6 +1,8 @@
 """Policies as people write them, and a short way to ask them."""
 
-from collector.policy.calls import Call, Verdict, Workload
+from typing import Any
+
+from collector.policy.calls import Call, Workload
 from collector.policy.documents import parse_documents
 from collector.policy.policies import Policies, policies_of
 
@@ -9,7 +11,7 @@ def read(text: str, name: str = "egress.yaml") -> Policies:
     return policies_of(parse_documents(text, name=name))
 
 
-def ask(policies: Policies, host: str, port: int | None = 443, source: str = "checkout", **more) -> Verdict | None:
+def ask(policies: Policies, host: str, port: int | None = 443, source: str = "checkout", **more) -> Any:
     workload = Workload(source, more.pop("namespace", "shop"), more.pop("labels", None))
     return policies.judge(Call.of(workload, host, port, more.pop("addresses", ()), more.pop("protocol", None)))
 
