@@ -1,5 +1,7 @@
 """What is suggested allows everything unflagged and nothing flagged, judged by our own reader."""
 
+from typing import Any
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -82,7 +84,13 @@ def test_linkerd_keeps_no_workloads_of_a_namespace_apart_and_says_so(rows):
                 assert any(n.startswith(f"{row['source']} -> ") and "keeps no workloads" in n for n in suggestion.notes)
 
 
-ROW = {"source": "cart", "namespace": "shop", "destination": "a.example", "ports": [443], "protocols": ["tcp"]}
+ROW: dict[str, Any] = {
+    "source": "cart",
+    "namespace": "shop",
+    "destination": "a.example",
+    "ports": [443],
+    "protocols": ["tcp"],
+}
 ROW |= {"flagged": False, "addresses": []}
 
 
