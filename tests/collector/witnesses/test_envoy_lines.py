@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from collector.errors import DecodeError
 from collector.schema import arrow_schema
-from collector.witnesses.envoy import MAX_LINE_BYTES, Origin, Row, decode_line, record_id, to_batch, unix_nano
+from collector.witnesses.envoy import MAX_LINE_BYTES, Origin, decode_line, to_batch, unix_nano
+from collector.witnesses.values import Row, record_id
 
 ORIGIN = Origin("/var/log/envoy.json", "checkout", "inbound", "pod-1")
 
