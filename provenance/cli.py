@@ -43,6 +43,11 @@ COMMANDS: Final[dict[str, Command]] = {
         "collector",
         "judge every call's stamp: who really made it, and whether it arrived as sent",
     ),
+    "egress": Command(
+        "collector.commands.egress",
+        "collector",
+        "list what left the mesh, which policy allows it, and how clock-like it is",
+    ),
     "keys": Command("provenance.keys_command", "", "make, list, rotate and publish the keys that sign stamps"),
     "version": Command("provenance.version", "", "print the versions that matter in a bug report"),
 }

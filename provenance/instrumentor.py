@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]  # its module opts out of types
 
+from provenance.egress_guard import guard_as_the_environment_says
 from provenance.enforcement import enforce_as_the_environment_says
 from provenance.faults import report
 from provenance.patching import Patch
@@ -42,6 +43,7 @@ class ProvenanceInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # as abov
             self._patches = tuple(patch for shell in SHELLS for patch in _shell_patches(*shell))
         sign_as_the_environment_says()
         enforce_as_the_environment_says()
+        guard_as_the_environment_says()
         for patch in self._patches:
             patch.apply()
 

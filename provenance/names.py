@@ -51,6 +51,9 @@ STAMP_MAC: Final = "provenance.stamp.mac"
 STAMP_TEXT_HASH: Final = "provenance.stamp.text_hash"
 """Lowercase hex SHA-256 of what the MAC is over (`provenance.stamp.signed_text`), as this side of the call saw it."""
 
+EGRESS_STATUS: Final = "provenance.egress.status"
+"""On a client span, where an egress guard is configured: unlisted, refused. Absent: its list has the destination, or it does not leave."""
+
 PEER_PRINCIPAL: Final = "provenance.peer.principal"
 """The authenticated identity of the peer (SPIFFE id, Linkerd identity), where a proxy vouched for one."""
 

@@ -50,7 +50,9 @@ _READ: Final = (
     "messaging_system",
     "http_request_method",
     "received_unix_nano",
+    "network_peer_address",
     "provenance_request_size",
+    "provenance_response_size",
     "provenance_request_id",
 )
 

@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import grpc
+import grpc.aio
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind
 
 from provenance import names
 from provenance.digest import StreamHash, request_hash
+from provenance.egress_guard import check_address
 from provenance.faults import Contained
 from provenance.grpc.incoming import HTTP_METHOD
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
@@ -28,6 +31,13 @@ Serializer = Callable[[Any], Any]
 
 class MetadataFullError(Exception):
     """No room for a stamp beside the caller's own metadata."""
+
+
+class EgressRefusedError(grpc.aio.AioRpcError):
+    """A call that the egress guard refuses: an RpcError with the code that gRPC has where nobody listens, sync and aio alike."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,7 @@ def stamp_payload(patch: Patch, payload: Any, own: Metadata, callee: Callee) -> 
     """
     if not patch.active or not is_instrumentation_enabled() or not isinstance(payload, bytes):
         return None
+    check_address(callee.address, EgressRefusedError)
     with Contained(PLACE):
         return _stamp(own, callee, request_hash(payload), len(payload))
     return None
@@ -87,6 +98,7 @@ def stamp_stream(patch: Patch, own: Metadata, callee: Callee) -> Stamped | None:
     """The stamp of a call whose requests are yet to come: no digest travels ahead of them. None: it goes as it came."""
     if not patch.active or not is_instrumentation_enabled():
         return None
+    check_address(callee.address, EgressRefusedError)
     with Contained(PLACE):
         return _stamp(own, callee, None, 0)
     return None

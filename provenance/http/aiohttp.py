@@ -8,11 +8,14 @@ the hash goes on the span with the last piece; then no digest travels ahead of i
 aiohttp compresses on its way.
 """
 
+import errno
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from aiohttp.client_exceptions import ClientConnectorError
 from aiohttp.client_reqrep import ClientRequest, ClientResponse
+from aiohttp.connector import TCPConnector
 from aiohttp.payload import BytesPayload
 from multidict import CIMultiDict
 from opentelemetry.instrumentation.utils import is_http_instrumentation_enabled
@@ -21,6 +24,7 @@ from opentelemetry.trace import SpanKind
 from provenance import names
 from provenance.addresses import socket_attributes
 from provenance.digest import request_hash
+from provenance.egress_guard import check
 from provenance.faults import Contained
 from provenance.http.passing import PassingHash, response_size
 from provenance.outgoing import Request, own_headers, stamp_now
@@ -39,6 +43,7 @@ def client_patches() -> tuple[Patch, ...]:
         Patch(ClientRequest, "send", _wrap_send),
         Patch(ClientRequest, "write_bytes", _wrap_write_bytes),
         Patch(ClientResponse, "start", _wrap_start),
+        Patch(TCPConnector, "_create_connection", _wrap_create_connection),
     )
 
 
@@ -56,6 +61,22 @@ def _wrap_send(original: Callable[..., Awaitable[Any]], patch: Patch) -> Callabl
             request.headers = own
 
     return send
+
+
+def _wrap_create_connection(original: Callable[..., Awaitable[Any]], patch: Patch) -> Callable[..., Awaitable[Any]]:
+    """What the guard refuses is not even dialled; what it only reports is told with each request, in `send`."""
+
+    @functools.wraps(original)
+    async def create_connection(connector: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if patch.active and is_http_instrumentation_enabled():
+            check(request.url.raw_host, request.url.port, functools.partial(_refusal, request), tells=False)
+        return await original(connector, request, *args, **kwargs)
+
+    return create_connection
+
+
+def _refusal(request: Any, reason: str) -> ClientConnectorError:
+    return ClientConnectorError(request.connection_key, ConnectionRefusedError(errno.ECONNREFUSED, reason))
 
 
 def _wrap_write_bytes(original: Callable[..., Awaitable[None]], patch: Patch) -> Callable[..., Awaitable[None]]:  # noqa: ARG001  (what was stamped is described)
@@ -86,6 +107,7 @@ def _prepare(request: Any, connection: Any, patch: Patch) -> "CIMultiDict[str] |
     """The stamped copy of a request's headers; None: send it as it is."""
     if not patch.active or not is_http_instrumentation_enabled():
         return None
+    check(request.url.raw_host, request.url.port, functools.partial(_refusal, request))
     with Contained(PLACE):
         return _stamp(request, connection)
     return None

@@ -21,6 +21,7 @@ from opentelemetry.trace import SpanKind
 from provenance import names
 from provenance.addresses import socket_attributes
 from provenance.digest import request_hash
+from provenance.egress_guard import check
 from provenance.faults import Contained
 from provenance.http.passing import PassingHash, response_size
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
@@ -114,6 +115,8 @@ def _prepare(request: httpcore.Request, patch: Patch, passing: type[HashedStream
     """The stamped copy of a request; None: send it as it is."""
     if not patch.active or not is_http_instrumentation_enabled():
         return None
+    url = request.url
+    check(url.host, url.port or _DEFAULT_PORTS.get(url.scheme), httpcore.ConnectError)
     with Contained(PLACE):
         return _stamp(request, passing)
     return None

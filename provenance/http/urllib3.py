@@ -18,10 +18,12 @@ from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind
 from urllib3 import HTTPHeaderDict
 from urllib3.connection import HTTPConnection
+from urllib3.exceptions import NewConnectionError
 
 from provenance import names
 from provenance.addresses import socket_attributes
 from provenance.digest import request_hash
+from provenance.egress_guard import check_address, current_egress_guard
 from provenance.faults import Contained
 from provenance.http.passing import PassingHash, as_bytes, response_size
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
@@ -40,6 +42,7 @@ def client_patches() -> tuple[Patch, ...]:
     return (
         Patch(HTTPConnection, "request", _wrap_request),
         Patch(HTTPConnection, "getresponse", _wrap_getresponse),
+        Patch(HTTPConnection, "_new_conn", _wrap_new_conn),
     )
 
 
@@ -58,6 +61,20 @@ def _wrap_request(original: Callable[..., None], patch: Patch) -> Callable[..., 
             _describe_sent(sent, connection)
 
     return request
+
+
+def _wrap_new_conn(original: Callable[..., Any], patch: Patch) -> Callable[..., Any]:
+    """HTTPS is dialled before anything is requested: what the guard refuses is not even dialled."""
+
+    @functools.wraps(original)
+    def new_conn(connection: Any) -> Any:
+        guard = current_egress_guard()
+        asks_a_proxy = getattr(connection, "proxy", None) is not None and not getattr(connection, "_tunnel_host", None)
+        if guard is not None and guard.enforces and patch.active and is_instrumentation_enabled() and not asks_a_proxy:
+            check_address(_server_attributes(connection, ""), functools.partial(NewConnectionError, connection))
+        return original(connection)
+
+    return new_conn
 
 
 def _wrap_getresponse(original: Callable[..., Any], patch: Patch) -> Callable[..., Any]:  # noqa: ARG001  (what was stamped is described)
@@ -92,6 +109,7 @@ def _prepare(connection: Any, method: str, url: str, body: Any, headers: Any) ->
     # beneath themselves, which is where this is.
     if not is_instrumentation_enabled():
         return None
+    check_address(_server_attributes(connection, url), functools.partial(NewConnectionError, connection))
     with Contained(PLACE):
         return _stamp(connection, method, url, body, {} if headers is None else headers)
     return None

@@ -108,11 +108,64 @@ def test_fewer_than_four_distinct_seconds_have_no_score(times):
     assert beacon_score(times, [1] * len(times), DAY) is None
 
 
-def test_observation_floors_a_long_window_to_the_hour_and_keeps_a_short_one():
+def test_an_observation_is_the_last_day_with_data_from_the_full_hour_on():
     now = HOUR + 1_234
-    assert observation((now - 100_000) * NS, now * NS) == Observation(HOUR - 86_400, now)
-    assert observation(now * NS, (now + 30) * NS) == Observation(now, now + 30)
-    assert observation(now * NS, now * NS) == Observation(now, now + 1)
+    assert observation((now - 100_000) * NS, now * NS) == Observation(now - 86_400, now, HOUR - 86_400)
+    assert observation(now * NS, (now + 30) * NS) == Observation(now, now + 30, HOUR)
+    assert observation(now * NS, now * NS) == Observation(now, now + 1, HOUR)
+
+
+def test_what_is_before_the_last_day_counts_into_its_first_bin():
+    window = Observation(HOUR + 1_000, HOUR + 1_000 + 86_400, HOUR)
+    assert histogram([HOUR, HOUR + 999, HOUR + 1_000], window) == [3] + [0] * 23
+    times = [(HOUR + 100 * i) * NS for i in range(-3, 5)]
+    beacon = beacon_score(times, [1] * 8, window)
+    assert beacon is not None
+    assert beacon.interval_s == 100  # those before the full hour are not taken
+    assert beacon_score([(HOUR - 1 - i) * NS for i in range(9)], [1] * 9, window) is None
+
+
+@pytest.mark.parametrize(
+    ("intervals", "expected"),
+    [  # as RITA's own tests have them
+        ([1] * 9, 1),
+        ([60] * 9, 1),
+        ([98, 99, 99, 100, 100, 100, 101, 101, 102], 0.995),
+        ([98, 300] * 5, 0.746),
+        ([1, 299, 25, 4975, 90, 2, 42, 500, 1500], 0.083),
+    ],
+)
+def test_rita_s_own_timestamps(intervals, expected):
+    assert regularity(sorted(map(float, intervals)), mad_default=1) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [(range(1, 11), 0.773), ([60] * 9, 1), ([98, 99, 99, 100, 100, 100, 101, 101, 102], 0.995)]
+)
+def test_rita_s_own_sizes(sizes, expected):
+    assert regularity(sorted(map(float, sizes)), mad_default=0) == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "flat"),
+    [
+        (range(1, 11), 0.478),
+        ([1] * 24, 1),
+        ([1, 0, 2, 0, 3, 0, 2, 1], 0.064),
+        ([7, 2, 1, 0, 0, 1, 0, 0, 0, 1], 0),
+        ([4, 1] * 5, 0.4),
+        ([2, 0, 3, 0, 1], 0.028),
+        ([950, 970, 990, 1010, 1030, 1050, 1070], 0.96),
+    ],
+)
+def test_rita_s_own_histograms(counts, flat):
+    assert flatness(list(counts)) == flat
+
+
+def test_a_call_a_second_is_a_strobe_and_no_beacon_unless_asked():
+    times = clock(1, 86_400)
+    assert beacon_score(times, [1] * 86_400, DAY) is None
+    assert beacon_score(times, [1] * 86_400, DAY, scores_strobes=True) is not None
 
 
 def test_a_short_window_keeps_the_formulas():
@@ -170,7 +223,7 @@ def test_order_does_not_matter(times, shuffled):
 @given(period=st.integers(1, 3_000), size=st.integers(1, 10**6))
 def test_any_clock_that_fills_the_day_scores_high(period, size):
     count = 86_400 // period
-    beacon = beacon_score(clock(period, count), [size] * count, DAY)
+    beacon = beacon_score(clock(period, count), [size] * count, DAY, scores_strobes=True)
     assert beacon is not None
     assert beacon.timestamps == 1
     assert beacon.sizes == 1

@@ -8,6 +8,7 @@
       "[2001:db8::1]:8443",                                       # IPv6 with a port needs brackets
       {service = "payment", destination = "127.0.0.7:9000"},      # for one service alone
     ]
+    internal = ["172.30.0.0/16", "*.corp.example"]                # what is no egress at all: blocks, addresses, names, *.suffixes
 
 `allow = []` is a list too: nothing may leave. Without `allow` there is no list, and nothing can be judged by it.
 
@@ -52,13 +53,24 @@ class EgressRule:
     destination: str
     port: int | None
 
+    def __str__(self) -> str:
+        written = (
+            f"[{self.destination}]" if ":" in self.destination and "/" not in self.destination else self.destination
+        )
+        where = written if self.port is None else f"{written}:{self.port}"
+        return where if self.service_name is None else f"{where} for {self.service_name}"
+
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What is allowed, all of it. Without rules nothing is allowed; `is_given` tells whether anybody said so."""
+    """What is allowed, all of it. Without rules nothing is allowed; `is_given` tells whether anybody said so.
+
+    `internal` are destinations that are no egress, whoever reaches them, in the form of `EgressRule.destination`.
+    """
 
     rules: tuple[EgressRule, ...] = ()
     is_given: bool = True
+    internal: tuple[str, ...] = ()
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, object]]) -> "EgressPolicy":
@@ -68,18 +80,26 @@ class EgressPolicy:
         return cls(tuple(rules), is_given=bool(listed))
 
     def allows(self, service: str, host: str, port: int | None) -> bool:
-        """Whether this service may reach this destination.
+        """Whether this service may reach this destination: whether a rule says so."""
+        return self.rule_for(service, host, port) is not None
+
+    def rule_for(self, service: str, host: str, port: int | None) -> EgressRule | None:
+        """The first rule by which this service may reach this destination; None: there is none.
 
         `host` is a name or an address. A call whose port is not known is allowed only by a rule for every port. An
         address matches blocks and addresses, a name matches names: nothing is resolved.
         """
-        host = _normal_host(host)
-        address = _address(host)
-        return any(
-            rule.service_name in {None, service}
-            and rule.port in {None, port}
-            and _matches(rule.destination, host, address)
-            for rule in self.rules
+        host = normal_host(host)
+        address = address_of(host)
+        return next(
+            (
+                rule
+                for rule in self.rules
+                if rule.service_name in {None, service}
+                and rule.port in {None, port}
+                and matches(rule.destination, host, address)
+            ),
+            None,
         )
 
 
@@ -103,12 +123,11 @@ def parse_policy(text: str, *, name: str) -> EgressPolicy:
     egress = document.get("egress", {})
     if not isinstance(egress, dict):
         raise ConfigError(f"{name}: egress: expected a table [egress], got {_kind(egress)}")
-    _only(egress, {"allow"}, name, "egress.")
-    allow = egress.get("allow", [])
-    if not isinstance(allow, list):
-        raise ConfigError(f"{name}: egress.allow: expected a list, got {_kind(allow)}")
-    rules = tuple(_entry(entry, f"{name}: egress.allow[{i}]") for i, entry in enumerate(allow))
-    return EgressPolicy(rules, is_given="allow" in egress)
+    _only(egress, {"allow", "internal"}, name, "egress.")
+    rules = tuple(_entry(entry, f"{name}: egress.allow[{i}]") for i, entry in enumerate(_list(egress, "allow", name)))
+    inside = _list(egress, "internal", name)
+    internal = tuple(parse_internal(entry, f"{name}: egress.internal[{i}]") for i, entry in enumerate(inside))
+    return EgressPolicy(rules, is_given="allow" in egress, internal=internal)
 
 
 def to_batch(policy: EgressPolicy) -> pa.RecordBatch:
@@ -123,6 +142,20 @@ def parse_destination(text: str, where: str) -> tuple[str, int | None]:
     """(destination, port) of `host`, `host:port`, `*.suffix`, an address, a CIDR block or `[IPv6]:port`; raises ConfigError."""
     host, port = _split_port(text.strip(), where)
     return _destination(host, where), port
+
+
+def parse_internal(entry: object, where: str) -> str:
+    """A host name, `*.suffix`, address or CIDR block that is no egress, in its shortest form; raises ConfigError."""
+    if not isinstance(entry, str):
+        raise ConfigError(f'{where}: expected a text like "10.0.0.0/8" or "*.corp.example", got {_kind(entry)}')
+    return _destination(entry, where)
+
+
+def _list(egress: Mapping[str, object], key: str, name: str) -> list[object]:
+    entries = egress.get(key, [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"{name}: egress.{key}: expected a list, got {_kind(entries)}")
+    return entries
 
 
 def _entry(entry: object, where: str) -> EgressRule:
@@ -163,7 +196,7 @@ def _rule_from_row(row: Mapping[str, object]) -> EgressRule:
 def _split_port(text: str, where: str) -> tuple[str, int | None]:
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
-        if not closed or (rest and not rest.startswith(":")) or _address(host) is None:
+        if not closed or (rest and not rest.startswith(":")) or address_of(host) is None:
             raise ConfigError(f"{where}: {text!r}: expected [IPv6 address]:port")
         return host, _port(rest[1:], text, where) if rest else None
     if text.count(":") == 1:
@@ -179,8 +212,8 @@ def _port(digits: str, text: str, where: str) -> int:
 
 
 def _destination(host: str, where: str) -> str:
-    host = _normal_host(host)
-    if (address := _address(host)) is not None:
+    host = normal_host(host)
+    if (address := address_of(host)) is not None:
         return str(address)
     if "/" in host:
         try:
@@ -192,12 +225,12 @@ def _destination(host: str, where: str) -> str:
     return host
 
 
-def _normal_host(host: str) -> str:
+def normal_host(host: str) -> str:
     """Lowercase, without the brackets of an IPv6 address and the root's dot."""
     return host.strip().lower().removeprefix("[").removesuffix("]").removesuffix(".")
 
 
-def _address(host: str) -> Address | None:
+def address_of(host: str) -> Address | None:
     """The address; an IPv4 address that IPv6 sockets show as ::ffff:a.b.c.d is the IPv4 address."""
     try:
         address = ipaddress.ip_address(host)
@@ -207,15 +240,17 @@ def _address(host: str) -> Address | None:
     return mapped or address
 
 
-def _matches(destination: str, host: str, address: Address | None) -> bool:
+def matches(destination: str, host: str, address: Address | None) -> bool:
+    """Whether a destination of a list covers this host, which is `address` where it is one: an address only blocks, a name only names."""
     if address is not None:
-        return _network_contains(destination, address)
+        return network_contains(destination, address)
     if destination.startswith("*."):
         return host.endswith(destination[1:])
     return host == destination
 
 
-def _network_contains(destination: str, address: Address) -> bool:
+def network_contains(destination: str, address: Address) -> bool:
+    """Whether this block, or single address, holds the address; False where it is a name."""
     try:
         network: Network = ipaddress.ip_network(destination)
     except ValueError:  # a name: it matches no address
