@@ -142,10 +142,12 @@ class Courier:
         self._thread = threading.Thread(target=self._run, name=f"courier {self.sender.name}", daemon=True)
         self._thread.start()
 
-    def offer(self, events: Sequence[Event]) -> None:
-        """Let these be delivered after what waits already."""
+    def offer(self, events: Sequence[Event], standing: Sequence[Event] = ()) -> None:
+        """Let these be delivered after what waits already, and then what stands after them; see `refresh`."""
         with self._changed:
             self._waiting.extend(events)
+            # What stood before them may be resolved by them: telling it after them would open it again.
+            self._standing = tuple(standing)
             excess = [self._waiting.popleft() for _ in range(len(self._waiting) - self.most)]
             self._changed.notify_all()
         if excess:

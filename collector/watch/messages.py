@@ -114,7 +114,7 @@ def _icon(event: Event) -> str:
 def _slack_text(text: object, length: int) -> str:
     """Slack's three escapes; and what would begin bold, code or a link elsewhere stays a character."""
     safe = _clean(str(text), length).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return safe.replace("`", "'").replace("*", "∗").replace("\n", " ")
+    return safe.replace("`", "'").replace("*", "\u2217").replace("\n", " ")
 
 
 def document(event: Event) -> dict[str, Any]:

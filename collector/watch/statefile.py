@@ -88,9 +88,9 @@ def read_memory(path: Path, source: str) -> Memory:
     return memory
 
 
-def write_memory(path: Path, memory: Memory) -> None:
-    """Replace FILE; raises ConfigError."""
-    _replace(path, dump(memory))
+def write_text(path: Path, text: str) -> None:
+    """Replace FILE, and let it survive the machine: beside it, synced, renamed. Raises ConfigError."""
+    _replace(path, text)
 
 
 def marks_path(path: Path) -> Path:

@@ -1,0 +1,300 @@
+"""The watch itself: rounds, memory and couriers around the pure machine. One thread decides; each sink has its own.
+
+A round: is there anything new? then look; decide; write the state with what is to be told; tell. In this order, a kill at any point
+loses nothing: what was not written is found again, what was written is told again, with the same ids.
+"""
+
+import json
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from collector.errors import CollectorError, ConfigError
+from collector.forensics.tables import NS_PER_S, Window
+from collector.watch.delivery import Courier
+from collector.watch.looking import Look, Looker
+from collector.watch.machine import advance, advance_blind, standing
+from collector.watch.messages import RESEND_NS
+from collector.watch.model import MINUTE_NS, Event, Marks, Patience, State
+from collector.watch.statefile import Memory, dump, read_marks, write_text
+
+RECORD: Final = "stdout"
+"""The sink that gets everything, silenced or not."""
+
+CATCH_UP_NS: Final = 24 * 60 * MINUTE_NS
+"""How far back a watch looks for what came while it was down."""
+
+AHEAD_NS: Final = MINUTE_NS
+"""Clocks run ahead; what claims to be later than this is not looked at before its time."""
+
+GRACE_S: Final = 5.0
+NOTES_EVERY_S: Final = 600.0
+TELL_EVERY_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a watch goes about it.
+
+    Attributes:
+        source: What the user typed; the state belongs to it.
+        interval_s: Between the beginnings of two rounds, at least; and a round rests for as long as it worked.
+        window_ns: How far back each round looks.
+        patience: When it believes what it sees.
+        state_file: None: a restart begins anew.
+        run_s: It ends after so long; None: never.
+        idle_s: It ends when nothing new came for so long and everything is told; None: never.
+    """
+
+    source: str
+    interval_s: float = 5.0
+    window_ns: int = 10 * MINUTE_NS
+    patience: Patience = field(default_factory=Patience)
+    state_file: Path | None = None
+    run_s: float | None = None
+    idle_s: float | None = None
+
+
+@dataclass(slots=True)
+class Watch:
+    """One watch, from the memory that it begins with.
+
+    Attributes:
+        couriers: By sink, whose names the outbox uses.
+        forgetful: Sinks that are told again what is open.
+        record: Called with each event, and again after a kill: writes it to stdout; raises BrokenPipeError.
+        complain: Called with a sentence for people.
+        clock: ns since the Unix epoch.
+    """
+
+    plan: Plan
+    looker: Looker
+    memory: Memory
+    record: Callable[[Event], None]
+    complain: Callable[[str], None]
+    couriers: Mapping[str, Courier] = field(default_factory=dict)
+    forgetful: frozenset[str] = frozenset()
+    clock: Callable[[], int] = time.time_ns
+    _state: State = field(default_factory=State)
+    _outbox: dict[str, deque[Event]] = field(default_factory=lambda: defaultdict(deque))
+    _done: deque[tuple[str, str]] = field(default_factory=deque)
+    _woken: threading.Condition = field(default_factory=threading.Condition)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _saved: str = ""
+    _mark: object = None
+    _last: Look | None = None
+    _fresh_at: float = 0.0
+    _resent_at: float = float("-inf")
+    _noted_at: float = float("-inf")
+    _notes: tuple[str, ...] = ()
+    _told: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> State:
+        """Watch until it is stopped or its time is over; the state at the end. Raises what the very first look raises."""
+        self._remember()
+        threading.Thread(target=self._interrupt_at_stop, name="watch-stop", daemon=True).start()
+        begun = self._fresh_at = time.monotonic()
+        for courier in self.couriers.values():
+            courier.start()
+        try:
+            while not self._stopping.is_set():
+                started = time.monotonic()
+                self.round()
+                took = time.monotonic() - started
+                if took > self.plan.interval_s:
+                    self._tell(
+                        "slow",
+                        f"a round took {took:.1f} s, the interval is {self.plan.interval_s:g} s: findings come later",
+                    )
+                if self._is_over(begun):
+                    break
+                self._rest(started + max(self.plan.interval_s, 2 * took), begun)
+        finally:
+            self.stop()
+            self._close()
+        return self._state
+
+    def stop(self) -> None:
+        """From any thread or a signal's handler: end soon."""
+        self._stopping.set()
+
+    def finished(self, sink: str, event_ids: Sequence[str]) -> None:
+        """From a courier's thread: these need not be kept any more."""
+        with self._woken:
+            self._done.extend((sink, event_id) for event_id in event_ids)
+            self._woken.notify_all()
+
+    def round(self) -> None:
+        """Look if anything is new, decide, write, tell."""
+        now = self.clock()
+        marks = self._marks()
+        events: list[Event] = []
+        try:
+            look = self._look(now)
+        except CollectorError as e:
+            if self._last is None:
+                raise
+            if not self._stopping.is_set():
+                self._tell("blind", f"nothing could be looked at: {e}")
+                self._mark = None
+                self._state, events = advance_blind(self._state, str(e), now, marks=marks, patience=self.plan.patience)
+        else:
+            self._state, events = advance(
+                self._state, look.rows, look.coverage, now, marks=marks, patience=self.plan.patience
+            )
+            if self._state.beyond:
+                self._tell("beyond", f"{self._state.beyond:,} findings are too many to be followed and are not told")
+        self._put(events, marks, now)
+
+    def _look(self, now: int) -> Look:
+        """The last look, or a new one if anything came since."""
+        mark = self.looker.mark()
+        if self._last is not None and mark == self._mark:
+            return self._last
+        since = now - self.plan.window_ns
+        if self._state.looked_until_unix_nano and (self._last is None or self._state.blind_since_unix_nano):
+            since = min(since, self._state.looked_until_unix_nano - self.plan.window_ns)
+        since = max(since, now - max(CATCH_UP_NS, self.plan.window_ns), 0)
+        self._last = self.looker.look(Window(since, now + AHEAD_NS))
+        # The mark from before the look: what came meanwhile is looked at again.
+        self._mark = mark
+        self._fresh_at = time.monotonic()
+        self._note(self._last.notes)
+        return self._last
+
+    def _put(self, events: Sequence[Event], marks: Marks, now: int) -> None:
+        """Write the state with what is to be told, then tell it."""
+        loud = [event for event in events if not event.quiet]
+        self._outbox[RECORD].extend(events)
+        for sink in self.couriers:
+            self._outbox[sink].extend(loud)
+        again = time.monotonic() - self._resent_at >= RESEND_NS / NS_PER_S
+        if again:
+            self._resent_at = time.monotonic()
+        self._save()
+        stands = standing(self._state, marks, now)
+        for sink, courier in self.couriers.items():
+            if loud:
+                courier.offer(loud, stands if sink in self.forgetful else ())
+            elif again and sink in self.forgetful:
+                courier.refresh(stands)
+        if self._outbox[RECORD]:
+            while self._outbox[RECORD]:
+                self.record(self._outbox[RECORD][0])
+                self._outbox[RECORD].popleft()
+            self._save()
+
+    def _remember(self) -> None:
+        """Take up the memory: what was not delivered is offered again, what belongs to sinks that are gone is told and dropped."""
+        self._state = self.memory.state
+        for sink, events in self.memory.outbox.items():
+            if sink == RECORD:
+                self._outbox[sink].extend(events)
+            elif sink in self.couriers:
+                self._outbox[sink].extend(events)
+                self.couriers[sink].offer(events)
+            elif events:
+                self.complain(f"{len(events)} events wait for a sink that is not given any more ({sink}): dropped")
+        if self._state.open:
+            self.complain(
+                f"{len(self._state.open)} findings are open from before; `provenance watch --list` shows them"
+            )
+
+    def _rest(self, until: float, begun: float) -> None:
+        """Wait for the next round, writing down meanwhile what was delivered."""
+        if self.plan.run_s is not None:
+            until = min(until, begun + self.plan.run_s)
+        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+            with self._woken:
+                # A signal's handler may not take a lock: it sets a flag that is looked at every now and then.
+                self._woken.wait_for(lambda: bool(self._done), min(left, 0.2))
+            self._strike_off()
+
+    def _strike_off(self) -> None:
+        """What was delivered or given up is kept no longer."""
+        gone: defaultdict[str, set[str]] = defaultdict(set)
+        while self._done:
+            sink, event_id = self._done.popleft()
+            gone[sink].add(event_id)
+        for sink, ids in gone.items():
+            self._outbox[sink] = deque(event for event in self._outbox[sink] if event.event_id not in ids)
+        if gone:
+            self._save()
+
+    def _save(self) -> None:
+        path = self.plan.state_file
+        if path is None:
+            return
+        outbox = {sink: tuple(events) for sink, events in self._outbox.items() if events}
+        # When it last looked changes with every round, and is worth a write a minute.
+        looked = self._state.looked_until_unix_nano // MINUTE_NS
+        text = dump(Memory(self.plan.source, self._state, outbox))
+        told = json.dumps([looked, _without_time(text)])
+        if told == self._saved:
+            return
+        try:
+            write_text(path, text)
+        except ConfigError as e:
+            self._tell("state", f"{e}; a restart will tell again what is told from now on")
+        else:
+            self._saved = told
+
+    def _marks(self) -> Marks:
+        if self.plan.state_file is None:
+            return Marks()
+        try:
+            return read_marks(self.plan.state_file)
+        except ConfigError as e:
+            self._tell("marks", f"{e}; nothing counts as acknowledged or silenced")
+            return Marks()
+
+    def _is_over(self, begun: float) -> bool:
+        now = time.monotonic()
+        if self.plan.run_s is not None and now - begun >= self.plan.run_s:
+            return True
+        doubted = any(record.doubted_since_unix_nano is not None for record in self._state.records.values())
+        idle = self.plan.idle_s is not None and now - self._fresh_at >= self.plan.idle_s and not doubted
+        return idle and all(courier.is_idle for courier in self.couriers.values())
+
+    def _close(self) -> None:
+        """Give what is on its way a moment, and write down what is left."""
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline and not all(courier.is_idle for courier in self.couriers.values()):
+            with self._woken:
+                self._woken.wait(0.05)
+        for courier in self.couriers.values():
+            courier.stop(max(0.1, deadline - time.monotonic()))
+        self._strike_off()
+        self._save()
+        left = sum(len(events) for sink, events in self._outbox.items() if sink != RECORD)
+        if left:
+            kept = "lost" if self.plan.state_file is None else "kept for the next run"
+            self.complain(f"{left} events could not be delivered in time: {kept}")
+        self.looker.close()
+
+    def _interrupt_at_stop(self) -> None:
+        self._stopping.wait()
+        self.looker.interrupt()
+
+    def _note(self, notes: tuple[str, ...]) -> None:
+        """What could not be seen, at the beginning and then now and then: its figures change with every round."""
+        if notes != self._notes and time.monotonic() - self._noted_at >= NOTES_EVERY_S:
+            self._noted_at, self._notes = time.monotonic(), notes
+            for note in notes:
+                self.complain(note)
+
+    def _tell(self, about: str, text: str) -> None:
+        """A complaint, at most once a minute about the same."""
+        if time.monotonic() - self._told.get(about, float("-inf")) >= TELL_EVERY_S:
+            self._told[about] = time.monotonic()
+            self.complain(text)
+
+
+def _without_time(text: str) -> str:
+    """The state's text without the moment of its last look, to tell whether anything else changed."""
+    head, _, rest = text.partition('"looked_until_unix_nano":')
+    return head + rest.partition(",")[2]
