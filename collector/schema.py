@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 SqlType = Literal["UUID", "UBIGINT", "BIGINT", "INTEGER", "BOOLEAN", "VARCHAR", "MAP(VARCHAR, VARCHAR)"]
 
@@ -207,6 +207,99 @@ PROXY_RECORDS: Final = (
     Column("user_agent", "VARCHAR", "as logged"),
     Column("received_unix_nano", "BIGINT", "when the collector read it", required=True),
     Column("attributes", "MAP(VARCHAR, VARCHAR)", "every other key of the line, values as JSON text"),
+    Column("format", "VARCHAR", "envoy, istio, envoy-gateway, linkerd, ztunnel; NULL: read by an older release"),
+    Column(
+        "downstream_peer",
+        "VARCHAR",
+        "authenticated identity of the peer as the proxy logged it: URI of the rightmost x-forwarded-client-cert element, "
+        "Linkerd's client.id, ztunnel's src.identity; NULL on plaintext, or where it is not logged",
+    ),
+)
+
+FLOWS: Final = (
+    Column(
+        "record_id",
+        "UBIGINT",
+        "hash of what was read and where: reading a file again gives the same ids",
+        required=True,
+    ),
+    Column("source", "VARCHAR", "the file or stream that it was read from", required=True),
+    Column("format", "VARCHAR", "zeek, vpcflow, hubble, conntrack, ztunnel", required=True),
+    Column("start_time_unix_nano", "BIGINT", "when the flow began, ns since the Unix epoch", required=True),
+    Column("duration_ns", "BIGINT", "until its last packet; NULL if not recorded"),
+    Column("protocol", "VARCHAR", "tcp, udp, icmp, ...; lower case"),
+    Column("source_address", "VARCHAR", "who opened it", required=True),
+    Column("source_port", "INTEGER", "NULL where the protocol has none"),
+    Column("destination_address", "VARCHAR", "whom it was opened to, as dialled", required=True),
+    Column("destination_port", "INTEGER", "NULL where the protocol has none"),
+    Column("destination_name", "VARCHAR", "SNI or DNS name, where the record has one"),
+    Column("bytes_out", "BIGINT", "source to destination; IP bytes with headers where known, else payload"),
+    Column("bytes_in", "BIGINT", "destination to source, likewise"),
+    Column("packets_out", "BIGINT", "source to destination"),
+    Column("packets_in", "BIGINT", "destination to source"),
+    Column("state", "VARCHAR", "the format's own word: Zeek's conn_state, FORWARDED, DROPPED, ACCEPT, REJECT, ..."),
+    Column("source_workload", "VARCHAR", "as the record names it"),
+    Column("source_namespace", "VARCHAR", "Kubernetes namespace"),
+    Column("source_identity", "VARCHAR", "SPIFFE id that the record says was authenticated"),
+    Column("destination_workload", "VARCHAR", "as the record names it"),
+    Column("destination_namespace", "VARCHAR", "Kubernetes namespace"),
+    Column("destination_identity", "VARCHAR", "SPIFFE id that the record says was authenticated"),
+    Column(
+        "mesh_tls", "BOOLEAN", "TRUE: the record proves mesh mTLS or HBONE; FALSE: it proves plaintext; NULL: unknown"
+    ),
+    Column("trace_id", "UUID", "where the record carries one"),
+    Column("node", "VARCHAR", "the machine that recorded it"),
+    Column("received_unix_nano", "BIGINT", "when the collector read it", required=True),
+    Column("attributes", "MAP(VARCHAR, VARCHAR)", "every other field of the record, values as JSON text"),
+)
+
+SOCKETS: Final = (
+    Column("record_id", "UBIGINT", "of the socket: a later report of it replaces the earlier", required=True),
+    Column("source", "VARCHAR", "the witness's name", required=True),
+    Column("service_name", "VARCHAR", "the workload whose network namespace it is in", required=True),
+    Column("service_instance_id", "VARCHAR", "which replica, where known"),
+    Column("protocol", "VARCHAR", "tcp, udp", required=True),
+    Column("direction", "VARCHAR", "outbound, inbound; NULL: it listens"),
+    Column("local_address", "VARCHAR", "of the workload", required=True),
+    Column("local_port", "INTEGER", "of the workload", required=True),
+    Column("remote_address", "VARCHAR", "NULL: it listens"),
+    Column("remote_port", "INTEGER", "NULL: it listens"),
+    Column("state", "VARCHAR", "ESTABLISHED, TIME_WAIT, LISTEN, ...; the last that was seen", required=True),
+    Column("capture", "VARCHAR", "captured, bypassed, not_mesh; NULL: it listens, or nothing could be told"),
+    Column("proxy_port", "INTEGER", "the proxy's port that has the counterpart"),
+    Column("uid", "BIGINT", "the user that the socket belongs to"),
+    Column("first_seen_unix_nano", "BIGINT", "the first look that found it", required=True),
+    Column("last_seen_unix_nano", "BIGINT", "the last look that found it", required=True),
+    Column("received_unix_nano", "BIGINT", "when the collector received the report", required=True),
+    Column("attributes", "MAP(VARCHAR, VARCHAR)", "what else the witness knows, values as JSON text"),
+)
+
+SOCKET_WATCHES: Final = (
+    Column("source", "VARCHAR", "the witness's name", required=True),
+    Column("service_name", "VARCHAR", "the workload that it watched", required=True),
+    Column("service_instance_id", "VARCHAR", "which replica, where known"),
+    Column("addresses", "VARCHAR", "the workload's own addresses, with commas between them"),
+    Column("since_unix_nano", "BIGINT", "it looked from then on: absence counts only from here", required=True),
+    Column("until_unix_nano", "BIGINT", "... to there", required=True),
+    Column("interval_ns", "BIGINT", "between two looks"),
+    Column("samples", "BIGINT", "how many looks"),
+    Column("proxy_found", "BOOLEAN", "whether any port of a proxy was listening"),
+    Column("received_unix_nano", "BIGINT", "when the collector received the report", required=True),
+)
+
+WORKLOADS: Final = (
+    Column("address", "VARCHAR", "an address of the workload", required=True),
+    Column("service_name", "VARCHAR", "the workload that has it", required=True),
+    Column("namespace", "VARCHAR", "Kubernetes namespace"),
+    Column("pod", "VARCHAR", "which pod"),
+    Column("principal", "VARCHAR", "SPIFFE id or Linkerd identity"),
+    Column("mesh", "VARCHAR", "istio, linkerd, ambient, none; NULL: unknown"),
+    Column("host_network", "BOOLEAN", "whether the address is its node's: then others share it"),
+    Column("first_seen_unix_nano", "BIGINT", "from when the workload had it, as far as known"),
+    Column("last_seen_unix_nano", "BIGINT", "until when it is known to have had it"),
+    Column("source", "VARCHAR", "the file or stream that says so", required=True),
+    Column("received_unix_nano", "BIGINT", "when the collector read it", required=True),
+    Column("attributes", "MAP(VARCHAR, VARCHAR)", "annotations that decide what is captured, values as they are"),
 )
 
 INGEST_ERRORS: Final = (
@@ -240,6 +333,10 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "resources": RESOURCES,
     "scopes": SCOPES,
     "proxy_records": PROXY_RECORDS,
+    "flows": FLOWS,
+    "sockets": SOCKETS,
+    "socket_watches": SOCKET_WATCHES,
+    "workloads": WORKLOADS,
     "ingest_errors": INGEST_ERRORS,
     "egress_allow": EGRESS_ALLOW,
     "access_logs": ACCESS_LOGS,
@@ -289,8 +386,13 @@ EVIDENCE_SINCE_KEY: Final = "evidence_since_unix_nano"
 CONTENT_KEYS: Final = {"resources": "resource_id", "scopes": "scope_id", "attribute_keys": "attribute_key_id"}
 """Tables whose rows repeat with every request and are stored once, by their content hash."""
 
-REPLACED_KEYS: Final = {"access_logs": "source"}
-"""Tables where an arriving row replaces the older row with the same key."""
+REPLACED_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "access_logs": ("source",),
+    "sockets": ("record_id",),
+    "socket_watches": ("source", "service_name", "since_unix_nano"),
+    "workloads": ("address", "service_name", "source"),
+}
+"""Tables where an arriving row replaces the older row with the same key: columns that are never NULL."""
 
 _EVERY: Final = TABLES | DERIVED_TABLES
 

@@ -12,7 +12,8 @@ from collector.commands.terminal import complain
 from collector.errors import CollectorError, exit_code
 
 _EPILOG: Final = """\
-tables: spans, span_events, span_links, resources, scopes, proxy_records, ingest_errors, egress_allow, access_logs.
+tables: spans, span_events, span_links, resources, scopes, proxy_records, flows, sockets, socket_watches, workloads,
+  ingest_errors, egress_allow, access_logs.
 DESCRIBE spans shows a table's columns. Only SELECT, DESCRIBE, SUMMARIZE, SHOW and EXPLAIN are answered.
 
 examples:

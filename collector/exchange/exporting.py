@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -19,10 +19,27 @@ from collector.otlp.json_form import request_to_json
 
 _IDS_PER_QUERY: Final = 5_000
 
-_TIME_COLUMNS: Final = {"spans": "start_time_unix_nano", "proxy_records": "start_time_unix_nano"}
+_TIME_COLUMNS: Final = dict.fromkeys(("spans", "proxy_records", "flows"), "start_time_unix_nano")
 """What --since and --until are about."""
 
-_HASHED: Final = {"spans": "span_id", "proxy_records": "record_id", "ingest_errors": "reason"}
+_LASTING: Final = {
+    "sockets": ("first_seen_unix_nano", "last_seen_unix_nano"),
+    "socket_watches": ("since_unix_nano", "until_unix_nano"),
+}
+"""Tables of what lasts, from when to when: in scope is what lasted into it."""
+
+_TIMELESS: Final = frozenset({"egress_allow", "access_logs", "workloads"})
+"""Tables that are exported whole: what they say holds for all of the evidence."""
+
+_HASHED: Final = {
+    "spans": "span_id",
+    "proxy_records": "record_id",
+    "flows": "record_id",
+    "sockets": "record_id",
+    "socket_watches": "since_unix_nano",
+    "workloads": "address",
+    "ingest_errors": "reason",
+}
 """Tables that come in pages, and what tells their rows apart."""
 
 
@@ -135,8 +152,11 @@ def _condition(table: str, scope: Scope) -> str | None:
     """SQL of what is in scope; None where nothing of the table is, because it knows no traces."""
     if scope.trace_id is not None and "trace_id" not in {c.name for c in schema.TABLES[table]}:
         return None
-    if table in {"egress_allow", "access_logs"}:
+    if table in _TIMELESS:
         return "true"
+    if table in _LASTING:
+        first, last = _LASTING[table]
+        return f"{replace(scope, until=None).condition(last)} AND {replace(scope, since=None).condition(first)}"
     return scope.condition(_TIME_COLUMNS.get(table, "received_unix_nano"))
 
 

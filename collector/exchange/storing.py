@@ -104,8 +104,14 @@ class StoreSink:
     def _new(self, table: str, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows that the store lacks, of the tables that the writer does not look after."""
         match table:
-            case "proxy_records":
+            case "proxy_records" | "flows":
                 return self._without_known(batch, table, "record_id", "start_time_unix_nano")
+            case "sockets":
+                return self._newer(batch, table, "record_id", "last_seen_unix_nano")
+            case "socket_watches":
+                return self._newer(batch, table, "since_unix_nano", "until_unix_nano")
+            case "workloads":
+                return self._newer(batch, table, "address", "received_unix_nano")
             case "ingest_errors":
                 return self._without_known(batch, table, "received_unix_nano", "received_unix_nano")
             case "access_logs":
@@ -127,6 +133,24 @@ class StoreSink:
         values = batch.column(key)
         return batch.filter(pc.invert(pc.is_in(values, value_set=known.cast(values.type).combine_chunks())))
 
+    def _newer(self, batch: pa.RecordBatch, table: str, sorted_by: str, time_column: str) -> pa.RecordBatch:
+        """The rows that say more than the one that they would replace: with no such key, or with an earlier time."""
+        key = schema.REPLACED_KEYS[table]
+        low, high = (v.as_py() for v in pc.min_max(batch.column(sorted_by)).values())
+        bounds = f"BETWEEN {_literal(low)} AND {_literal(high)}"
+        answer = self._reader.query(
+            f"SELECT {', '.join(key)}, {time_column} AS known FROM {table} WHERE {sorted_by} {bounds}"
+        )
+        known = {tuple(row[name] for name in key): row["known"] for row in answer.to_pylist()}
+        keys = zip(*(batch.column(name).to_pylist() for name in key), strict=True)
+        times = batch.column(time_column).to_pylist()
+        return batch.filter(pa.array([known.get(k, -1) < time for k, time in zip(keys, times, strict=True)]))
+
     def _count(self, table: str) -> int:
         [row] = self._reader.query(f"SELECT count(*) AS n FROM {table}").to_pylist()
         return int(row["n"])
+
+
+def _literal(value: object) -> str:
+    """A number or a text as SQL."""
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else str(value)

@@ -33,9 +33,9 @@ from collector.witnesses.envoy import (
     MAX_LINE_BYTES,
     Direction,
     Row,
-    direction_of,
     read_fields,
     row_of,
+    set_direction,
     to_batch,
 )
 
@@ -234,7 +234,7 @@ def _row(record: LogRecord, sender: _Sender, notes: Counter[str]) -> Row:
         row["service_name"] = UNKNOWN_PROXY
         notes[NO_WORKLOAD] += 1
     row["source"] = f"otlp:{row['service_instance_id'] or row['service_name']}"
-    row["direction"] = direction_of(row["upstream_cluster"]) or said or sender.direction
+    set_direction(row, said or sender.direction)
     if len(record.trace_id) == 16 and any(record.trace_id):
         row["trace_id"] = UUID(bytes=record.trace_id)
     if sender.attributes:

@@ -108,6 +108,7 @@ class Store:
     _identity: tuple[int, int]
     memory: Allowance
     generation: int = 0
+    _stand_ins: tuple[str, ...] = ()
     _unusable: str | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _cursors: "weakref.WeakSet[duckdb.DuckDBPyConnection]" = field(default_factory=weakref.WeakSet)
@@ -134,7 +135,8 @@ class Store:
             make_whole(path, lambda unfinished: _attach(unfinished, limit, read_only=False).close())
         connection = _connect(path, limit, read_only=read_only)
         memory = Allowance(limit if read_only else WRITING_BYTES, limit)
-        return cls(path, read_only, connection, _identity(path), memory)
+        missing = _stand_ins(connection, path) if read_only else ()
+        return cls(path, read_only, connection, _identity(path), memory, _stand_ins=missing)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A connection of its own to the same file; raises StoreError once the store is closed.
@@ -146,6 +148,8 @@ class Store:
                 raise StoreError(self._unusable)
             try:
                 cursor = self._connection.cursor().execute(f"USE {CATALOG}")
+                for statement in self._stand_ins:
+                    cursor.execute(statement)
             except duckdb.Error as e:
                 raise StoreError(f"{self.path}: the database cannot be used: {message(e)}") from e
             self._cursors.add(cursor)
@@ -422,3 +426,9 @@ def _check_version(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     from collector.store import migrations
 
     migrations.check_readable(migrations.stored_version(connection, path), path)
+
+
+def _stand_ins(connection: duckdb.DuckDBPyConnection, path: Path) -> tuple[str, ...]:
+    from collector.store import migrations
+
+    return migrations.stand_ins(migrations.stored_version(connection, path), CATALOG)

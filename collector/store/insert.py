@@ -5,8 +5,8 @@
     Inserter.rolled_back()      it never happened
     Inserter.forget(ids)        content ids that somebody deleted
 
-Resources and scopes come with every request and are stored once. An access log's reading position replaces the older one. A
-span that is there already is left out, with its events and links (see `recent`).
+Resources and scopes come with every request and are stored once. A reading position, a report
+of a socket and an address's owner replace the older one (`schema.REPLACED_KEYS`). A span that is there already is left out, with its events and links (see `recent`).
 """
 
 from collections import Counter
@@ -116,7 +116,8 @@ class Inserter:
     def _insert(self, table: str, rows: pa.Table) -> None:
         self._cursor.register(ARRIVED, rows)
         if key := schema.REPLACED_KEYS.get(table):
-            self._cursor.execute(f"DELETE FROM {table} WHERE {key} IN (SELECT {key} FROM {ARRIVED})")
+            columns = ", ".join(key)
+            self._cursor.execute(f"DELETE FROM {table} WHERE ({columns}) IN (SELECT ({columns}) FROM {ARRIVED})")
         self._cursor.execute(f"INSERT INTO {table} SELECT * FROM {ARRIVED}")
         self._cursor.unregister(ARRIVED)
 
@@ -233,7 +234,8 @@ def _only_new(rows: pa.Table, key: str, known: Iterable[int], fresh: set[int]) -
     return rows.take(pa.array(keep, pa.int64()))
 
 
-def _last_of_each(rows: pa.Table, key: str) -> pa.Table:
+def _last_of_each(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     """The last row of each key: the newest, since requests are in the order of their arrival."""
-    positions = {value: i for i, value in enumerate(rows.column(key).to_pylist())}
+    columns = (rows.column(name).to_pylist() for name in key)
+    positions = {values: i for i, values in enumerate(zip(*columns, strict=True))}
     return rows.take(pa.array(sorted(positions.values()), pa.int64()))

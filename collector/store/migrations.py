@@ -81,7 +81,75 @@ def _derive_short_cuts(connection: duckdb.DuckDBPyConnection) -> None:
             )
 
 
-STEPS: Final = (Step(1, "short cuts to a trace and to the keys of attributes", _derive_short_cuts),)
+def _add_witnesses(connection: duckdb.DuckDBPyConnection) -> None:
+    """Version 3: tables for network flows, sockets and addresses; two columns more of what proxies log."""
+    for column in ("format", "downstream_peer"):
+        connection.execute(f"ALTER TABLE proxy_records ADD COLUMN {column} VARCHAR")
+    for table, columns in _TABLES_OF_VERSION_3.items():
+        connection.execute(f"CREATE TABLE {table} ({columns})")
+
+
+_TABLES_OF_VERSION_3: Final = {
+    "flows": (
+        "record_id UBIGINT NOT NULL, source VARCHAR NOT NULL, format VARCHAR NOT NULL, "
+        "start_time_unix_nano BIGINT NOT NULL, duration_ns BIGINT, protocol VARCHAR, "
+        "source_address VARCHAR NOT NULL, source_port INTEGER, destination_address VARCHAR NOT NULL, "
+        "destination_port INTEGER, destination_name VARCHAR, bytes_out BIGINT, bytes_in BIGINT, "
+        "packets_out BIGINT, packets_in BIGINT, state VARCHAR, source_workload VARCHAR, "
+        "source_namespace VARCHAR, source_identity VARCHAR, destination_workload VARCHAR, "
+        "destination_namespace VARCHAR, destination_identity VARCHAR, mesh_tls BOOLEAN, trace_id UUID, "
+        "node VARCHAR, received_unix_nano BIGINT NOT NULL, attributes MAP(VARCHAR, VARCHAR)"
+    ),
+    "sockets": (
+        "record_id UBIGINT NOT NULL, source VARCHAR NOT NULL, service_name VARCHAR NOT NULL, "
+        "service_instance_id VARCHAR, protocol VARCHAR NOT NULL, direction VARCHAR, "
+        "local_address VARCHAR NOT NULL, local_port INTEGER NOT NULL, remote_address VARCHAR, "
+        "remote_port INTEGER, state VARCHAR NOT NULL, capture VARCHAR, proxy_port INTEGER, uid BIGINT, "
+        "first_seen_unix_nano BIGINT NOT NULL, last_seen_unix_nano BIGINT NOT NULL, "
+        "received_unix_nano BIGINT NOT NULL, attributes MAP(VARCHAR, VARCHAR)"
+    ),
+    "socket_watches": (
+        "source VARCHAR NOT NULL, service_name VARCHAR NOT NULL, service_instance_id VARCHAR, "
+        "addresses VARCHAR, since_unix_nano BIGINT NOT NULL, until_unix_nano BIGINT NOT NULL, "
+        "interval_ns BIGINT, samples BIGINT, proxy_found BOOLEAN, received_unix_nano BIGINT NOT NULL"
+    ),
+    "workloads": (
+        "address VARCHAR NOT NULL, service_name VARCHAR NOT NULL, namespace VARCHAR, pod VARCHAR, "
+        "principal VARCHAR, mesh VARCHAR, host_network BOOLEAN, first_seen_unix_nano BIGINT, "
+        "last_seen_unix_nano BIGINT, source VARCHAR NOT NULL, received_unix_nano BIGINT NOT NULL, "
+        "attributes MAP(VARCHAR, VARCHAR)"
+    ),
+}
+"""Their columns."""
+
+STEPS: Final = (
+    Step(1, "short cuts to a trace and to the keys of attributes", _derive_short_cuts),
+    Step(2, "tables for network flows, sockets and addresses", _add_witnesses),
+)
+
+
+def stand_ins(version: int, catalog: str) -> tuple[str, ...]:
+    """Statements that make an older file look like today's on a connection that only reads it.
+
+    Tables that it lacks are empty there, columns NULL. Derived tables are left out: who asks for them knows how to do without.
+    `catalog` is where the file is attached.
+    """
+    if version > _BEFORE_WITNESSES:
+        return ()
+    tables = (
+        f"CREATE TEMP VIEW {table} AS SELECT "
+        + ", ".join(f"NULL::{column.type} AS {column.name}" for column in schema.TABLES[table])
+        + " WHERE false"
+        for table in _TABLES_OF_VERSION_3
+    )
+    records = (
+        "CREATE TEMP VIEW proxy_records AS SELECT *, NULL::VARCHAR AS format, NULL::VARCHAR AS downstream_peer "
+        f"FROM {catalog}.main.proxy_records"
+    )
+    return (*tables, records)
+
+
+_BEFORE_WITNESSES: Final = 2
 
 
 def stored_version(connection: duckdb.DuckDBPyConnection, path: Path) -> int:

@@ -71,8 +71,11 @@ _PROBE_ROWS: Final = 250_000
 _CHECKPOINT_AGAIN_NS: Final = 5 * 10**9
 """When a checkpoint that freed nothing is repeated: readers that began before a deletion keep its rows until they end."""
 
-_ARRIVING: Final = ("spans", "proxy_records", "ingest_errors")
+_ARRIVING: Final = ("spans", "proxy_records", "flows", "sockets", "socket_watches", "ingest_errors")
 """Tables that are cut by `received_unix_nano`."""
+
+_EVIDENCE: Final = ("spans", "proxy_records", "flows", "sockets")
+"""Those of them whose oldest row says since when there is evidence."""
 
 _OF_SPANS: Final = ("span_events", "span_links")
 """Tables whose rows go with their span."""
@@ -330,10 +333,7 @@ def _deleted(cursor: duckdb.DuckDBPyConnection, sql: str) -> int:
 
 def _record(cursor: duckdb.DuckDBPyConnection, cut: int, removed: Mapping[str, int]) -> None:
     """Say in the file itself what is gone, in the transaction that deletes it."""
-    oldest = [
-        cursor.execute(f"SELECT min(received_unix_nano) FROM {table}").fetchone()
-        for table in ("spans", "proxy_records")
-    ]
+    oldest = [cursor.execute(f"SELECT min(received_unix_nano) FROM {table}").fetchone() for table in _EVIDENCE]
     left = [row[0] for row in oldest if row and row[0] is not None]
     values = {REMOVED_KEY + table: _meta(cursor, REMOVED_KEY + table) + rows for table, rows in removed.items()}
     values[SINCE_KEY] = max(_meta(cursor, SINCE_KEY), min([cut + 1, *left]))

@@ -28,8 +28,10 @@ import pyarrow as pa
 
 from collector.errors import DecodeError
 from collector.schema import arrow_schema
+from provenance.identity import XFCC, peer_principal
 
 Direction = Literal["inbound", "outbound"]
+Format = Literal["envoy", "istio", "envoy-gateway"]
 Row = dict[str, object]
 
 MAX_LINE_BYTES: Final = 256 * 1024
@@ -49,12 +51,14 @@ class Origin:
         service_name: The workload whose proxy wrote it.
         direction: What the operator says about the file; a line's own `upstream_cluster` (Istio) goes before it.
         service_instance_id: Which replica, where known.
+        format: Whose format all of its lines have, where somebody said so; else each line speaks for itself.
     """
 
     source: str
     service_name: str
     direction: Direction | None = None
     service_instance_id: str | None = None
+    format: Format | None = None
 
 
 def decode_line(line: bytes, origin: Origin, *, offset: int, received_unix_nano: int) -> Row:
@@ -66,7 +70,8 @@ def decode_line(line: bytes, origin: Origin, *, offset: int, received_unix_nano:
     except UnicodeDecodeError:
         raise DecodeError("not UTF-8") from None
     row = row_of(read_fields(text))
-    row["direction"] = direction_of(row["upstream_cluster"]) or origin.direction
+    set_direction(row, origin.direction)
+    row["format"] = origin.format or row["format"]
     row["record_id"] = record_id(origin.source, offset, line)
     row["source"] = origin.source
     row["service_name"] = origin.service_name
@@ -237,7 +242,43 @@ def row_of(logged: Mapping[str, object], *, start_time_unix_nano: int | None = N
     if row["start_time_unix_nano"] is None:
         raise DecodeError("no start_time that is an RFC 3339 time")
     row["attributes"] = [(key, _json_text(value)) for key, value in rest.items()]
+    row["format"] = _format(row["upstream_cluster"], logged)
+    row["downstream_peer"] = next(
+        (peer for key in PEER_KEYS if key in rest and (peer := peer_of(key, rest[key]))), None
+    )
     return row
+
+
+PEER_KEYS: Final = ("downstream_peer_uri_san", XFCC, "x_forwarded_client_cert", "xfcc")
+"""Keys under which formats log who the peer proved to be: what TLS said itself goes first."""
+
+
+def peer_of(key: str, value: object) -> str | None:
+    """The identity that a value of `PEER_KEYS` proves; of several addresses of one certificate the first."""
+    text = _string(value)
+    if text is None:
+        return None
+    return text.partition(",")[0] if key == PEER_KEYS[0] else peer_principal(text, None)
+
+
+def set_direction(row: Row, said: Direction | None) -> None:
+    """Give the row its direction: the line's own goes before what somebody said of its file.
+
+    What a proxy is sent by its own workload is no proof of a peer, so outbound rows have none.
+    """
+    row["direction"] = direction_of(row["upstream_cluster"]) or said
+    if row["direction"] == "outbound":
+        row["downstream_peer"] = None
+
+
+def _format(cluster: object, logged: Mapping[str, object]) -> Format:
+    if any(logged.get(key) not in (None, "", "-") for key in GATEWAY_KEYS):
+        return "envoy-gateway"
+    return "istio" if direction_of(cluster) else "envoy"
+
+
+GATEWAY_KEYS: Final = (":authority", "x-envoy-origin-path")
+"""Keys that Envoy Gateway's default format has, and no other."""
 
 
 def _start(logged: object, enveloped: int | None) -> object:

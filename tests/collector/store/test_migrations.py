@@ -21,6 +21,7 @@ from collector.store.derived import attribute_key_id
 from collector.store.migrations import STEPS, Step, check_readable, migrate, stored_version
 
 VERSION_1 = Path(__file__).with_name("schema_version_1.sql")
+VERSION_2 = Path(__file__).with_name("schema_version_2.sql")
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 DEADLINE_SECONDS = 60
 
@@ -33,6 +34,15 @@ def old(tmp_path: Path) -> Path:
     connection.execute(VERSION_1.read_text())
     connection.close()
     return path
+
+
+@pytest.fixture
+def old_2(old: Path) -> Path:
+    """A file as version 2 of the schema made it."""
+    connection = duckdb.connect(str(old))
+    connection.execute(VERSION_2.read_text())
+    connection.close()
+    return old
 
 
 def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
@@ -63,12 +73,41 @@ def test_an_old_file_is_migrated_when_it_is_opened_for_writing(old: Path, caplog
     assert version(old) == str(schema.SCHEMA_VERSION)
     assert rows(old, "SELECT * FROM spans ORDER BY span_id") == before
     assert "schema version 1 to 2" in caplog.text
+    assert "schema version 2 to 3" in caplog.text
+    is_like_a_new_file(old)
+
+
+def is_like_a_new_file(old: Path) -> None:
     # What a fresh file looks like, column by column.
     Store.open(old.with_name("new.duckdb")).close()
     columns = "SELECT table_name, column_name, data_type, is_nullable FROM duckdb_columns() ORDER BY ALL"
     assert rows(old, columns) == rows(old.with_name("new.duckdb"), columns)
     macros = "SELECT function_name FROM duckdb_functions() WHERE NOT internal ORDER BY ALL"
     assert rows(old, macros) == rows(old.with_name("new.duckdb"), macros) == [(name,) for name in schema.MACROS]
+
+
+def test_a_file_of_version_2_keeps_its_records_and_takes_flows(old_2: Path) -> None:
+    Store.open(old_2).close()
+
+    is_like_a_new_file(old_2)
+    assert rows(old_2, "SELECT path, format, downstream_peer FROM proxy_records") == [("/items", None, None)]
+    # Rows are inserted by the position of their columns: those of a migrated table must be where a new one has them.
+    for table in schema.TABLES:
+        names = f"SELECT column_name FROM duckdb_columns() WHERE table_name = '{table}' ORDER BY column_index"
+        assert [name for (name,) in rows(old_2, names)] == [c.name for c in schema.TABLES[table]]
+
+
+def test_an_old_file_that_is_only_read_has_the_tables_of_today_empty(old_2: Path) -> None:
+    content = old_2.read_bytes()
+    source = FileSource(str(old_2))
+    try:
+        for table in schema.TABLES:
+            assert source.query(f"SELECT * FROM {table}").columns == [c.name for c in schema.TABLES[table]]
+        assert source.query("SELECT path, format FROM proxy_records").rows() == [("/items", None)]
+        assert source.query("SELECT count(*) FROM flows").item() == 0
+    finally:
+        source.close()
+    assert old_2.read_bytes() == content
 
 
 def test_the_short_cuts_are_filled_from_the_spans(old: Path) -> None:
@@ -189,9 +228,9 @@ def test_a_migration_that_fails_leaves_the_old_version(old: Path) -> None:
 
     connection = duckdb.connect(str(old))
     with pytest.raises(
-        StoreError, match=r"from schema version 2 to 3 failed: no luck; the file is as it was, of version 1"
+        StoreError, match=r"from schema version 3 to 4 failed: no luck; the file is as it was, of version 1"
     ):
-        migrate(connection, old, steps=[*STEPS, Step(2, "a test", apply)])
+        migrate(connection, old, steps=[*STEPS, Step(schema.SCHEMA_VERSION, "a test", apply)])
     connection.close()
 
     assert version(old) == "1"
@@ -211,7 +250,7 @@ def wait(connection):
 
 path = Path(sys.argv[1])
 connection = duckdb.connect(str(path), config={"checkpoint_threshold": "1KB"})
-migrate(connection, path, steps=[*STEPS, Step(2, "waits to be killed", wait)])
+migrate(connection, path, steps=[*STEPS, Step(3, "waits to be killed", wait)])
 """
 
 

@@ -66,7 +66,8 @@ def test_evidence_that_is_too_old_goes_from_every_table_and_the_rest_stays(store
         insert(cursor, "span_links", make_row("span_links", **ids))
         insert(cursor, "resources", make_row("resources", resource_id=number))
         insert(cursor, "scopes", make_row("scopes", scope_id=number))
-        insert(cursor, "proxy_records", make_row("proxy_records", received_unix_nano=received))
+        for table in ("proxy_records", "flows", "sockets", "socket_watches", "workloads"):
+            insert(cursor, table, make_row(table, received_unix_nano=received))
         insert(cursor, "ingest_errors", make_row("ingest_errors", received_unix_nano=received))
         cursor.execute("INSERT INTO trace_arrivals VALUES (?, ?, ?)", [number, received, received])
 
@@ -75,6 +76,7 @@ def test_evidence_that_is_too_old_goes_from_every_table_and_the_rest_stays(store
     left = {table: count(cursor, table) for table in (*schema.TABLES, "trace_arrivals")}
     assert left == {
         "spans": 2, "span_events": 4, "span_links": 2, "resources": 2, "scopes": 2, "proxy_records": 2,
+        "flows": 2, "sockets": 2, "socket_watches": 2, "workloads": 4,
         "ingest_errors": 2, "trace_arrivals": 2, "egress_allow": 0, "access_logs": 0,
     }  # fmt: skip
     assert cursor.execute("SELECT span_id FROM spans ORDER BY 1").fetchall() == [(3,), (4,)]

@@ -115,7 +115,36 @@ def test_istio_json() -> None:
             ("response_code_details", '"via_upstream"'),
             ("upstream_service_time", '"3"'),
         ],
+        "format": "istio",
+        "downstream_peer": None,
     }
+
+
+XFCC = (
+    "By=spiffe://cluster.local/ns/foo/sa/httpbin;URI=spiffe://evil/forged,"
+    'By=spiffe://cluster.local/ns/foo/sa/httpbin;Hash=ab;Subject="";URI=spiffe://cluster.local/ns/foo/sa/sleep'
+)
+
+
+@pytest.mark.parametrize("key", ["x-forwarded-client-cert", "x_forwarded_client_cert", "xfcc"])
+def test_the_peer_is_whom_the_last_proxy_vouched_for(key: str) -> None:
+    row = decode(GATEWAY_JSON | {key: XFCC})
+
+    assert row["downstream_peer"] == "spiffe://cluster.local/ns/foo/sa/sleep"
+    assert row["format"] == "envoy-gateway"
+    assert (key, json.dumps(XFCC)) in row["attributes"]  # type: ignore[operator]
+
+
+def test_what_the_workload_itself_sends_vouches_for_nobody() -> None:
+    assert decode(ISTIO_JSON | {"xfcc": XFCC})["downstream_peer"] is None
+    assert decode(ENVOY)["format"] == "envoy"
+
+
+def test_a_certificates_own_name_goes_first() -> None:
+    assert (
+        decode(GATEWAY_JSON | {"xfcc": XFCC, "downstream_peer_uri_san": "spiffe://a/b,spiffe://c"})["downstream_peer"]
+        == "spiffe://a/b"
+    )
 
 
 def test_envoy_gateway_json_has_other_keys_and_numbers_as_text() -> None:
