@@ -24,6 +24,9 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "collect": Command("collector.commands.collect", "collector", "receive OTLP and access logs into a DuckDB file"),
     "scan": Command("collector.commands.scan", "collector", "print the findings of a file or a collector"),
+    "watch": Command(
+        "collector.commands.watch", "collector", "tell findings as they happen: Alertmanager, Slack, a program"
+    ),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
     "sql": Command("collector.commands.sql", "collector", "run one SELECT on a file or a collector"),
     "import": Command(

@@ -4,7 +4,6 @@ A round: is there anything new? then look; decide; write the state with what is 
 loses nothing: what was not written is found again, what was written is told again, with the same ids.
 """
 
-import json
 import threading
 import time
 from collections import defaultdict, deque
@@ -84,7 +83,7 @@ class Watch:
     _done: deque[tuple[str, str]] = field(default_factory=deque)
     _woken: threading.Condition = field(default_factory=threading.Condition)
     _stopping: threading.Event = field(default_factory=threading.Event)
-    _saved: str = ""
+    _saved: tuple[int, str] = (0, "")
     _mark: object = None
     _last: Look | None = None
     _fresh_at: float = 0.0
@@ -119,8 +118,10 @@ class Watch:
         return self._state
 
     def stop(self) -> None:
-        """From any thread or a signal's handler: end soon."""
+        """From any thread, but not from a signal's handler, which may not take locks: end soon."""
         self._stopping.set()
+        with self._woken:
+            self._woken.notify_all()
 
     def finished(self, sink: str, event_ids: Sequence[str]) -> None:
         """From a courier's thread: these need not be kept any more."""
@@ -136,12 +137,13 @@ class Watch:
         try:
             look = self._look(now)
         except CollectorError as e:
+            if self._stopping.is_set():
+                return  # it was interrupted
             if self._last is None:
                 raise
-            if not self._stopping.is_set():
-                self._tell("blind", f"nothing could be looked at: {e}")
-                self._mark = None
-                self._state, events = advance_blind(self._state, str(e), now, marks=marks, patience=self.plan.patience)
+            self._tell("blind", f"nothing could be looked at: {e}")
+            self._mark = None
+            self._state, events = advance_blind(self._state, str(e), now, marks=marks, patience=self.plan.patience)
         else:
             self._state, events = advance(
                 self._state, look.rows, look.coverage, now, marks=marks, patience=self.plan.patience
@@ -210,8 +212,7 @@ class Watch:
             until = min(until, begun + self.plan.run_s)
         while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
             with self._woken:
-                # A signal's handler may not take a lock: it sets a flag that is looked at every now and then.
-                self._woken.wait_for(lambda: bool(self._done), min(left, 0.2))
+                self._woken.wait_for(lambda: bool(self._done) or self._stopping.is_set(), left)
             self._strike_off()
 
     def _strike_off(self) -> None:
@@ -233,7 +234,7 @@ class Watch:
         # When it last looked changes with every round, and is worth a write a minute.
         looked = self._state.looked_until_unix_nano // MINUTE_NS
         text = dump(Memory(self.plan.source, self._state, outbox))
-        told = json.dumps([looked, _without_time(text)])
+        told = (looked, _without_time(text))
         if told == self._saved:
             return
         try:
