@@ -114,7 +114,23 @@ def test_the_environment_says_everything_and_inherits_nothing() -> None:
     assert told["PROVENANCE_FINDING_DESTINATION"] == ""
     assert set(told) == {
         f"PROVENANCE_FINDING_{name}"
-        for name in ["EVENT", "EVENT_ID", "ID", "KIND", "REASONS", "SEVERITY", "CALLER", "CALLEE", "OPERATION", "DESTINATION", "WAY", "COUNT", "EXPLANATION", "REMEDY", "WHY"]
+        for name in [
+            "EVENT",
+            "EVENT_ID",
+            "ID",
+            "KIND",
+            "REASONS",
+            "SEVERITY",
+            "CALLER",
+            "CALLEE",
+            "OPERATION",
+            "DESTINATION",
+            "WAY",
+            "COUNT",
+            "EXPLANATION",
+            "REMEDY",
+            "WHY",
+        ]
     }
 
 

@@ -225,6 +225,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS)
 def test_a_kill_at_any_point_loses_no_event_and_invents_none(tmp_path: Path, steps: list[tuple[int, int, str]]) -> None:
