@@ -33,7 +33,7 @@ EXIT_CLEAN: Final = 0
 EXIT_FINDINGS: Final = 1
 
 _EPILOG: Final = """\
-what is told: a finding opens when a proof is seen once (shadow, unlisted egress) or statistics hold for 15 s (latency, rhythm);
+what is told: a finding opens when a proof is seen once (shadow, unlisted egress) or statistics hold for 10 s (latency, rhythm);
 it is updated when it gets worse; it is resolved after --resolve-after of observation in which it would have been seen again. No data
 is no resolution. Without --state a restart tells everything again.
 
@@ -99,12 +99,13 @@ def _assembled(options: argparse.Namespace, path: Path | None) -> "Watch":
     from collector.watch.statefile import Memory, read_memory
 
     scope = scope_of(options, time.time_ns())
-    rules = Rules(options.kind or KINDS, scope.shadow(), scope.egress(), scope.latency())
+    rules = Rules(scope.shadow(), scope.egress(), scope.latency())
     access = Access.of(options)
     say = partial(complain, "watch")
     watch = Watch(
         plan=Plan(
             source=options.source,
+            kinds=options.kind or KINDS,
             interval_s=options.interval / NS_PER_S,
             window_ns=options.window,
             patience=Patience(resolve_after_ns=options.resolve_after),

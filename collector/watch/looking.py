@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +20,9 @@ from collector.watch.model import Coverage, Row
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look saw: findings, who reported when, and sentences on what could not be seen."""
+    """What one detector saw: findings, and sentences on what could not be seen."""
 
     rows: Sequence[Row] = ()
-    coverage: Coverage = field(default_factory=Coverage)
     notes: tuple[str, ...] = ()
 
 
@@ -33,8 +32,11 @@ class Looker(Protocol):
     def mark(self) -> object:
         """A value that differs from the last one if anything has come or gone."""
 
-    def look(self, window: Window) -> Look:
-        """What the detectors find in the window."""
+    def coverage(self, window: Window) -> Coverage:
+        """Who reported when in the window."""
+
+    def look(self, kind: Kind, window: Window) -> Look:
+        """What the detector of this kind finds in the window."""
 
     def interrupt(self) -> None:
         """From another thread: a look that runs ends with QueryError."""
@@ -45,9 +47,8 @@ class Looker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Which detectors run, and how."""
+    """How the detectors decide."""
 
-    kinds: Sequence[Kind]
     shadow: ShadowParams
     egress: EgressParams
     latency: LatencyParams
@@ -84,20 +85,23 @@ class SourceLooker:
         with self._opened() as source:
             return freshness(source.query)
 
-    def look(self, window: Window) -> Look:
-        """What the detectors find in the window."""
-        rules = self.rules
+    def coverage(self, window: Window) -> Coverage:
+        """Who reported when in the window."""
+        with self._opened() as source:
+            return coverage_of(source.query, window)
+
+    def look(self, kind: Kind, window: Window) -> Look:
+        """What the detector of this kind finds in the window."""
         with self._opened() as source:
             scan = examine(
                 source.query,
-                kinds=rules.kinds,
+                kinds=[kind],
                 window=window,
-                shadow=rules.shadow,
-                egress=rules.egress,
-                latency=rules.latency,
+                shadow=self.rules.shadow,
+                egress=self.rules.egress,
+                latency=self.rules.latency,
             )
-            notes = (*((source.lacks,) if source.lacks else ()), *scan.notes)
-            return Look(scan.findings.to_dicts(), coverage_of(source.query, window), notes)
+            return Look(scan.findings.to_dicts(), (*((source.lacks,) if source.lacks else ()), *scan.notes))
 
     def interrupt(self) -> None:
         """A look that runs ends with QueryError."""

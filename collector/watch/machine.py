@@ -14,7 +14,7 @@ towards a resolution are those in which the subject's own witnesses reported, so
 resolution; and a call that is known already opens nothing twice.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -33,10 +33,14 @@ def advance(
     coverage: Coverage,
     now_unix_nano: int,
     *,
+    kinds: Container[str] | None = None,
     marks: Marks | None = None,
     patience: Patience | None = None,
 ) -> tuple[State, list[Event]]:
-    """The state after a round that reported these findings, and what is to be told, in this order."""
+    """The state after a round that reported these findings, and what is to be told, in this order.
+
+    `kinds` are those that were looked for: nothing is concluded about others. None: all.
+    """
     step = _Step(now_unix_nano, coverage, marks or Marks(), patience or Patience())
     records = dict(state.records)
     if BLIND_ID in records:
@@ -52,12 +56,14 @@ def advance(
             continue
         reported.add(key)
         records[key] = step.seen(records.get(key), row)
-    for key in [key for key in records if key not in reported]:
-        step.unseen(records, key)
-    for key, record in records.items():
-        if record.phase == "open":
-            records[key] = step.observed(record)
-    return State(records, now_unix_nano, 0, beyond), step.events
+    looked_at = [key for key, record in records.items() if kinds is None or record.row["kind"] in kinds]
+    for key in looked_at:
+        if key not in reported:
+            step.unseen(records, key)
+    for key in looked_at:
+        if key in records and records[key].phase == "open":
+            records[key] = step.observed(records[key])
+    return State(records, state.looked_until_unix_nano, 0, beyond), step.events
 
 
 def advance_blind(

@@ -29,7 +29,7 @@ class Patience:
     """
 
     resolve_after_ns: int = 5 * MINUTE_NS
-    confirm_ns: int = 15 * NS_PER_S
+    confirm_ns: int = 10 * NS_PER_S
     forget_after_ns: int = 7 * 24 * 60 * MINUTE_NS
     blind_after_ns: int = MINUTE_NS
     most: int = 5_000
@@ -185,7 +185,7 @@ class State:
 
     Attributes:
         records: By finding id.
-        looked_until_unix_nano: When the last complete round began; 0 before the first.
+        looked_until_unix_nano: When the last round began in which every detector looked; 0 before the first.
         blind_since_unix_nano: Since when the source does not answer; 0: it does.
         beyond: Findings of the last round that were too many to keep.
     """

@@ -1,28 +1,34 @@
 """The watch itself: rounds, memory and couriers around the pure machine. One thread decides; each sink has its own.
 
-A round: is there anything new? then look; decide; write the state with what is to be told; tell. In this order, a kill at any point
-loses nothing: what was not written is found again, what was written is told again, with the same ids.
+A round: is there anything new? then each detector in turn: look; decide; write the state with what is to be told; tell. In this order,
+a kill at any point loses nothing: what was not written is found again, what was written is told again, with the same ids. And no
+finding waits for the detectors after its own.
 """
 
+import re
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from collector.errors import CollectorError, ConfigError
+from collector.forensics.findings import KINDS, Kind
 from collector.forensics.tables import NS_PER_S, Window
 from collector.watch.delivery import Courier
 from collector.watch.looking import Look, Looker
 from collector.watch.machine import advance, advance_blind, standing
 from collector.watch.messages import RESEND_NS
-from collector.watch.model import MINUTE_NS, Event, Marks, Patience, State
+from collector.watch.model import MINUTE_NS, Coverage, Event, Marks, Patience, Row, State
 from collector.watch.statefile import Memory, dump, read_marks, write_text
 
 RECORD: Final = "stdout"
 """The sink that gets everything, silenced or not."""
+
+SLOW_KINDS: Final[Mapping[Kind, float]] = {"latency": 10.0}
+"""Detectors that look again only after so many seconds: what they find needs that long to show."""
 
 CATCH_UP_NS: Final = 24 * 60 * MINUTE_NS
 """How far back a watch looks for what came while it was down."""
@@ -35,12 +41,16 @@ NOTES_EVERY_S: Final = 600.0
 TELL_EVERY_S: Final = 60.0
 
 
+_FIGURES: Final = re.compile(r"[\d,.]+ ?%?")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How a watch goes about it.
 
     Attributes:
         source: What the user typed; the state belongs to it.
+        kinds: Which detectors look, in this order.
         interval_s: Between the beginnings of two rounds, at least; and a round rests for as long as it worked.
         window_ns: How far back each round looks.
         patience: When it believes what it sees.
@@ -50,6 +60,7 @@ class Plan:
     """
 
     source: str
+    kinds: Sequence[Kind] = KINDS
     interval_s: float = 5.0
     window_ns: int = 10 * MINUTE_NS
     patience: Patience = field(default_factory=Patience)
@@ -85,11 +96,14 @@ class Watch:
     _stopping: threading.Event = field(default_factory=threading.Event)
     _saved: tuple[int, str] = (0, "")
     _mark: object = None
-    _last: Look | None = None
+    _seen: dict[Kind, object] = field(default_factory=dict)
+    _looks: dict[Kind, Look] = field(default_factory=dict)
+    _looked_at: dict[Kind, float] = field(default_factory=dict)
+    _coverage: Coverage = field(default_factory=Coverage)
     _fresh_at: float = 0.0
     _resent_at: float = float("-inf")
     _noted_at: float = float("-inf")
-    _notes: tuple[str, ...] = ()
+    _noted: frozenset[str] = frozenset()
     _told: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> State:
@@ -130,43 +144,63 @@ class Watch:
             self._woken.notify_all()
 
     def round(self) -> None:
-        """Look if anything is new, decide, write, tell."""
+        """Look if anything is new, decide, write, tell; raises what the very first look raises."""
         now = self.clock()
         marks = self._marks()
-        events: list[Event] = []
         try:
-            look = self._look(now)
+            self._round(now, marks)
         except CollectorError as e:
             if self._stopping.is_set():
                 return  # it was interrupted
-            if self._last is None:
+            if len(self._looks) < len(self.plan.kinds):
                 raise
             self._tell("blind", f"nothing could be looked at: {e}")
-            self._mark = None
+            self._seen.clear()
+            self._looked_at.clear()
             self._state, events = advance_blind(self._state, str(e), now, marks=marks, patience=self.plan.patience)
-        else:
-            self._state, events = advance(
-                self._state, look.rows, look.coverage, now, marks=marks, patience=self.plan.patience
-            )
-            if self._state.beyond:
-                self._tell("beyond", f"{self._state.beyond:,} findings are too many to be followed and are not told")
-        self._put(events, marks, now)
+            self._put(events, marks, now)
 
-    def _look(self, now: int) -> Look:
-        """The last look, or a new one if anything came since."""
+    def _round(self, now: int, marks: Marks) -> None:
         mark = self.looker.mark()
-        if self._last is not None and mark == self._mark:
-            return self._last
+        if mark != self._mark:
+            self._mark, self._fresh_at = mark, time.monotonic()
+        due = [kind for kind in self.plan.kinds if self._is_due(kind, mark)]
+        if not due:
+            # A silence may end, and statistics hold: what was seen last is still what is there.
+            rows = [row for look in self._looks.values() for row in look.rows]
+            self._decide(rows, None, marks, now)
+            return
+        window = self._window(now)
+        self._coverage = self.looker.coverage(window)
+        for kind in due:
+            look = self._looks[kind] = self.looker.look(kind, window)
+            self._looked_at[kind] = time.monotonic()
+            # The mark from before the look: what came meanwhile is looked at again.
+            self._seen[kind] = mark
+            self._decide(look.rows, {kind}, marks, now)
+            self._note(look.notes)
+        self._state = replace(self._state, looked_until_unix_nano=now)
+        self._save()
+
+    def _is_due(self, kind: Kind, mark: object) -> bool:
+        """Whether something came that this detector has not seen, and it is its time."""
+        if kind in self._seen and self._seen[kind] == mark:
+            return False
+        return time.monotonic() - self._looked_at.get(kind, float("-inf")) >= SLOW_KINDS.get(kind, 0.0)
+
+    def _window(self, now: int) -> Window:
         since = now - self.plan.window_ns
-        if self._state.looked_until_unix_nano and (self._last is None or self._state.blind_since_unix_nano):
+        if self._state.looked_until_unix_nano and (not self._looks or self._state.blind_since_unix_nano):
             since = min(since, self._state.looked_until_unix_nano - self.plan.window_ns)
-        since = max(since, now - max(CATCH_UP_NS, self.plan.window_ns), 0)
-        self._last = self.looker.look(Window(since, now + AHEAD_NS))
-        # The mark from before the look: what came meanwhile is looked at again.
-        self._mark = mark
-        self._fresh_at = time.monotonic()
-        self._note(self._last.notes)
-        return self._last
+        return Window(max(since, now - max(CATCH_UP_NS, self.plan.window_ns), 0), now + AHEAD_NS)
+
+    def _decide(self, rows: Sequence[Row], kinds: Container[str] | None, marks: Marks, now: int) -> None:
+        self._state, events = advance(
+            self._state, rows, self._coverage, now, kinds=kinds, marks=marks, patience=self.plan.patience
+        )
+        if self._state.beyond:
+            self._tell("beyond", f"{self._state.beyond:,} findings are too many to be followed and are not told")
+        self._put(events, marks, now)
 
     def _put(self, events: Sequence[Event], marks: Marks, now: int) -> None:
         """Write the state with what is to be told, then tell it."""
@@ -258,7 +292,8 @@ class Watch:
         if self.plan.run_s is not None and now - begun >= self.plan.run_s:
             return True
         doubted = any(record.doubted_since_unix_nano is not None for record in self._state.records.values())
-        idle = self.plan.idle_s is not None and now - self._fresh_at >= self.plan.idle_s and not doubted
+        behind = any(kind not in self._seen or self._seen[kind] != self._mark for kind in self.plan.kinds)
+        idle = self.plan.idle_s is not None and now - self._fresh_at >= self.plan.idle_s and not (doubted or behind)
         return idle and all(courier.is_idle for courier in self.couriers.values())
 
     def _close(self) -> None:
@@ -281,11 +316,14 @@ class Watch:
         self._stopping.wait()
         self.looker.interrupt()
 
-    def _note(self, notes: tuple[str, ...]) -> None:
-        """What could not be seen, at the beginning and then now and then: its figures change with every round."""
-        if notes != self._notes and time.monotonic() - self._noted_at >= NOTES_EVERY_S:
-            self._noted_at, self._notes = time.monotonic(), notes
-            for note in notes:
+    def _note(self, notes: Sequence[str]) -> None:
+        """What could not be seen: each sentence once, and again after a while; its figures change with every round."""
+        if time.monotonic() - self._noted_at >= NOTES_EVERY_S:
+            self._noted_at, self._noted = time.monotonic(), frozenset()
+        for note in notes:
+            about = _FIGURES.sub("", note)
+            if about not in self._noted:
+                self._noted |= {about}
                 self.complain(note)
 
     def _tell(self, about: str, text: str) -> None:

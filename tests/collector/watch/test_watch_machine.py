@@ -32,13 +32,13 @@ def test_a_proof_opens_at_once_and_is_not_repeated() -> None:
         assert events == []
 
 
-def test_statistics_open_after_they_held_for_15_seconds() -> None:
+def test_statistics_open_after_they_held_for_10_seconds() -> None:
     row = finding(kind="latency", reasons=("latency_shift",))
     state, events = advance(State(), [row], reports(1), START)
     assert events == []
-    state, events = advance(state, [row], reports(1), START + 10 * S)
+    state, events = advance(state, [row], reports(1), START + 5 * S)
     assert events == []
-    state, events = advance(state, [row], reports(1), START + 15 * S)
+    state, events = advance(state, [row], reports(1), START + 10 * S)
     assert kinds(events) == ["opened"]
 
 
@@ -247,6 +247,13 @@ def test_blindness_is_told_after_a_minute_and_resolves_nothing_but_itself() -> N
     assert [(e.what, e.row["finding_id"]) for e in events] == [("resolved", BLIND_ID)]
     assert [record.phase for record in state.records.values()] == ["open"]
     assert state.blind_since_unix_nano == 0
+
+
+def test_what_was_not_looked_for_is_neither_resolved_nor_doubted() -> None:
+    state, events = advance(opened(), [], reports(6), START + 395 * S, kinds={"egress", "latency"})
+    assert (events, [r.phase for r in state.records.values()]) == ([], ["open"])
+    _, events = advance(state, [], reports(6), START + 395 * S, kinds={"shadow"})
+    assert kinds(events) == ["resolved"]
 
 
 ROUND = st.tuples(

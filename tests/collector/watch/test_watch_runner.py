@@ -15,7 +15,7 @@ from collector.forensics.tables import Window
 from collector.watch.delivery import Courier, Delivered, Outcome
 from collector.watch.looking import Look
 from collector.watch.machine import BLIND_ID
-from collector.watch.model import MINUTE_NS, Event, Patience
+from collector.watch.model import MINUTE_NS, Coverage, Event, Patience
 from collector.watch.runner import CATCH_UP_NS, RECORD, Plan, Watch
 from collector.watch.statefile import changed_marks, read_memory
 from tests.collector.watch.watch_rows import START, S, finding, reports
@@ -37,6 +37,7 @@ class Looking:
     minute: int = 1
     error: Exception | None = None
     windows: list[Window] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
     looking: Callable[[], object] = lambda: None
 
     def mark(self) -> object:
@@ -44,10 +45,14 @@ class Looking:
             raise self.error
         return self.at
 
-    def look(self, window: Window) -> Look:
+    def coverage(self, window: Window) -> Coverage:
+        return reports(self.minute)
+
+    def look(self, kind: str, window: Window) -> Look:
         self.windows.append(window)
+        self.kinds.append(kind)
         self.looking()
-        return Look(list(self.rows), reports(self.minute))
+        return Look([row for row in self.rows if row["kind"] == kind])
 
     def interrupt(self) -> None:
         pass
@@ -88,7 +93,9 @@ class Bench:
 
         memory = Memory(SOURCE, State(), {}) if self.path is None else read_memory(self.path, SOURCE)
         made = Watch(
-            plan=Plan(source=SOURCE, state_file=self.path, patience=self.patience, **plan),
+            plan=Plan(
+                **({"source": SOURCE, "kinds": ("shadow",), "state_file": self.path, "patience": self.patience} | plan)
+            ),
             looker=self.looking,
             memory=memory,
             record=record or self.told.append,
@@ -123,6 +130,43 @@ def test_what_comes_during_a_look_is_looked_at_again() -> None:
     watch.round()
     watch.round()
     assert len(bench.looking.windows) == 2
+
+
+def test_what_needs_time_to_show_is_looked_for_less_often_and_not_forgotten() -> None:
+    bench = Bench()
+    watch = bench.watch(kinds=("shadow", "latency"))
+    watch.round()
+    bench.looking.at = 1
+    watch.round()
+    watch.round()
+    assert bench.looking.kinds == ["shadow", "latency", "shadow"]
+    watch._looked_at["latency"] -= 10
+    watch.round()  # nothing came since, but it has not seen what came before
+    watch.round()
+    assert bench.looking.kinds == ["shadow", "latency", "shadow", "latency"]
+
+
+def test_a_finding_is_told_before_the_next_detector_looks() -> None:
+    bench = Bench()
+    bench.looking.rows = [finding()]
+    seen: list[int] = []
+    bench.looking.looking = lambda: seen.append(len(bench.told))
+    bench.watch(kinds=("shadow", "egress")).round()
+    assert seen == [0, 1]
+
+
+def test_a_look_for_one_kind_concludes_nothing_about_others() -> None:
+    bench = Bench()
+    bench.looking.rows = [
+        finding(),
+        finding(kind="egress", reasons=("unlisted",), callee=None, destination="203.0.113.9"),
+    ]
+    watch = bench.watch(kinds=("shadow", "egress"))
+    for at in range(5):
+        bench.looking.at = at
+        watch.round()
+        bench.now += 5 * S
+    assert [(e.what, e.row["kind"]) for e in bench.told] == [("opened", "shadow"), ("opened", "egress")]
 
 
 def test_each_round_looks_back_by_the_window() -> None:
