@@ -13,6 +13,7 @@ from typing import Final
 
 from collector.forensics.findings import Kind
 from collector.forensics.thresholds import Threshold, Thresholds, listed, toml_value
+from collector.forensics.trades import trade_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,7 @@ def _page() -> Iterator[str]:
         "an error that names file, key, what was expected and the nearest key. `provenance scan --explain KIND` prints them as they stand,",
         "beside the rules that use them.",
         "",
-        "A threshold whose name begins with `min` finds less when it is raised, one with `max` finds more; `settle_ns` and whatever waits gives",
-        "later findings for fewer false ones.",
+        'What ends in `_ns` is a duration: `"15s"`, `"250ms"`, or whole nanoseconds. A list replaces the default\'s.',
         "",
         "This page is written by `python -m collector.forensics.explain > docs/thresholds.md`, out of the detectors' docstrings.",
     )
@@ -134,9 +134,9 @@ def _page() -> Iterator[str]:
     for one in listed():
         if one.table != table:
             table = one.table
-            yield from ("", f"## `[{table}]`", "", "| key | default | expected | |", "|---|---|---|---|")
+            yield from ("", f"## `[{table}]`", "", "| key | default | | smaller | larger |", "|---|---|---|---|---|")
         value = "not set" if one.value is None else f"`{_short(toml_value(one.value, one.name))}`"
-        cells = (f"`{one.name}`", value, one.expected, one.doc)
+        cells = (f"`{one.name}`", value, one.doc, *trade_of(one))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

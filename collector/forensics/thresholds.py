@@ -40,7 +40,7 @@ _UNITS_NS: Final = {
 }
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?(ns|us|µs|ms|s|m|h|d)")
 _MOST_NS: Final = 366 * _UNITS_NS["d"]
-_MOST: Final = 10**9
+_MOST: Final = 10**12
 _SCALARS: Final = (bool, int, float, str)
 
 
@@ -146,7 +146,7 @@ def _is_threshold(kind: Any) -> bool:
         return bool(_fields(kind)) and all(
             f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING for f in fields(kind)
         )
-    return kind in _SCALARS or _item(kind) in _SCALARS or _optional(kind) in _SCALARS
+    return any(one in _SCALARS or _choices(one) for one in (kind, _item(kind), _optional(kind)))
 
 
 def _item(kind: Any) -> Any:
@@ -154,6 +154,12 @@ def _item(kind: Any) -> Any:
     if typing.get_origin(kind) in {tuple, frozenset} and len(set(typing.get_args(kind)) - {...}) == 1:
         return typing.get_args(kind)[0]
     return None
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The words of a Literal of texts; else none."""
+    words = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    return words if all(isinstance(word, str) for word in words) else ()
 
 
 def _optional(kind: Any) -> Any:
@@ -177,6 +183,10 @@ def _value(raw: object, kind: Any, key: str, where: str) -> object:
 
 def _scalar(raw: object, kind: Any, key: str, where: str) -> object:
     """The value, if it is of the type and within what can make sense."""
+    if words := _choices(kind):
+        if raw not in words:
+            raise ConfigError(f"{where}: expected {_expected(kind, key)}, got {_shown(raw)}")
+        return raw
     value: object = raw
     if kind is int and key.endswith("_ns") and isinstance(raw, str):
         value = _duration(raw)
@@ -211,6 +221,8 @@ def _expected(kind: Any, key: str) -> str:
     kind = _optional(kind) or kind
     if (item := _item(kind)) is not None:
         return f"a list, each item {_expected(item, key)}"
+    if words := _choices(kind):
+        return f"one of {', '.join(words)}"
     if kind is int:
         return (
             'a duration like "15s" or "250ms", or whole nanoseconds' if key.endswith("_ns") else "a whole number from 1"
@@ -262,16 +274,19 @@ def attribute_docs(cls: type) -> dict[str, str]:
 
 def _entries(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(name, text) of an `Attributes:` section: an entry begins at the section's own indentation."""
-    name, words = "", list[str]()
+    names, words = "", list[str]()
     for line in lines:
         if line.strip() and not line.startswith(" "):
             break  # the section is over
-        start = re.match(r" {4}(\w+): ?(.*)", line)
+        start = re.match(r" {4}(\w+(?:, \w+)*): ?(.*)", line)
         if start:
-            if name:
-                yield name, " ".join(words)
-            name, words = start[1], [start[2].strip()]
+            yield from _each(names, words)
+            names, words = start[1], [start[2].strip()]
         elif line.strip():
             words.append(line.strip())
-    if name:
-        yield name, " ".join(words)
+    yield from _each(names, words)
+
+
+def _each(names: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """An entry may be about several fields: `internal, external: …`."""
+    return ((name, " ".join(words)) for name in names.split(", ") if name)

@@ -21,7 +21,7 @@ from typing import Final
 from collector.forensics.findings import SEVERITIES
 from collector.watch.model import MINUTE_NS, Coverage, Event, Marks, Need, Patience, Record, Row, State, What
 
-STATISTICAL_REASONS: Final = frozenset({"beacon", "volume", "first_seen", "odd"})
+STATISTICAL_REASONS: Final = frozenset({"beacon", "volume", "strobe"})
 """Reasons that a later look may take back; whatever is found for another reason too is a proof."""
 
 BLIND_ID: Final = "watch-blind"

@@ -27,8 +27,8 @@ from collector.watch.statefile import Memory, dump, read_marks, write_text
 RECORD: Final = "stdout"
 """The sink that gets everything, silenced or not."""
 
-SLOW_KINDS: Final[Mapping[Kind, float]] = {"latency": 10.0}
-"""Detectors that look again only after so many seconds: what they find needs that long to show."""
+SLOW_KINDS: Final[Mapping[Kind, float]] = {"egress": 10.0, "latency": 10.0}
+"""Detectors that look again only after so many seconds, one of them a round: what they find needs that long to show or to settle."""
 
 CATCH_UP_NS: Final = 24 * 60 * MINUTE_NS
 """How far back a watch looks for what came while it was down."""
@@ -164,7 +164,7 @@ class Watch:
         mark = self.looker.mark()
         if mark != self._mark:
             self._mark, self._fresh_at = mark, time.monotonic()
-        due = [kind for kind in self.plan.kinds if self._is_due(kind, mark)]
+        due = self._due(mark)
         if not due:
             # A silence may end, and statistics hold: what was seen last is still what is there.
             rows = [row for look in self._looks.values() for row in look.rows]
@@ -182,11 +182,13 @@ class Watch:
         self._state = replace(self._state, looked_until_unix_nano=now)
         self._save()
 
-    def _is_due(self, kind: Kind, mark: object) -> bool:
-        """Whether something came that this detector has not seen, and it is its time."""
-        if kind in self._seen and self._seen[kind] == mark:
-            return False
-        return time.monotonic() - self._looked_at.get(kind, float("-inf")) >= SLOW_KINDS.get(kind, 0.0)
+    def _due(self, mark: object) -> list[Kind]:
+        """The detectors that have not seen what came, and whose time it is; of the slow ones the one that waits longest."""
+        behind = [kind for kind in self.plan.kinds if kind not in self._seen or self._seen[kind] != mark]
+        waited = {kind: time.monotonic() - self._looked_at.get(kind, float("-inf")) for kind in behind}
+        slow = [kind for kind in behind if kind in self._looked_at and 0 < SLOW_KINDS.get(kind, 0.0) <= waited[kind]]
+        turn = max(slow, key=lambda kind: waited[kind], default=None)
+        return [kind for kind in behind if kind not in self._looked_at or kind not in SLOW_KINDS or kind == turn]
 
     def _window(self, now: int) -> Window:
         since = now - self.plan.window_ns

@@ -2,14 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from collector.errors import ConfigError
 from collector.forensics.explain import DETECTORS, explain, thresholds_page
 from collector.forensics.findings import KINDS
-from collector.forensics.thresholds import Thresholds, attribute_docs, listed, parse_thresholds, toml_value
+from collector.forensics.thresholds import Thresholds, _filled, attribute_docs, listed, parse_thresholds, toml_value
+from collector.forensics.trades import TRADES, trade_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "thresholds.md"
 
@@ -76,6 +77,31 @@ def test_every_threshold_is_documented() -> None:
     assert [f"{one.table}.{one.name}" for one in listed() if len(one.doc) < 10] == []
 
 
+def test_trades_are_of_thresholds_that_exist_and_every_number_has_one() -> None:
+    keys = {f"{one.table}.{one.name}": one for one in listed()}
+    assert [key for key in TRADES if key not in keys] == []
+    numbers = [one for one in keys.values() if isinstance(one.value, int | float) and not isinstance(one.value, bool)]
+    assert [one.name for one in numbers if not all(trade_of(one))] == []
+
+
+def test_words_and_numbers_of_new_classes_are_read_by_reflection() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        """One.
+
+        Attributes:
+            words: Some.
+            maybe: Perhaps a number.
+        """
+
+        words: tuple[Literal["spans", "flows"], ...] = ("spans",)
+        maybe: int | None = None
+
+    assert _filled(Inner(), {"words": ["flows"], "maybe": 3}, "t", "") == Inner(("flows",), 3)
+    with pytest.raises(ConfigError, match=r"t: words\[0\]: expected one of spans, flows, got str 'flow'"):
+        _filled(Inner(), {"words": ["flow"]}, "t", "")
+
+
 def test_the_page_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == thresholds_page(), (
         "write it again: python -m collector.forensics.explain > docs/thresholds.md"
@@ -96,14 +122,15 @@ def test_docstrings_are_read_as_they_are_written() -> None:
         Attributes:
             a: First: with a colon,
                 and a second line.
-            b: Second.
+            b, c: Second.
         """
 
         a: int = 1
         b: int = 2
+        c: int = 3
 
     assert attribute_docs(Whole) == {"a": "One sentence for all of them."}
-    assert attribute_docs(Parts) == {"a": "First: with a colon, and a second line.", "b": "Second."}
+    assert attribute_docs(Parts) == {"a": "First: with a colon, and a second line.", "b": "Second.", "c": "Second."}
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,18 @@ def test_what_needs_time_to_show_is_looked_for_less_often_and_not_forgotten() ->
     assert bench.looking.kinds == ["shadow", "latency", "shadow", "latency"]
 
 
+def test_what_needs_time_takes_turns() -> None:
+    bench = Bench()
+    watch = bench.watch(kinds=("shadow", "egress", "latency"))
+    watch.round()
+    watch._looked_at["egress"] -= 20
+    watch._looked_at["latency"] -= 21
+    for at in (1, 2, 3):
+        bench.looking.at = at
+        watch.round()
+    assert bench.looking.kinds[3:] == ["shadow", "latency", "shadow", "egress", "shadow"]
+
+
 def test_a_finding_is_told_before_the_next_detector_looks() -> None:
     bench = Bench()
     bench.looking.rows = [finding()]
@@ -165,6 +177,7 @@ def test_a_look_for_one_kind_concludes_nothing_about_others() -> None:
     for at in range(5):
         bench.looking.at = at
         watch.round()
+        watch._looked_at.clear()
         bench.now += 5 * S
     assert [(e.what, e.row["kind"]) for e in bench.told] == [("opened", "shadow"), ("opened", "egress")]
 
