@@ -51,7 +51,7 @@ class Plan:
     Attributes:
         source: What the user typed; the state belongs to it.
         kinds: Which detectors look, in this order.
-        interval_s: Between the beginnings of two rounds, at least; and a round rests for as long as it worked.
+        interval_s: Between the beginnings of two rounds, at least; and a round rests half as long as it worked.
         window_ns: How far back each round looks.
         patience: When it believes what it sees.
         state_file: None: a restart begins anew.
@@ -125,7 +125,7 @@ class Watch:
                     )
                 if self._is_over(begun):
                     break
-                self._rest(started + max(self.plan.interval_s, 2 * took), begun)
+                self._rest(started + took + rest_s(took, self.plan.interval_s), begun)
         finally:
             self.stop()
             self._close()
@@ -333,6 +333,14 @@ class Watch:
         if time.monotonic() - self._told.get(about, float("-inf")) >= TELL_EVERY_S:
             self._told[about] = time.monotonic()
             self.complain(text)
+
+
+def rest_s(took_s: float, interval_s: float) -> float:
+    """Seconds between the end of a round and the next: what is left of the interval, and half as long as it worked.
+
+    Not more than an interval: the first round compiles every question, and what happens meanwhile must not wait for it twice.
+    """
+    return max(interval_s - took_s, min(took_s / 2, interval_s))
 
 
 def _without_time(text: str) -> str:

@@ -16,7 +16,7 @@ from collector.watch.delivery import Courier, Delivered, Outcome
 from collector.watch.looking import Look
 from collector.watch.machine import BLIND_ID
 from collector.watch.model import MINUTE_NS, Coverage, Event, Patience
-from collector.watch.runner import CATCH_UP_NS, RECORD, Plan, Watch
+from collector.watch.runner import CATCH_UP_NS, RECORD, Plan, Watch, rest_s
 from collector.watch.statefile import changed_marks, read_memory
 from tests.collector.watch.watch_rows import START, S, finding, reports
 from tests.collector.watch.webhook_server import wait_for
@@ -361,9 +361,14 @@ def test_it_stops_when_it_is_told_to_and_ends_after_its_time() -> None:
     assert Bench().watch(interval_s=300, run_s=0.05).run().open == []
 
 
-def test_a_round_that_takes_longer_than_the_interval_is_told_and_rests_as_long_as_it_worked() -> None:
+@pytest.mark.parametrize(("took", "rest"), [(0.0, 5.0), (2.0, 3.0), (4.4, 2.2), (8.0, 4.0), (85.0, 5.0)])
+def test_a_round_rests_half_as_long_as_it_worked(took: float, rest: float) -> None:
+    assert rest_s(took, 5.0) == pytest.approx(rest)
+
+
+def test_a_round_that_takes_longer_than_the_interval_is_told() -> None:
     bench = Bench()
     bench.looking.looking = lambda: threading.Event().wait(0.05)
-    bench.watch(interval_s=0.001, run_s=0.06).run()
+    bench.watch(interval_s=0.001, run_s=0.04).run()
     assert len(bench.looking.windows) == 1
     assert "a round took 0.1 s, the interval is 0.001 s: findings come later" in bench.said
