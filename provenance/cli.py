@@ -27,6 +27,9 @@ COMMANDS: Final[dict[str, Command]] = {
         "collector.commands.witness", "collector", "watch a pod's sockets: who is connected past the proxy"
     ),
     "scan": Command("collector.commands.scan", "collector", "print the findings of a file or a collector"),
+    "watch": Command(
+        "collector.commands.watch", "collector", "tell findings as they happen: Alertmanager, Slack, a program"
+    ),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
     "calls": Command(
         "collector.commands.calls",

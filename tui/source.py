@@ -148,7 +148,13 @@ class SourceEvidence:
         from collector.forensics.scan import examine
 
         scope = self._scope
-        scan = examine(self._lane("live").query, window=self._window(), shadow=scope.shadow(), egress=scope.egress())
+        scan = examine(
+            self._lane("live").query,
+            window=self._window(),
+            shadow=scope.shadow(),
+            egress=scope.egress(),
+            latency=scope.latency(),
+        )
         return decode_findings(scan.findings, scan.notes)
 
     def edges(self) -> Edges:
@@ -255,7 +261,7 @@ class SourceEvidence:
         parts = {
             "shadow": shadow_sql(window, self._scope.shadow()),
             "egress": egress_sql(window, self._scope.egress()),
-            "latency": latency_sql(window),
+            "latency": latency_sql(window, self._scope.latency()),
         }
         return "\n\n".join(_join(statements, of) for of, statements in parts.items())
 

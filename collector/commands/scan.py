@@ -14,7 +14,7 @@ import polars as pl
 
 from collector.client import Access, add_access_arguments, open_source
 from collector.commands.output import FORMATS, write_frame
-from collector.commands.scope import add_arguments, scope_of
+from collector.commands.scope import add_arguments, scope_of, thresholds_of
 from collector.commands.terminal import complain, escape
 from collector.errors import CollectorError, exit_code
 from collector.forensics.findings import KINDS
@@ -40,6 +40,7 @@ examples:
   provenance scan evidence.duckdb
   provenance scan http://127.0.0.1:4318 --since 15m --kind shadow --entry gateway
   provenance scan evidence.duckdb --policy provenance.toml --format ndjson | jq .explanation
+  provenance scan --explain shadow --thresholds thresholds.toml
 
 exit codes: 0 clean, 1 findings, 2 usage, 3 nothing there to ask, 70 a defect of ours
 """
@@ -47,8 +48,10 @@ exit codes: 0 clean, 1 findings, 2 usage, 3 nothing there to ask, 70 a defect of
 
 def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
     """Scan and print; returns the exit code. `now` is ns since the Unix epoch."""
-    options = _parser().parse_args(argv)
+    options = _parsed(argv)
     try:
+        if options.explain is not None:
+            return _explain(options)
         scan = _scan(options, now())
     except CollectorError as e:
         complain("scan", str(e))
@@ -99,9 +102,17 @@ def _scan(options: argparse.Namespace, now_unix_nano: int) -> Scan:
             window=scope.window(now_unix_nano),
             shadow=scope.shadow(),
             egress=scope.egress(),
+            latency=scope.latency(),
         )
     finally:
         source.close()
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from collector.forensics.explain import explain
+
+    sys.stdout.write(explain(options.explain, thresholds_of(options)))
+    return EXIT_CLEAN
 
 
 def _write_table(findings: pl.DataFrame, stream: TextIO) -> None:
@@ -132,6 +143,14 @@ def _kinds(text: str) -> list[str]:
     return kinds
 
 
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.source is None and options.explain is None:
+        parser.error("the following arguments are required: SOURCE")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="provenance scan",
@@ -139,9 +158,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="SOURCE", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)")
+    parser.add_argument(
+        "source", metavar="SOURCE", nargs="?", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)"
+    )
     parser.add_argument("--kind", type=_kinds, metavar="KIND[,KIND]", help=f"of {', '.join(KINDS)} (default: all)")
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print it (default: table)")
+    parser.add_argument(
+        "--explain",
+        choices=KINDS,
+        metavar="KIND",
+        help="print how this detector decides: rules, thresholds as they stand, what it needs to see and cannot see",
+    )
     add_arguments(parser)
     add_access_arguments(parser)
     return parser

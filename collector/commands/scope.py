@@ -4,18 +4,23 @@ Nothing heavy is imported before it is asked for.
 """
 
 import argparse
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from collector.commands.times import Moment, parse_moment
 from collector.errors import ConfigError
 
 if TYPE_CHECKING:
     from collector.forensics.egress import EgressParams
+    from collector.forensics.latency import LatencyParams
     from collector.forensics.shadow import ShadowParams
     from collector.forensics.tables import Window
+    from collector.forensics.thresholds import Thresholds
     from collector.policy import EgressPolicy
+
+THRESHOLDS_ENV: Final = "PROVENANCE_THRESHOLDS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Scope:
         entry_services: Who takes unstamped traffic by nature.
         probes: How user agents of health checks and scrapers begin, or, with a leading slash, their paths.
         policy: What may be reached outside; None: what the collector has stored.
+        thresholds: What the detectors decide by; None: their defaults.
     """
 
     since: Moment | None = None
@@ -35,6 +41,7 @@ class Scope:
     entry_services: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
     policy: "EgressPolicy | None" = None
+    thresholds: "Thresholds | None" = None
 
     @property
     def is_moving(self) -> bool:
@@ -58,18 +65,25 @@ class Scope:
         """For `examine_shadow`."""
         from collector.forensics.shadow import ShadowParams
 
-        agents = tuple(probe for probe in self.probes if not probe.startswith("/"))
-        return ShadowParams(
-            entry_services=self.entry_services,
-            probe_user_agents=ShadowParams().probe_user_agents + agents,
-            probe_paths=tuple(probe for probe in self.probes if probe.startswith("/")),
+        base = ShadowParams() if self.thresholds is None else self.thresholds.shadow
+        return replace(
+            base,
+            entry_services=base.entry_services + self.entry_services,
+            probe_user_agents=base.probe_user_agents + tuple(p for p in self.probes if not p.startswith("/")),
+            probe_paths=base.probe_paths + tuple(p for p in self.probes if p.startswith("/")),
         )
 
     def egress(self) -> "EgressParams":
         """For `examine_egress`."""
         from collector.forensics.egress import EgressParams
 
-        return EgressParams(policy=self.policy)
+        return replace(EgressParams() if self.thresholds is None else self.thresholds.egress, policy=self.policy)
+
+    def latency(self) -> "LatencyParams":
+        """For `find_latency`."""
+        from collector.forensics.latency import LatencyParams
+
+        return LatencyParams() if self.thresholds is None else self.thresholds.latency
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--since", metavar="TIME", help="calls that began at this time or later (default: all)")
     add("--until", metavar="TIME", help="calls that began before this time (default: all)")
+    add_rules_arguments(parser)
+
+
+def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of them that say what is right and what is wrong, for whatever has a window of its own."""
+    add = parser.add_argument
     add(
         "--entry",
         metavar="SERVICE",
@@ -99,6 +119,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="TOML whose [egress] lists what may be reached (default: the collector's); an empty list allows nothing",
     )
+    add(
+        "--thresholds",
+        metavar="FILE",
+        type=Path,
+        help="TOML whose [shadow], [latency] and [egress] say what the detectors decide by; see docs/thresholds.md "
+        f"(environment: {THRESHOLDS_ENV})",
+    )
+
+
+def thresholds_of(options: argparse.Namespace) -> "Thresholds | None":
+    """What the flag or the environment names; None where neither does. Raises ConfigError."""
+    named = os.environ.get(THRESHOLDS_ENV)
+    path = options.thresholds or (Path(named) if named else None)
+    if path is None:
+        return None
+    from collector.forensics.thresholds import parse_thresholds
+
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
+        raise ConfigError(f"{path}: the thresholds cannot be read: {reason}") from e
+    return parse_thresholds(text, name=str(path))
 
 
 def _probe(text: str) -> str:
@@ -115,12 +158,14 @@ def scope_of(options: argparse.Namespace, now_unix_nano: int) -> Scope:
         from collector.policy import read_policy
 
         policy = read_policy(options.policy)
+    since, until = getattr(options, "since", None), getattr(options, "until", None)
     scope = Scope(
-        since=None if options.since is None else parse_moment(options.since),
-        until=None if options.until is None else parse_moment(options.until),
+        since=None if since is None else parse_moment(since),
+        until=None if until is None else parse_moment(until),
         entry_services=tuple(options.entry),
         probes=tuple(options.probe),
         policy=policy,
+        thresholds=thresholds_of(options),
     )
     scope.bounds(now_unix_nano)
     return scope
