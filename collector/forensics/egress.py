@@ -38,12 +38,16 @@ class EgressParams:
 
     Attributes:
         policy: What is allowed; None reads the rows of `egress_allow`.
-        min_beacon_score, max_jitter_ratio, min_beacon_calls: As of `span_egress.RhythmParams`.
+        min_beacon_score: RITA's lowest step.
+        max_jitter_ratio: MAD over median of the intervals, at most, for a beacon: RITA's score alone calls random traffic of one size
+            a beacon (about 0.8; its jitter is 0.69). Uniform jitter of ±50 % is 0.25.
+        min_beacon_calls: Fewer calls have no rhythm worth a word.
         settle_ns: A destination is judged by calls than which the collector has received something this much newer.
         max_destinations: Suspects whose calls are fetched one by one, those with the most calls first.
         baseline_ns: How far before the window habits are learnt, for `first_seen` and `volume`; a window without a start has no baseline.
-        internal, external: As of `destinations.View`.
-        odd: Thresholds of `oddities`.
+        internal: Addresses, CIDR blocks and name suffixes that count as the mesh's own.
+        external: The same, that count as outside whatever else says that they are inside; it wins.
+        odd: What is odd about a destination.
     """
 
     policy: EgressPolicy | Policies | None = None

@@ -33,7 +33,7 @@ class Detector:
 
 DETECTORS: Final[dict[Kind, Detector]] = {
     "shadow": Detector(
-        ("shadow", "verdicts", "calls"),
+        ("shadow", "verdicts", "ways", "dark", "calls"),
         (
             "server spans of the callee: without them there is no call to judge",
             "access logs of sidecars, with request ids: without them `mesh_bypass` is never found, and how many is told",
@@ -61,7 +61,7 @@ DETECTORS: Final[dict[Kind, Detector]] = {
         ),
     ),
     "egress": Detector(
-        ("egress", "beacon"),
+        ("egress", "span_egress", "beacon", "oddities"),
         (
             "client spans that name a destination: address, host or URL",
             "an allow-list or policies: without them nothing is `unlisted`",
