@@ -89,13 +89,14 @@ def own_and_hops(baseline: Body, incident: Body, unit_of: UnitOf, factor: float)
 
 
 def queues(baseline: Body, incident: Body) -> list[Rise]:
-    """The rises of what messages wait: the clocks of two hosts differ in both windows by the same."""
+    """The rises of what messages wait beyond the shortest wait of the baseline: so two clocks' difference cancels out."""
     found = []
     for place, gaps in incident.gaps.items():
         before = baseline.gaps.get(place, ())
         if min(len(before), len(gaps)) >= MIN_CALLS:
             was, now = np.array(before, dtype=np.float64), np.array(gaps, dtype=np.float64)
-            found.append(_rise(place, ((place.service,), (place.caller,)), was, now, 1.0))
+            shortest = float(was.min())
+            found.append(_rise(place, ((place.service,), (place.caller,)), was - shortest, now - shortest, 1.0))
     return found
 
 
