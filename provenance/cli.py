@@ -24,6 +24,10 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "collect": Command("collector.commands.collect", "collector", "receive OTLP and access logs into a DuckDB file"),
     "scan": Command("collector.commands.scan", "collector", "print the findings of a file or a collector"),
+    "rank": Command(
+        "collector.commands.rank", "collector", "rank what made an incident's requests slow or broken, against a baseline"
+    ),
+    "cost": Command("collector.commands.cost", "collector", "what the mesh itself costs: proxies and network, by edge"),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
     "sql": Command("collector.commands.sql", "collector", "run one SELECT on a file or a collector"),
     "import": Command(

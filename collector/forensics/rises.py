@@ -65,6 +65,11 @@ class Rise:
         """What the incident's calls would have taken before."""
         return self.before_ns * self.calls
 
+    @property
+    def plain_ns(self) -> float:
+        """The excess of all calls together with its doubt; 0 where they were faster."""
+        return max(self.during_ns - self.before_ns, 0.0) * self.calls
+
 
 UnitOf = Callable[[Limb], Unit]
 
@@ -88,7 +93,7 @@ def own_and_hops(baseline: Body, incident: Body, unit_of: UnitOf, factor: float)
     return found
 
 
-def queues(baseline: Body, incident: Body) -> list[Rise]:
+def queues(baseline: Body, incident: Body, unit_of: UnitOf) -> list[Rise]:
     """The rises of what messages wait beyond the shortest wait of the baseline: so two clocks' difference cancels out."""
     found = []
     for place, gaps in incident.gaps.items():
@@ -96,8 +101,13 @@ def queues(baseline: Body, incident: Body) -> list[Rise]:
         if min(len(before), len(gaps)) >= MIN_CALLS:
             was, now = np.array(before, dtype=np.float64), np.array(gaps, dtype=np.float64)
             shortest = float(was.min())
-            found.append(_rise(place, ((place.service,), (place.caller,)), was - shortest, now - shortest, 1.0))
+            unit = next(unit_of(limb) for limb in incident.limbs if _consumes(limb, place))
+            found.append(_rise(place, (unit, ()), was - shortest, now - shortest, 1.0))
     return found
+
+
+def _consumes(limb: Limb, queue: Place) -> bool:
+    return limb.operation == Operation(queue.service, queue.operation, "CONSUMER")
 
 
 def common_factor(baseline: Body, incident: Body) -> float:
@@ -187,6 +197,11 @@ class MoreCalls:
     during: float
     excess_ns: float
     retries: float
+
+    @property
+    def expected_ns(self) -> float:
+        """What as many calls as before would have taken."""
+        return self.excess_ns * self.before / max(self.during - self.before, 1e-9)
 
 
 def more_calls(baseline: Body, incident: Body, unit_of: UnitOf) -> list[MoreCalls]:
