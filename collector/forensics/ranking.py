@@ -53,6 +53,7 @@ class File:
     calls: list[MoreCalls] = field(default_factory=list)
     troubles: list[TroubleRise] = field(default_factory=list)
     doubtful_ns: float = 0.0
+    doubtful_of_ns: float = 0.0
 
     @property
     def excess_ns(self) -> float:
@@ -94,7 +95,7 @@ def rank_causes(
     sides = {unit: (weighed.time(unit, f), weighed.troubles(f)) for unit, f in files.items()}
     whole = sum(time + trouble for time, trouble in sides.values()) or 1.0
     found = [
-        Candidate(unit, _either(*sides[unit], HUNCH * weighed.part(unit, f.doubtful_ns)), sum(sides[unit]) / whole, f)
+        Candidate(unit, _either(*sides[unit], weighed.hunch(unit, f)), sum(sides[unit]) / whole, f)
         for unit, f in files.items()
     ]
     return sorted(found, key=lambda c: (-c.score, c.unit))
@@ -126,6 +127,11 @@ class _Weighing:
         slow = self.part(unit, file.excess_ns) * _unevenness(file.ratio)
         return slow + sum(self._queue(wait) for wait in file.waits)
 
+    def hunch(self, unit: Unit, file: File) -> float:
+        """The side of time again, with what may be chance."""
+        uneven = _unevenness(file.doubtful_ns / max(file.doubtful_of_ns, 1.0) + 1)
+        return HUNCH * self.part(unit, file.doubtful_ns) * uneven
+
     def troubles(self, file: File) -> float:
         """The side of troubles: of all entries, and of those that reach the place."""
         return sum(t.beyond / t.touched**0.5 for t in file.troubles)
@@ -156,6 +162,7 @@ def _files(baseline: Body, incident: Body, unit_of: UnitOf, signals: Sequence[Si
             if rise.place.kind != "hop":
                 files[rise.unit].own.append(rise)
                 files[rise.unit].doubtful_ns += rise.plain_ns
+                files[rise.unit].doubtful_of_ns += rise.expected_ns
     if "hops" in signals:
         own = {unit: f.excess_ns for unit, f in files.items()}
         for blame in blame_hops([r for r in rises if r.place.kind == "hop"], own):
