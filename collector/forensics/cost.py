@@ -18,6 +18,7 @@ import ibis
 import ibis.expr.types as ir
 import polars as pl
 
+from collector.forensics.calls import is_of
 from collector.forensics.edges import deduplicated
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, spans
@@ -106,8 +107,8 @@ def _split(table: ir.Table) -> ir.Table:
     proxies = sum((table[f"proxy_{n}"].notnull().cast("int64") for n in range(1, MAX_PROXIES + 1)), ibis.literal(0))
     table = table.mutate(proxies=proxies)
     first, second, third = table.proxy_1, table.proxy_2, table.proxy_3
-    callers = (table.proxies == 1) & (table.owner_1 == table.caller)
-    callees = (table.proxies == 1) & (table.owner_1 == table.service_name)
+    callers = (table.proxies == 1) & is_of(table.owner_1, table.caller)
+    callees = (table.proxies == 1) & is_of(table.owner_1, table.service_name)
     # The last span of the caller's proxy and the first of the callee's, as durations; counted from the server upwards.
     last = ibis.cases((table.proxies == 2, second), (table.proxies == 4, third), (callers, first))
     arriving = ibis.cases((table.proxies == 2, first), (table.proxies == 4, second), (callees, first))

@@ -4,13 +4,11 @@ from typing import Final
 
 from collector.forensics.causes import milliseconds
 from collector.forensics.ranking import Candidate, File
-from collector.forensics.rises import MoreCalls, Rise
+from collector.forensics.rises import MOSTLY_RETRIES, MoreCalls, Rise
 from collector.forensics.troubles import TroubleRise
 
 PARTS: Final = 3
 """So many pieces of evidence are told at most."""
-
-MOSTLY_RETRIES: Final = 0.5
 
 NOTHING: Final = "nothing rose, failed or stopped early here beyond chance"
 
@@ -57,7 +55,7 @@ def _hop(rise: Rise, count: int) -> str:
 
 def _calls(more: MoreCalls) -> str:
     what = "retries" if more.retries >= MOSTLY_RETRIES else "calls"
-    return f"{what} {more.callee} {more.operation} {more.during:.1f} instead of {more.before:.1f} times"
+    return f"{more.caller} {what} {more.callee} {more.operation} {more.during:.1f} instead of {more.before:.1f} times"
 
 
 def _waits(file: File) -> list[tuple[float, str]]:

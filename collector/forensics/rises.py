@@ -7,7 +7,7 @@ quantile, because one call of a thousand must not speak for the others.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -31,6 +31,9 @@ DOUBT: Final = 2.0
 
 MIN_CALLS: Final = 3
 """Fewer calls on either side say nothing."""
+
+MOSTLY_RETRIES: Final = 0.5
+"""The part of the additional calls that follow a failed one, from which on they are retries."""
 
 MIN_COMMON_SERVICES: Final = 3
 MIN_COMMON_CALLS: Final = 10
@@ -181,7 +184,8 @@ class MoreCalls:
     """That an operation makes more calls of one kind than before.
 
     Attributes:
-        unit: Who makes them.
+        unit: Who is to blame: who makes them; the callee, where they repeat failed calls or come from several services at once.
+        caller: Who makes them.
         callee: Whom.
         operation: What is called.
         before: Calls for each span that makes any, before.
@@ -191,6 +195,7 @@ class MoreCalls:
     """
 
     unit: Unit
+    caller: str
     callee: str
     operation: str
     before: float
@@ -223,9 +228,28 @@ def more_calls(baseline: Body, incident: Body, unit_of: UnitOf) -> list[MoreCall
             time = sum(t for _, t, _ in calls) * rise / float(b.mean())
             failed = sum(f for _, _, f in calls) / max(float(b.mean() - a.mean()) * len(b), 1e-9)
             found.append(
-                MoreCalls(unit, child.service, child.operation, a.mean(), b.mean(), time, min(failed, 1.0))
-            )
-    return found
+                MoreCalls(
+                    unit, parent.service, child.service, child.operation, float(a.mean()), float(b.mean()), time,
+                    min(failed, 1.0),
+                )
+            )  # fmt: skip
+    return _judged(found, unit_of, incident)
+
+
+def _judged(found: Sequence[MoreCalls], unit_of: UnitOf, incident: Body) -> list[MoreCalls]:
+    """The same, with the callee to blame where its failures are repeated, or where several services call it more often at once."""
+    callers: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    for more in found:
+        callers[more.callee, more.operation].add(more.caller)
+    answering: dict[tuple[str, str], Unit] = {}
+    for limb in incident.limbs:
+        answering.setdefault((limb.operation.service, limb.operation.name), unit_of(limb))
+    judged = []
+    for more in found:
+        target = (more.callee, more.operation)
+        repeated = more.retries >= MOSTLY_RETRIES or len(callers[target]) > 1
+        judged.append(replace(more, unit=answering[target]) if repeated and target in answering else more)
+    return judged
 
 
 def _calls(

@@ -6,7 +6,6 @@ failed, was not answered, or itself stopped early, has its reason below it.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -26,6 +25,9 @@ MIN_SPANS: Final = 10
 
 DOUBT: Final = 2.0
 """Standard errors that are taken off a rise."""
+
+GONE: Final = 0.1
+"""A service that is called in less than this part of the cases that the baseline leads to expect is gone."""
 
 
 class Trouble(NamedTuple):
@@ -60,9 +62,8 @@ _Called = frozenset[Place]
 
 def trouble_rises(baseline: Body, incident: Body, unit_of: UnitOf) -> list[TroubleRise]:
     """The troubles that hit more entries of the incident than of the baseline."""
-    usual = _usual(baseline)
-    odd = _odd(usual, _usual(incident))
-    was, now = _troubled(baseline, odd, unit_of), _troubled(incident, odd, unit_of)
+    judge = _Judge(baseline, incident, unit_of)
+    was, now = _troubled(baseline, judge), _troubled(incident, judge)
     entries_before, entries = sum(1 for _ in baseline.entries), sum(1 for _ in incident.entries)
     if not entries or not entries_before:
         return []
@@ -117,34 +118,96 @@ def _lacks(called: _Called, known: Counter[_Called]) -> bool:
     return any(called < other for other, times in known.items() if times >= MIN_SHARE * known.total())
 
 
-def _troubled(body: Body, odd: set[tuple[Operation, _Called]], unit_of: UnitOf) -> Counter[Trouble]:
+class _Judge:
+    """Who is to blame for a span that failed or stopped."""
+
+    def __init__(self, baseline: Body, incident: Body, unit_of: UnitOf) -> None:
+        was, now = _usual(baseline), _usual(incident)
+        self._unit_of = unit_of
+        self._usual = was
+        self.odd = _odd(was, now)
+        self.gone = _gone(was, now)
+        self._after = _stopped_after(incident, self.odd)
+
+    def trouble(self, body: Body, index: int) -> Trouble | None:
+        """Of a span with nothing wrong below it."""
+        limb = body.limbs[index]
+        if not limb.answered:
+            return Trouble("unanswered", _callee(limb, self._unit_of), limb.place.operation)
+        called = _called(body, index)
+        stopped = (limb.operation, called) in self.odd
+        missing = self._missing(limb, called) if stopped or limb.error else None
+        if missing is not None:
+            return Trouble("unanswered", self._service(limb, missing.service), missing.operation)
+        if limb.error:
+            if limb.place.kind == "hop":
+                return Trouble("error", _answering(body, index, self._unit_of), limb.place.operation)
+            return Trouble("error", self._unit_of(limb), limb.operation.name)
+        if not stopped:
+            return None
+        last = _last(body, index)
+        if last is not None and len(self._after[last.service]) > 1:
+            return Trouble("stopped", self._service(limb, last.service), last.operation)
+        return Trouble("stopped", self._unit_of(limb), limb.operation.name)
+
+    def _missing(self, limb: Limb, called: _Called) -> Place | None:
+        """The call that this span lacks to a service that is gone, if it still makes others (or never made any)."""
+        usual = self._usual.get(limb.operation, Counter())
+        lacked = {p for other in usual if called < other for p in other - called if p.service in self.gone}
+        only = all(len(other) <= 1 for other in usual)
+        return min(lacked, default=None) if called or only else None
+
+    def _service(self, limb: Limb, service: str) -> Unit:
+        return (service, *[""] * (len(self._unit_of(limb)) - 1))
+
+
+def _gone(was: dict[Operation, Counter[_Called]], now: dict[Operation, Counter[_Called]]) -> set[str]:
+    """The services that other services called, and hardly do although those are still at work."""
+    expected: defaultdict[str, float] = defaultdict(float)
+    made: defaultdict[str, float] = defaultdict(float)
+    for operation, sets in now.items():
+        known = was.get(operation)
+        if known is None:
+            continue
+        for called, times in known.items():
+            for service in {p.service for p in called} - {operation.service}:
+                expected[service] += times / known.total() * sets.total()
+        for called, times in sets.items():
+            for service in {p.service for p in called} - {operation.service}:
+                made[service] += times
+    return {service for service, calls in expected.items() if calls >= MIN_SPANS and made[service] < GONE * calls}
+
+
+def _stopped_after(body: Body, odd: set[tuple[Operation, _Called]]) -> dict[str, set[str]]:
+    """By service, which other services stop after having called it."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for index, limb in enumerate(body.limbs):
+        if (limb.operation, _called(body, index)) in odd:
+            last = _last(body, index)
+            if last is not None and last.service != limb.operation.service:
+                found[last.service].add(limb.operation.service)
+    return found
+
+
+def _last(body: Body, index: int) -> Place | None:
+    """What a span called last, before it ended."""
+    below = body.below.get(index, ())
+    return body.limbs[below[-1]].place if below else None
+
+
+def _troubled(body: Body, judge: _Judge) -> Counter[Trouble]:
     """How many entries each trouble hits. Limbs come before what is below them: backwards is from below."""
     hits: set[tuple[int, Trouble]] = set()
     troubled: set[int] = set()
     for index in range(len(body.limbs) - 1, -1, -1):
         limb = body.limbs[index]
         below = any(child in troubled for child in body.below.get(index, ()))
-        trouble = None if below else _trouble(body, index, odd, unit_of)
+        trouble = None if below else judge.trouble(body, index)
         if trouble is not None:
             hits.add((limb.entry, trouble))
         if trouble is not None or below:
             troubled.add(index)
     return Counter(trouble for _, trouble in hits)
-
-
-def _trouble(
-    body: Body, index: int, odd: set[tuple[Operation, _Called]], unit_of: UnitOf
-) -> Trouble | None:
-    limb = body.limbs[index]
-    if not limb.answered:
-        return Trouble("unanswered", _callee(limb, unit_of), limb.place.operation)
-    if limb.error:
-        if limb.place.kind == "hop":
-            return Trouble("error", _answering(body, index, unit_of), limb.place.operation)
-        return Trouble("error", unit_of(limb), limb.operation.name)
-    if (limb.operation, _called(body, index)) in odd:
-        return Trouble("stopped", unit_of(limb), limb.operation.name)
-    return None
 
 
 def _answering(body: Body, index: int, unit_of: UnitOf) -> Unit:
@@ -166,8 +229,3 @@ def _reached(body: Body) -> Counter[str]:
         seen.add((limb.entry, limb.operation.service))
         seen.add((limb.entry, limb.place.service))
     return Counter(service for _, service in seen)
-
-
-def limbs_of(body: Body, unit: Unit, unit_of: UnitOf) -> Sequence[Limb]:
-    """A unit's limbs."""
-    return [limb for limb in body.limbs if unit_of(limb) == unit]

@@ -26,6 +26,9 @@ FAULTS: tuple[FaultKind, ...] = (
     "delay", "cpu", "edge delay", "network delay", "errors", "early return", "crash", "retry storm", "fan-out", "slow database", "overload",
 )  # fmt: skip
 
+MIN_HITS = 15
+"""How often the fault must have struck in the traces that were kept: a fault that nobody met is in no trace."""
+
 Span = tuple[object, ...]
 
 
@@ -82,11 +85,13 @@ class System:
 def random_system(seed: int, kind: FaultKind, *, spans: int = 5_000) -> System:
     """The system of a seed, with a fault of this kind somewhere that its traffic reaches."""
     rng = random.Random(f"{kind} {seed}")
-    world = _World(rng)
-    baseline = world.window(T0, spans, None)
-    fault = world.plant(kind)
-    incident = world.window(T0 + 3_600 * S, int(spans * rng.uniform(0.5, 1.5)), fault)
-    return System(seed, fault, baseline, incident, len(world.services))
+    while True:
+        world = _World(rng)
+        baseline = world.window(T0, spans, None)
+        fault = world.plant(kind)
+        incident = world.window(T0 + 3_600 * S, int(spans * rng.uniform(0.5, 1.5)), fault)
+        if world.hits >= MIN_HITS:
+            return System(seed, fault, baseline, incident, len(world.services))
 
 
 class _World:
@@ -103,7 +108,11 @@ class _World:
         self.skew = {s: int(rng.gauss(0, rng.choice([0.001, 0.05, 1])) * S) for s in self.services}
         self.pods = {s: [f"{s}-{rng.getrandbits(20):05x}" for _ in range(rng.randint(1, 3))] for s in self.services}
         self.drift: dict[str, float] = {}
+        self.hits = 0
         self._grow()
+        every = [(op.service, op.name) for ops in self.ops.values() for op in ops]
+        self.flaky = {key: rng.uniform(0.003, 0.03) for key in every if rng.random() < 0.1}
+        self.spiky = {key: rng.uniform(5, 30) for key in every if rng.random() < 0.1}
         self.entries = [op for s in self.services[: rng.randint(1, 3)] for op in self.ops[s]]
         self.weights = [rng.lognormvariate(0, 0.7) for _ in self.entries]
         self.reached: dict[tuple[str, str], int] = {}
@@ -182,18 +191,23 @@ class _World:
         while len(self.spans) < spans:
             time += int(rng.expovariate(rate) * S)
             op = rng.choices(self.entries, weights)[0]
-            before = len(self.spans)
+            before, hits = len(self.spans), self.hits
             self.trace = f"{rng.getrandbits(127):032x}"
             end, _ = self.serve(op, None, time)
             entries, total = entries + 1, total + end - time
             if rng.random() > self.kept:
                 del self.spans[before:]
+                self.hits = hits
         self.mean_entry_ms = total / entries / MS
         kept = [s for s in self.spans if rng.random() >= self.lost]
         return pl.DataFrame(kept, schema=_SCHEMA, orient="row")
 
     def hit(self, *kinds: FaultKind) -> Fault | None:
         return self.fault if self.fault is not None and self.fault.kind in kinds else None
+
+    def struck(self) -> None:
+        """The fault did something to this trace."""
+        self.hits += 1
 
     def serve(self, op: Op, parent: int | None, at: int, kind: str = "SERVER") -> tuple[int, bool]:
         """(end, whether it failed)."""
@@ -203,6 +217,9 @@ class _World:
         own = op.own_ms * MS * rng.lognormvariate(0, op.sigma) * self.drift[op.service]
         if (f := self.hit("delay")) and (f.service, f.operation) == (op.service, op.name):
             own += f.added_ms * MS * rng.lognormvariate(0, 0.3)
+            self.struck()
+        if (op.service, op.name) in self.spiky and rng.random() < 0.01:
+            own *= self.spiky[op.service, op.name]
         slow = self.slow(op.service, pod)
         own *= slow
         time = at + int(own / 2)
@@ -213,9 +230,13 @@ class _World:
         failed = False
         f = self.hit("errors", "early return", "retry storm")
         if f and (f.service, f.operation) == (op.service, op.name) and rng.random() < f.strength:
+            self.struck()
             error = f.kind != "early return"
             self.add((parent, span), (op.service, pod), op.name, kind, (at, time - at), error=error)
             return time, error
+        if rng.random() < self.flaky.get((op.service, op.name), 0):
+            self.add((parent, span), (op.service, pod), op.name, kind, (at, time - at), error=True)
+            return time, True
         ends = [time]
         for call in op.calls:
             if rng.random() >= call.probability:
@@ -237,6 +258,7 @@ class _World:
             length = int(op.database_ms * MS * rng.lognormvariate(0, 0.4) * math.sqrt(slow))
             if (f := self.hit("slow database")) and f.service == op.service:
                 length += int(f.added_ms * MS * rng.lognormvariate(0, 0.3))
+                self.struck()
             self.add((span, rng.getrandbits(63) | 1), (op.service, pod), "SELECT", "CLIENT", (time, length), to="db:5432")
             time += length
         end = time + int(own / 2)
@@ -249,11 +271,15 @@ class _World:
         f = self.hit("cpu", "overload")
         if f is None or f.service != service or (f.kind == "cpu" and f.pod != pod):
             return 1.0
+        self.struck()
         return 2 + 8 * f.strength
 
     def times(self, op: Op) -> int:
         f = self.hit("fan-out")
-        return 3 + int(7 * f.strength) if f and (f.service, f.operation) == (op.service, op.name) else 1
+        if not f or (f.service, f.operation) != (op.service, op.name):
+            return 1
+        self.struck()
+        return 3 + int(7 * f.strength)
 
     def call(self, op: Op, above: tuple[int, str], call: Call, at: int) -> tuple[int, bool]:
         attempts = 4 if self.hit("retry storm") else 1
@@ -276,6 +302,7 @@ class _World:
             return at + MS, False
         there, back = self.network(op.service, pod, call), self.network(op.service, pod, call)
         if (f := self.hit("crash")) and f.service == target.service:
+            self.struck()
             end = at + there + back
             if self.clients:
                 self.add((span, client), (op.service, pod), f"call {target.name}", "CLIENT", (at, end - at), to=target.service, error=True)
@@ -294,6 +321,7 @@ class _World:
         if (f.kind == "edge delay" and (f.caller, f.service) == (caller, service)) or (
             f.kind == "network delay" and f.service in {caller, service}
         ):
+            self.struck()
             took += f.added_ms / 2 * MS * self.rng.lognormvariate(0, 0.3)
         if f.kind in {"cpu", "overload"} and f.service in {caller, service}:
             # Whoever has no processor is late to answer, and late to see the answers of others.
