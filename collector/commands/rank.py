@@ -18,6 +18,7 @@ from collector.commands.times import parse_range
 from collector.errors import CollectorError, ConfigError, exit_code
 from collector.forensics.anatomy import take_apart_windows
 from collector.forensics.comparison import SPANS, Drawn, draw
+from collector.forensics.deltas import separating, slow_and_normal, values_in
 from collector.forensics.ranking import UNITS, Candidate, rank_causes
 from collector.forensics.reasons import reason
 from collector.forensics.tables import Query, Window
@@ -57,7 +58,7 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
         complain("rank", str(e))
         return exit_code(e)
     try:
-        if options.format == "table":
+        if options.format == "table" and not options.attributes:
             width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 100
             _write_table(frame, sys.stdout, width)
         else:
@@ -78,6 +79,9 @@ def _ranked(options: argparse.Namespace, now_unix_nano: int) -> pl.DataFrame:
             complain("rank", source.lacks)
         was = _drawn(source.query, "baseline", baseline, options.spans)
         now = _drawn(source.query, "incident", incident, options.spans)
+        if options.attributes:
+            values = [values_in(source.query, window, drawn.last) for window, drawn in ((baseline, was), (incident, now))]
+            return separating(pl.concat(values), *slow_and_normal(was, now))
     finally:
         source.close()
     before, during = take_apart_windows([was.frame, now.frame])
@@ -149,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--incident", required=True, metavar="START..END", help="when requests were slow or failed")
     parser.add_argument("--baseline", metavar="START..END", help="when they were not (default: just before the incident)")
     parser.add_argument("--by", choices=tuple(UNITS), default="service", help="what to rank (default: service)")
+    parser.add_argument(
+        "--attributes",
+        action="store_true",
+        help="instead of causes: the attribute values that set slow or failed traces apart from the others",
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="how to print it (default: table)")
     parser.add_argument(
         "--spans", type=_positive, default=SPANS, metavar="N",

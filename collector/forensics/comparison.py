@@ -27,10 +27,17 @@ _DRAWS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The spans of a window (columns `anatomy.COLUMNS`), and what part of its traces they are, 0 to 1."""
+    """The spans of a window.
+
+    Attributes:
+        frame: Them, columns `anatomy.COLUMNS`.
+        share: What part of the window's traces they are, 0 to 1.
+        last: Which ones: those whose ids end in less than these three hex digits.
+    """
 
     frame: pl.DataFrame
     share: float
+    last: str
 
 
 def draw(query: Query, window: Window, limit: int = SPANS) -> Drawn:
@@ -39,7 +46,7 @@ def draw(query: Query, window: Window, limit: int = SPANS) -> Drawn:
     below = min(_DRAWS, max(1, int(_DRAWS * limit / max(count, 1))))
     last = "g" if below == _DRAWS else f"{below:03x}"  # no hex digit comes after f
     frame = query(windowed(window, lambda blank: compiled_once(_whole_traces, blank), value=last))
-    return Drawn(frame, below / _DRAWS)
+    return Drawn(frame, below / _DRAWS, last)
 
 
 def _count(window: Window) -> ir.Table:
@@ -47,12 +54,17 @@ def _count(window: Window) -> ir.Table:
     return table.aggregate(spans=table.count())
 
 
-def _whole_traces(window: Window) -> ir.Table:
+def drawn_traces(window: Window) -> ir.Table:
+    """All columns of the spans of the traces that begin in the window and are drawn: their ids' tails are below the blank `value`."""
     table = window.of(spans(), margin_ns=MARGIN_NS)
     drawn = table.filter(table.trace_id.cast("string").right(3) < ibis.literal(text("value")))
     first = drawn.group_by("trace_id").aggregate(first_start=drawn.start_time_unix_nano.min())
     inside = first.filter(_starts_in(first.first_start, window)).select("trace_id")
-    found = drawn.semi_join(inside, "trace_id")
+    return drawn.semi_join(inside, "trace_id")
+
+
+def _whole_traces(window: Window) -> ir.Table:
+    found = drawn_traces(window)
     found = found.mutate(error=is_error(found), destination=destination_of(found))
     return found.select(*COLUMNS)
 
