@@ -218,6 +218,7 @@ def _sentence(cause: Cause, figures: Figures) -> str:
         f"{_when(figures.first_unix_nano, figures.last_unix_nano, ended=shift.ended)} against {figures.calls_before} in normal times)"
         f"{others}; it explains {cause.share_on(far):.0%} of the rise on {far.callee} {far.operation} "
         f"({milliseconds(far.shift.before_ns)} → {milliseconds(far.shift.during_ns)})"
+        f"{'' if far.beside is None else far.beside.sentence}"
     )
 
 

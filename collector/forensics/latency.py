@@ -17,6 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from collector.forensics.attribution import Sample, Trace, common_factor, place_traces, shares, take_apart
+from collector.forensics.beside import Rates, beside
 from collector.forensics.causes import Cause, Claim, Evidence, Figures, causes_of, common_cause, describe
 from collector.forensics.durations import (
     KEY,
@@ -123,7 +124,9 @@ def slow_edges(
     found: list[SlowEdge] = []
     for key, rows in _by_edge(durations).items():
         series = edge_series(rows, before.get(key), first.get(key[1]), params.startup_ns)
-        found += [SlowEdge(*key, shift=shift) for shift in find_shifts(series, params.shift)]
+        shifts = find_shifts(series, params.shift)
+        told = [beside(_rates(rows), shift) for shift in shifts]
+        found += [SlowEdge(*key, shift=shift, beside=b) for shift, b in zip(shifts, told, strict=True)]
     return sorted(found, key=lambda e: (-(e.shift.during_ns - e.shift.before_ns) * e.shift.calls_during, e.label))
 
 
@@ -159,6 +162,15 @@ def _timeline(rows: pl.DataFrame, bins: npt.NDArray[np.int64]) -> tuple[npt.NDAr
     columns = np.searchsorted(bins, rows["bin"].to_numpy())
     np.add.at(counts, (rows["bucket"].to_numpy(), columns), rows["calls"].to_numpy())
     return edges, counts
+
+
+def _rates(rows: pl.DataFrame) -> Rates:
+    """An edge's calls and errors by bucket."""
+    edges = int(rows["window_since"][0]) + np.linspace(0, int(rows["window_ns"][0]), BUCKETS + 1).astype(np.int64)
+    calls, errors = np.zeros(BUCKETS, dtype=np.int64), np.zeros(BUCKETS, dtype=np.int64)
+    np.add.at(calls, rows["bucket"].to_numpy(), rows["calls"].to_numpy())
+    np.add.at(errors, rows["bucket"].to_numpy(), rows["errors"].to_numpy())
+    return Rates(edges, calls, errors)
 
 
 def _by_edge(durations: pl.DataFrame) -> dict[tuple[str | None, str, str, str], pl.DataFrame]:
