@@ -77,7 +77,9 @@ def _told(options: argparse.Namespace, now_unix_nano: int) -> pl.DataFrame:
     since = None if options.since is None else parse_time(options.since, now_unix_nano)
     until = None if options.until is None else parse_time(options.until, now_unix_nano)
     if since is not None and until is not None and since >= until:
-        raise ConfigError(f"--since {options.since} is not before --until {options.until}: no call can lie between them")
+        raise ConfigError(
+            f"--since {options.since} is not before --until {options.until}: no call can lie between them"
+        )
     source = open_source(options.source, Access.of(options))
     try:
         if source.lacks:
@@ -96,7 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SOURCE", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)")
     parser.add_argument(
-        "--by", choices=BY, default="mesh", help="one row for all, a row an edge, or a row an edge and operation (default: mesh)"
+        "--by",
+        choices=BY,
+        default="mesh",
+        help="one row for all, a row an edge, or a row an edge and operation (default: mesh)",
     )
     parser.add_argument("--since", metavar="TIME", help="calls that began at this time or later (default: all)")
     parser.add_argument("--until", metavar="TIME", help="calls that began before this time (default: all)")

@@ -80,7 +80,9 @@ def _ranked(options: argparse.Namespace, now_unix_nano: int) -> pl.DataFrame:
         was = _drawn(source.query, "baseline", baseline, options.spans)
         now = _drawn(source.query, "incident", incident, options.spans)
         if options.attributes:
-            values = [values_in(source.query, window, drawn.last) for window, drawn in ((baseline, was), (incident, now))]
+            values = [
+                values_in(source.query, window, drawn.last) for window, drawn in ((baseline, was), (incident, now))
+            ]
             return separating(pl.concat(values), *slow_and_normal(was, now))
     finally:
         source.close()
@@ -93,7 +95,7 @@ def _drawn(query: Query, name: str, window: Window, limit: int) -> Drawn:
     if drawn.frame.is_empty():
         raise ConfigError(
             f"no trace begins in the {name}, {window.since_unix_nano}..{window.until_unix_nano} (Unix ns); "
-            "expected a window with spans: `provenance sql SOURCE \"SELECT min(start_time_unix_nano), "
+            'expected a window with spans: `provenance sql SOURCE "SELECT min(start_time_unix_nano), '
             'max(start_time_unix_nano) FROM spans"` shows what there is'
         )
     if drawn.share < 1:
@@ -151,7 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="SOURCE", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)")
     parser.add_argument("--incident", required=True, metavar="START..END", help="when requests were slow or failed")
-    parser.add_argument("--baseline", metavar="START..END", help="when they were not (default: just before the incident)")
+    parser.add_argument(
+        "--baseline", metavar="START..END", help="when they were not (default: just before the incident)"
+    )
     parser.add_argument("--by", choices=tuple(UNITS), default="service", help="what to rank (default: service)")
     parser.add_argument(
         "--attributes",

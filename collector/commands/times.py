@@ -68,7 +68,9 @@ def parse_range(text: str, now_unix_nano: int) -> tuple[int, int]:
     """START..END in ns since the Unix epoch; each as `parse_moment` reads it, or Unix ns. Raises ConfigError, also where it is empty."""
     start, separator, end = text.partition("..")
     if not separator or not start.strip() or not end.strip():
-        raise ConfigError(f"{text!r} is no window: write START..END, as in 2026-03-01T03:10:00Z..2026-03-01T03:20:00Z or 15m..0s")
+        raise ConfigError(
+            f"{text!r} is no window: write START..END, as in 2026-03-01T03:10:00Z..2026-03-01T03:20:00Z or 15m..0s"
+        )
     since, until = (_parse_unix_or_moment(part.strip(), now_unix_nano) for part in (start, end))
     if since >= until:
         raise ConfigError(f"{text!r} is an empty window: its end, {until}, must be after its start, {since} (Unix ns)")

@@ -155,9 +155,7 @@ def _rooted(rows: Sequence[_Row]) -> _Rooted:
         if row.witness != "proxy":
             kept.setdefault(row.span_id, row)
     spans = [
-        TraceSpan(
-            r.span_id, _past(proxies, r.parent), r.service, r.kind, r.start, r.start + max(r.duration, 0)
-        )
+        TraceSpan(r.span_id, _past(proxies, r.parent), r.service, r.kind, r.start, r.start + max(r.duration, 0))
         for r in kept.values()
     ]
     return _Rooted(build_tree(spans), kept)

@@ -92,7 +92,7 @@ def _changed(before: float, during: float) -> bool:
 def _more_errors(before: float, during: float, calls: float, calls_before: float) -> bool:
     share = (before * calls_before + during * calls) / max(calls + calls_before, 1)
     spread = (share * (1 - share) * (1 / max(calls, 1) + 1 / max(calls_before, 1))) ** 0.5
-    return during - before >= max(MIN_ERRORS, DOUBT * spread)
+    return bool(during - before >= max(MIN_ERRORS, DOUBT * spread))
 
 
 def _onset(values: npt.NDArray[np.float64], before: float, during: float, inside: npt.NDArray[np.bool_]) -> int:

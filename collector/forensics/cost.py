@@ -92,7 +92,11 @@ def _past_proxies(servers: ir.Table, proxies: ir.Table) -> ir.Table:
     reached = servers.mutate(cursor=servers.parent_span_id)
     for step in range(1, MAX_PROXIES + 1):
         hop = proxies.select(
-            hop_trace="trace_id", hop_id="span_id", hop_parent="parent_span_id", hop_ns="duration_ns", hop_of="service_name"
+            hop_trace="trace_id",
+            hop_id="span_id",
+            hop_parent="parent_span_id",
+            hop_ns="duration_ns",
+            hop_of="service_name",
         ).view()
         joined = reached.left_join(hop, [("trace_id", "hop_trace"), ("cursor", "hop_id")])
         reached = joined.mutate(
@@ -132,9 +136,7 @@ def _split(table: ir.Table) -> ir.Table:
 
 def _figures(window: Window, by: By) -> ir.Table:
     calls = hops(window)
-    parts = {
-        f"{part}_ns_p{round(q * 100)}": calls[part].quantile(q) for part in PARTS for q in (0.5, 0.99)
-    }
+    parts = {f"{part}_ns_p{round(q * 100)}": calls[part].quantile(q) for part in PARTS for q in (0.5, 0.99)}
     grouped = calls.group_by(list(KEYS[by])) if KEYS[by] else calls
     found = grouped.aggregate(
         calls=calls.count(),

@@ -52,6 +52,7 @@ SCHEMA: Final[dict[str, pl.DataType]] = {
 
 _HOT: Final = {a.column: a.key for a in HOT_ATTRIBUTES if a.key not in UNIQUE}
 _NAMED: Final = {"service_instance_id": "service.instance.id", "service_namespace": "service.namespace"}
+_TEXTS: Final = pl.List(pl.String)
 _MAPS: Final = ("attributes", "attributes_json", "resource_attributes")
 _SHAPE: Final = [pl.col("trace_id").cast(pl.String), pl.col("service_name"), pl.col("key"), pl.col("value")]
 
@@ -64,7 +65,13 @@ def values_in(query: Query, window: Window, share: str) -> pl.DataFrame:
 def values_of(query: Query, trace_ids: Sequence[str], window: Window) -> pl.DataFrame:
     """The same of these traces, within an hour of the window."""
     table = window.of(spans(), margin_ns=3_600_000_000_000)
-    return _long(query(compile_sql(_with_resources(table.filter(table.trace_id.isin([ibis.literal(UUID(t), "uuid") for t in trace_ids]))))))
+    return _long(
+        query(
+            compile_sql(
+                _with_resources(table.filter(table.trace_id.isin([ibis.literal(UUID(t), "uuid") for t in trace_ids])))
+            )
+        )
+    )
 
 
 def slow_and_normal(baseline: Drawn, incident: Drawn) -> tuple[pl.Series, pl.Series]:
@@ -83,23 +90,23 @@ def separating(values: pl.DataFrame, slow: pl.Series, normal: pl.Series) -> pl.D
     Ratios are of the traces that reach the service. Values that always come together are told once, under the key that sorts first
     among the shortest.
     """
-    sides = pl.concat(
-        [
-            pl.DataFrame({"trace_id": slow.cast(pl.String), "slow": True}),
-            pl.DataFrame({"trace_id": normal.cast(pl.String), "slow": False}),
-        ]
-    ).unique("trace_id")
+    sides = pl.concat([_side(slow, slow=True), _side(normal, slow=False)]).unique("trace_id")
     said = values.unique().join(sides, on="trace_id")
-    reach = said.group_by("service_name").agg(_distinct(slow=True, name="slow_all"), _distinct(slow=False, name="normal_all"))
+    reach = said.group_by("service_name").agg(
+        _distinct(slow=True, name="slow_all"), _distinct(slow=False, name="normal_all")
+    )
     found = said.group_by("service_name", "key", "value").agg(
-        _distinct(slow=True, name="slow_traces"), _distinct(slow=False, name="normal_traces"), who=pl.col("trace_id").hash().sort().hash().sum()
+        _distinct(slow=True, name="slow_traces"),
+        _distinct(slow=False, name="normal_traces"),
+        who=pl.col("trace_id").hash().sort().hash().sum(),
     )
     found = found.join(reach, on="service_name").filter(
         pl.col("slow_traces") >= pl.max_horizontal(pl.lit(MIN_TRACES), MIN_RATIO * pl.col("slow_all")),
         pl.col("normal_all") >= MIN_TRACES,
     )
     found = found.with_columns(
-        slow_ratio=pl.col("slow_traces") / pl.col("slow_all"), normal_ratio=pl.col("normal_traces") / pl.col("normal_all")
+        slow_ratio=pl.col("slow_traces") / pl.col("slow_all"),
+        normal_ratio=pl.col("normal_traces") / pl.col("normal_all"),
     )
     variance = _variance("slow_ratio", "slow_all") + _variance("normal_ratio", "normal_all")
     scored = found.with_columns(score=pl.col("slow_ratio") - pl.col("normal_ratio") - DOUBT * variance.sqrt())
@@ -110,6 +117,10 @@ def separating(values: pl.DataFrame, slow: pl.Series, normal: pl.Series) -> pl.D
         .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
         .sort("score", "service", "key", "value", descending=[True, False, False, False])
     )
+
+
+def _side(trace_ids: pl.Series, *, slow: bool) -> pl.DataFrame:
+    return pl.DataFrame({"trace_id": trace_ids.cast(pl.String)}, schema={"trace_id": pl.String}).with_columns(slow=pl.lit(slow))
 
 
 def _distinct(*, slow: bool, name: str) -> pl.Expr:
@@ -135,10 +146,15 @@ def _of_window(window: Window) -> ir.Table:
 
 def _with_resources(table: ir.Table) -> ir.Table:
     resources = ibis.table(ibis_schema("resources"), name="resources")
-    named = resources.select(told_id="resource_id", resource_attributes="attributes").distinct(on="told_id", keep="first")
+    named = resources.select(told_id="resource_id", resource_attributes="attributes").distinct(
+        on="told_id", keep="first"
+    )
     joined = table.left_join(named, [("resource_id", "told_id")])
     hot = {column: joined[column].cast("string") for column in (*_NAMED, *_HOT)}
-    return joined.select("trace_id", "service_name", *_MAPS, **hot)
+    # Keys and values apart: how a frame holds a map depends on the version of Polars.
+    maps = {f"{name}_keys": joined[name].keys() for name in _MAPS}
+    maps |= {f"{name}_values": joined[name].values() for name in _MAPS}
+    return joined.select("trace_id", "service_name", **maps, **hot)
 
 
 def _long(frame: pl.DataFrame) -> pl.DataFrame:
@@ -148,8 +164,8 @@ def _long(frame: pl.DataFrame) -> pl.DataFrame:
         list(names.values()), index=["trace_id", "service_name"], variable_name="key", value_name="value"
     )
     parts = [columns.drop_nulls("value").select(_SHAPE)]
-    for column in _MAPS:
-        if isinstance(frame.schema[column], pl.List):  # a column of NULLs alone has no inner type
-            entries = frame.select("trace_id", "service_name", pl.col(column)).explode(column).drop_nulls(column)
-            parts.append(entries.unnest(column).filter(~pl.col("key").is_in(list(UNIQUE))).select(_SHAPE))
+    for name in _MAPS:
+        pairs = [pl.col(f"{name}_keys").cast(_TEXTS).alias("key"), pl.col(f"{name}_values").cast(_TEXTS).alias("value")]
+        entries = frame.select("trace_id", "service_name", *pairs).explode("key", "value").drop_nulls("key")
+        parts.append(entries.filter(~pl.col("key").is_in(list(UNIQUE))).select(_SHAPE))
     return pl.concat(parts).unique()

@@ -134,7 +134,7 @@ class _Weighing:
 
     def troubles(self, file: File) -> float:
         """The side of troubles: of all entries, and of those that reach the place."""
-        return sum(t.beyond / t.touched**0.5 for t in file.troubles)
+        return float(sum(t.beyond / t.touched**0.5 for t in file.troubles))
 
     def _queue(self, wait: Rise) -> float:
         """The part of a queue's time that is excess, for the part of the entries that waited in it."""

@@ -59,15 +59,14 @@ def _calls(more: MoreCalls) -> str:
 
 
 def _waits(file: File) -> list[tuple[float, str]]:
-    return [
-        (
-            1 - wait.before_ns / max(wait.during_ns, 1.0),
-            f"messages from {wait.place.caller} wait {milliseconds(wait.during_ns)} instead of {milliseconds(wait.before_ns)} "
-            f"(beyond the shortest wait of the baseline) for {wait.place.operation}",
-        )
-        for wait in file.waits
-        if wait.excess_ns > 0
-    ]
+    return [(1 - wait.before_ns / max(wait.during_ns, 1.0), _wait(wait)) for wait in file.waits if wait.excess_ns > 0]
+
+
+def _wait(wait: Rise) -> str:
+    return (
+        f"messages from {wait.place.caller} wait {milliseconds(wait.during_ns)} instead of {milliseconds(wait.before_ns)} "
+        f"(beyond the shortest wait of the baseline) for {wait.place.operation}"
+    )
 
 
 def _troubles(file: File) -> list[tuple[float, str]]:

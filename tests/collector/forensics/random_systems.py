@@ -32,13 +32,16 @@ MIN_HITS = 15
 Span = tuple[object, ...]
 
 
+Way = Literal["call", "parallel", "message"]
+
+
 @dataclass(slots=True)
 class Call:
     """An edge of the call graph: with what probability it is taken, and how."""
 
     target: "Op"
     probability: float
-    way: Literal["call", "parallel", "message"]
+    way: Way
     network_ms: float
     queue_ms: float = 0
 
@@ -137,7 +140,7 @@ class _World:
                 )
                 targets = rng.sample(later, min(len(later), rng.randint(1 if index < 3 else 0, 3)))
                 for target in targets:
-                    way = rng.choice(["call", "call", "call", "parallel", *(["message"] if self.messaging else [])])
+                    way: Way = rng.choice(["call", "call", "call", "parallel", *(["message"] if self.messaging else [])])
                     op.calls.append(
                         Call(
                             rng.choice(self.ops[target]),
@@ -171,7 +174,7 @@ class _World:
             )
             if callers:
                 service, operation = rng.choice(callers)
-        answers = (service,)
+        answers: tuple[str, ...] = (service,)
         if kind == "edge delay" or (kind == "network delay" and not self.clients):
             answers = (service, caller)
         entry_ms = max(5.0, self.mean_entry_ms)
@@ -225,7 +228,13 @@ class _World:
         time = at + int(own / 2)
         for number in range(op.inner):
             length = int(own / 8)
-            self.add((span, rng.getrandbits(63) | 1), (op.service, pod), f"{op.name}-step-{number}", "INTERNAL", (time, length))
+            self.add(
+                (span, rng.getrandbits(63) | 1),
+                (op.service, pod),
+                f"{op.name}-step-{number}",
+                "INTERNAL",
+                (time, length),
+            )
             time += length
         failed = False
         f = self.hit("errors", "early return", "retry storm")
@@ -259,7 +268,9 @@ class _World:
             if (f := self.hit("slow database")) and f.service == op.service:
                 length += int(f.added_ms * MS * rng.lognormvariate(0, 0.3))
                 self.struck()
-            self.add((span, rng.getrandbits(63) | 1), (op.service, pod), "SELECT", "CLIENT", (time, length), to="db:5432")
+            self.add(
+                (span, rng.getrandbits(63) | 1), (op.service, pod), "SELECT", "CLIENT", (time, length), to="db:5432"
+            )
             time += length
         end = time + int(own / 2)
         if op.outlives:
@@ -305,11 +316,27 @@ class _World:
             self.struck()
             end = at + there + back
             if self.clients:
-                self.add((span, client), (op.service, pod), f"call {target.name}", "CLIENT", (at, end - at), to=target.service, error=True)
+                self.add(
+                    (span, client),
+                    (op.service, pod),
+                    f"call {target.name}",
+                    "CLIENT",
+                    (at, end - at),
+                    to=target.service,
+                    error=True,
+                )
             return end, True
         end, failed = self.serve(target, client if self.clients else span, at + there)
         if self.clients:
-            self.add((span, client), (op.service, pod), f"call {target.name}", "CLIENT", (at, end + back - at), to=target.service, error=failed)
+            self.add(
+                (span, client),
+                (op.service, pod),
+                f"call {target.name}",
+                "CLIENT",
+                (at, end + back - at),
+                to=target.service,
+                error=failed,
+            )
         return end + back, failed
 
     def network(self, caller: str, pod: str, call: Call) -> int:

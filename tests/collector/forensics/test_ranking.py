@@ -18,13 +18,16 @@ CALLS = 60
 
 
 def ranked(baseline, incident, **options):
-    return rank_causes(*take_apart_windows([baseline, incident]), **options)
+    before, during = take_apart_windows([baseline, incident])
+    return rank_causes(before, during, **options)
 
 
 def strict_rank(candidates, answers):
     """The worst place of a tied group; None where no answer is there."""
     best = next((c for c in candidates if c.unit[0] in answers), None)
-    return None if best is None else sum(1 for c in candidates if c.score >= best.score and c.unit[0] not in answers) + 1
+    return (
+        None if best is None else sum(1 for c in candidates if c.score >= best.score and c.unit[0] not in answers) + 1
+    )
 
 
 @pytest.mark.slow
@@ -88,7 +91,9 @@ class Shop:
     def add(self, service, name, kind, span, parent, start, end, *, error=False):
         skew = self.skew.get(service, 0)
         pod = f"{service}-{self.rng.randrange(self.pods)}"
-        self.rows.append((self.trace, span, parent, service, pod, name, kind, "app", start + skew, end - start, error, None))
+        self.rows.append(
+            (self.trace, span, parent, service, pod, name, kind, "app", start + skew, end - start, error, None)
+        )
 
     @property
     def frame(self):
@@ -181,7 +186,20 @@ def test_messages_wait_longer_though_clocks_disagree():
                 (trace, ids[0], None, "shop", None, "POST /", "SERVER", "app", at, 10 * MS, False, None),
                 (trace, ids[1], ids[0], "shop", None, "send", "PRODUCER", "app", at + MS, 2 * MS, False, None),
                 # The consumer's clock is a minute behind.
-                (trace, ids[2], ids[1], "mailer", None, "mail", "CONSUMER", "app", at + wait - 60 * S, 5 * MS, False, None),
+                (
+                    trace,
+                    ids[2],
+                    ids[1],
+                    "mailer",
+                    None,
+                    "mail",
+                    "CONSUMER",
+                    "app",
+                    at + wait - 60 * S,
+                    5 * MS,
+                    False,
+                    None,
+                ),
             ]
         shop = Shop()
         shop.rows = rows
@@ -231,7 +249,12 @@ def test_a_store_is_asked_for_whole_traces_and_a_bounded_part():
         spans += [
             make_span(trace_id=trace, span_id=2 * number + 1, start_time_unix_nano=start),
             # It begins after the window's end; its trace does not.
-            make_span(trace_id=trace, span_id=2 * number + 2, parent_span_id=2 * number + 1, start_time_unix_nano=start + 30 * S),
+            make_span(
+                trace_id=trace,
+                span_id=2 * number + 2,
+                parent_span_id=2 * number + 1,
+                start_time_unix_nano=start + 30 * S,
+            ),
         ]
     query = store(spans)
     window = Window(T0, T0 + 100 * S)
