@@ -120,7 +120,9 @@ def separating(values: pl.DataFrame, slow: pl.Series, normal: pl.Series) -> pl.D
 
 
 def _side(trace_ids: pl.Series, *, slow: bool) -> pl.DataFrame:
-    return pl.DataFrame({"trace_id": trace_ids.cast(pl.String)}, schema={"trace_id": pl.String}).with_columns(slow=pl.lit(slow))
+    return pl.DataFrame({"trace_id": trace_ids.cast(pl.String)}, schema={"trace_id": pl.String}).with_columns(
+        slow=pl.lit(slow)
+    )
 
 
 def _distinct(*, slow: bool, name: str) -> pl.Expr:

@@ -13,9 +13,9 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.attribution import Component
+from collector.forensics.beside import Beside
 from collector.forensics.columns import is_error
 from collector.forensics.edges import answering, bucketed, calls_in, deduplicated, destination_of
-from collector.forensics.beside import Beside
 from collector.forensics.shifts import BINS_PER_OCTAVE, Shift
 from collector.forensics.tables import Window, spans
 

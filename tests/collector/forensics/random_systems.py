@@ -140,7 +140,9 @@ class _World:
                 )
                 targets = rng.sample(later, min(len(later), rng.randint(1 if index < 3 else 0, 3)))
                 for target in targets:
-                    way: Way = rng.choice(["call", "call", "call", "parallel", *(["message"] if self.messaging else [])])
+                    way: Way = rng.choice(
+                        ["call", "call", "call", "parallel", *(["message"] if self.messaging else [])]
+                    )
                     op.calls.append(
                         Call(
                             rng.choice(self.ops[target]),
