@@ -24,6 +24,8 @@ from collector.forensics.reasons import reason
 from collector.forensics.tables import Query, Window
 
 _TABLE_ROWS: Final = 10
+_TABLE_LEAST: Final = 0.001
+"""Who scores less has nothing proven against it."""
 
 _EPILOG: Final = """\
 A window is START..END, each RFC 3339 (2026-03-01T03:12:00Z; without an offset: UTC), Unix nanoseconds, or how long ago: 90s,
@@ -106,14 +108,14 @@ def _drawn(query: Query, name: str, window: Window, limit: int) -> Drawn:
 def ranking_frame(candidates: Sequence[Candidate], by: str) -> pl.DataFrame:
     """One row a candidate: service, the pod or operation, score, share, reason."""
     names = ["service"] if by == "service" else ["service", by]
-    rows = [(*c.unit, round(c.score, 6), round(c.share, 4), reason(c)) for c in candidates]
+    rows = [(*c.unit, c.score, c.share, reason(c)) for c in candidates]
     schema = {**dict.fromkeys(names, pl.String), "score": pl.Float64, "share": pl.Float64, "reason": pl.String}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def render_ranking(frame: pl.DataFrame, width: int) -> Iterator[str]:
     """The lines of the table: the first `_TABLE_ROWS` candidates with anything against them, their reasons below."""
-    named = frame.filter(pl.col("score") > 0).head(_TABLE_ROWS)
+    named = frame.filter(pl.col("score") >= _TABLE_LEAST).head(_TABLE_ROWS)
     yield f"{'SCORE':>6} {'SHARE':>6}  CANDIDATE"
     for row in named.iter_rows(named=True):
         name = " ".join(str(row[c]) for c in frame.columns[:-3] if row[c])

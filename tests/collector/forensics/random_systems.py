@@ -124,6 +124,7 @@ class _World:
 
     def _grow(self) -> None:
         rng = self.rng
+        messages: list[Way] = ["message"] if self.messaging else []
         for index in range(len(self.services) - 1, -1, -1):
             service = self.services[index]
             later = self.services[index + 1 : index + 1 + max(6, len(self.services) // 3)]
@@ -140,9 +141,7 @@ class _World:
                 )
                 targets = rng.sample(later, min(len(later), rng.randint(1 if index < 3 else 0, 3)))
                 for target in targets:
-                    way: Way = rng.choice(
-                        ["call", "call", "call", "parallel", *(["message"] if self.messaging else [])]
-                    )
+                    way: Way = rng.choice(["call", "call", "call", "parallel", *messages])
                     op.calls.append(
                         Call(
                             rng.choice(self.ops[target]),

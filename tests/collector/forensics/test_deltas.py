@@ -56,13 +56,13 @@ def test_few_traces_prove_nothing(slow):
 def test_columns_attributes_and_resources_of_a_store():
     spans = []
     for number in range(80):
-        slow = number >= 60
+        late = number >= 60
         spans.append(
             make_span(
-                trace_id=number + 1, start_time_unix_nano=T0 + number * S, duration_ns=(200 if slow else 20) * MS,
-                service_instance_id="shop-2" if slow else "shop-1", http_route="/buy",
-                attributes={"customer": "big" if slow and number % 4 else "small"},
-                attributes_json={"items": "9" if slow and number % 5 else "1"},
+                trace_id=number + 1, start_time_unix_nano=T0 + number * S, duration_ns=(200 if late else 20) * MS,
+                service_instance_id="shop-2" if late else "shop-1", http_route="/buy",
+                attributes={"customer": "big" if late and number % 4 else "small"},
+                attributes_json={"items": "9" if late and number % 5 else "1"},
             )
         )  # fmt: skip
     query = store(spans)
