@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 import polars as pl
 
-from collector.forensics.critical_path import TraceSpan, Tree, awaited, build_tree, critical_path_below
+from collector.forensics.critical_path import Interval, TraceSpan, Tree, awaited, build_tree, critical_path_below
 
 PlaceKind = Literal["own", "hop", "exit", "queue"]
 
@@ -208,29 +208,35 @@ def _body(traces: Sequence[_Rooted], who: Mapping[tuple[str, str, str], tuple[st
     below: defaultdict[int, list[int]] = defaultdict(list)
     gaps: defaultdict[Place, list[int]] = defaultdict(list)
     for trace in traces:
-        for top in _tops(trace.tree):
-            _append(limbs, below, trace, top, who)
+        waited = {span_id: awaited(trace.tree, span_id) for span_id in trace.tree.children}
+        for top in _tops(trace.tree, waited):
+            _append(limbs, below, trace, (top, waited), who)
         for queue, gap in _waits(trace):
             gaps[queue].append(gap)
     return Body(limbs, below, gaps, len(traces))
 
 
-def _tops(tree: Tree) -> Iterator[int]:
+_Waited = Mapping[int, Sequence[tuple[int, Interval]]]
+"""Span id to the children that it waited for, last to finish first."""
+
+
+def _tops(tree: Tree, waited: _Waited) -> Iterator[int]:
     """The entries of a trace: its roots, and every span that its parent did not wait for."""
     yield from tree.roots
     for span_id, children in tree.children.items():
-        waited = {child for child, _ in awaited(tree, span_id)}
-        yield from (child for child in children if child not in waited)
+        some = {child for child, _ in waited[span_id]}
+        yield from (child for child in children if child not in some)
 
 
 def _append(
     limbs: list[Limb],
     below: defaultdict[int, list[int]],
     trace: _Rooted,
-    top: int,
+    entry: tuple[int, _Waited],
     who: Mapping[tuple[str, str, str], tuple[str, str]],
 ) -> None:
-    path = critical_path_below(trace.tree, top)
+    top, waited = entry
+    path = critical_path_below(trace.tree, top, waited)
     first = len(limbs)
     pending = [(top, -1)]
     while pending:
@@ -247,7 +253,7 @@ def _append(
         )  # fmt: skip
         if above >= 0:
             below[above].append(index)
-        pending += [(child, index) for child, _ in awaited(trace.tree, span_id)]
+        pending += [(child, index) for child, _ in waited.get(span_id, ())]
     for index in range(len(limbs) - 1, first, -1):
         limbs[limbs[index].above].below_ns += limbs[index].below_ns
 

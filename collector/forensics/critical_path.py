@@ -105,11 +105,13 @@ def self_times(tree: Tree) -> dict[int, int]:
     return {span_id: _own_time(tree, span_id) for span_id in tree.spans}
 
 
-def critical_path_below(tree: Tree, root: int) -> dict[int, int]:
+def critical_path_below(
+    tree: Tree, root: int, waited: Mapping[int, Sequence[tuple[int, Interval]]] | None = None
+) -> dict[int, int]:
     """Span ids on the critical path of `root`'s time to their own time on it, in ns; the times add up to root's duration.
 
     The walk goes backwards from the end of the root: to the awaited child that finished last, through it in the same manner, and on
-    from its beginning.
+    from its beginning. `waited` is what `awaited` says of each span with children, for who has asked already.
     """
     own: dict[int, int] = {}
     pending = [(root, tree.times[root])]
@@ -117,7 +119,8 @@ def critical_path_below(tree: Tree, root: int) -> dict[int, int]:
         span_id, within = pending.pop()
         cursor = within.end
         own[span_id] = own.get(span_id, 0)
-        for child, time in awaited(tree, span_id):
+        children = awaited(tree, span_id) if waited is None else waited.get(span_id, ())
+        for child, time in children:
             part = Interval(max(time.start, within.start), min(time.end, cursor))
             if part.end <= part.start:
                 continue
