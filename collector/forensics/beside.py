@@ -44,7 +44,7 @@ class Beside:
         rate_during: The same.
         errors_before: Part of the calls that failed.
         errors_during: The same.
-        first: What changed first: load, errors or time; empty where nothing but the time did.
+        first: What changed first: load, errors or time; or "at once"; empty where neither load nor errors rose.
     """
 
     rate_before: float
@@ -63,8 +63,8 @@ class Beside:
             told.append(f"its errors from {self.errors_before:.1%} to {self.errors_during:.1%}")
         if not told:
             return "; its rate and its errors stayed as they were"
-        first = {"load": "the load came first", "errors": "the errors came first", "time": "the time came first"}
-        return f"; meanwhile {' and '.join(told)}: {first.get(self.first, 'all at once')}"
+        order = {"at once": ": all at once", "": ""}.get(self.first, f": the {self.first} came first")
+        return f"; meanwhile {' and '.join(told)}{order}"
 
 
 def beside(rates: Rates, shift: Shift) -> Beside:
@@ -76,7 +76,7 @@ def beside(rates: Rates, shift: Shift) -> Beside:
     before, during = _ratio(calls[~inside], seconds[~inside]), _ratio(calls[inside], seconds[inside])
     failing, failed = _ratio(errors[~inside], calls[~inside]), _ratio(errors[inside], calls[inside])
     onsets = {}
-    if _changed(before, during):
+    if during > before and _changed(before, during):  # fewer requests are what slowness leads to
         onsets["load"] = _onset(calls / seconds, before, during, inside)
     if _more_errors(failing, failed, float(calls[inside].sum()), float(calls[~inside].sum())):
         onsets["errors"] = _onset(errors / np.maximum(calls, 1), failing, failed, inside)
