@@ -30,6 +30,10 @@ COMMANDS: Final[dict[str, Command]] = {
     "watch": Command(
         "collector.commands.watch", "collector", "tell findings as they happen: Alertmanager, Slack, a program"
     ),
+    "rank": Command(
+        "collector.commands.rank", "collector", "rank what made an incident's requests slow or broken, against a baseline"
+    ),
+    "cost": Command("collector.commands.cost", "collector", "what the mesh itself costs: proxies and network, by edge"),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
     "calls": Command(
         "collector.commands.calls",

@@ -13,6 +13,9 @@ MARGIN_NS: Final = 7 * 86_400 * NS_PER_S
 
 LIMIT_NS: Final = 2**63 - 1 - MARGIN_NS
 
+_UNIX_NS: Final = re.compile(r"\d{16,19}", re.ASCII)
+"""A Unix time in ns since 1970-04-26; fewer digits are more likely seconds or milliseconds, and refused."""
+
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _RELATIVE: Final = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
 # datetime keeps microseconds; evidence is in nanoseconds.
@@ -59,3 +62,24 @@ def parse_moment(text: str) -> Moment:
 def parse_time(text: str, now_unix_nano: int) -> int:
     """The same in ns since the Unix epoch, seen from now."""
     return parse_moment(text).at(now_unix_nano)
+
+
+def parse_range(text: str, now_unix_nano: int) -> tuple[int, int]:
+    """START..END in ns since the Unix epoch; each as `parse_moment` reads it, or Unix ns. Raises ConfigError, also where it is empty."""
+    start, separator, end = text.partition("..")
+    if not separator or not start.strip() or not end.strip():
+        raise ConfigError(
+            f"{text!r} is no window: write START..END, as in 2026-03-01T03:10:00Z..2026-03-01T03:20:00Z or 15m..0s"
+        )
+    since, until = (_parse_unix_or_moment(part.strip(), now_unix_nano) for part in (start, end))
+    if since >= until:
+        raise ConfigError(f"{text!r} is an empty window: its end, {until}, must be after its start, {since} (Unix ns)")
+    return since, until
+
+
+def _parse_unix_or_moment(text: str, now_unix_nano: int) -> int:
+    if _UNIX_NS.fullmatch(text):
+        if int(text) > LIMIT_NS:
+            raise ConfigError(f"{text!r} is beyond what nanoseconds can say: expected at most {LIMIT_NS}")
+        return int(text)
+    return parse_time(text, now_unix_nano)

@@ -93,8 +93,8 @@ def causes_of(claims: Sequence[Claim]) -> list[Cause]:
     return [_cause(members) for members in groups.values()]
 
 
-def describe(cause: Cause, figures: Figures, notes: Sequence[str]) -> Finding:
-    """The finding of a cause."""
+def describe(cause: Cause, figures: Figures, notes: Sequence[str], apart: str = "") -> Finding:
+    """The finding of a cause; `apart` says what sets its slow calls apart, and ends the explanation."""
     component = cause.component
     spans = evidence_spans(cause)
     return Finding(
@@ -109,7 +109,7 @@ def describe(cause: Cause, figures: Figures, notes: Sequence[str]) -> Finding:
         first_seen_unix_nano=figures.first_unix_nano,
         last_seen_unix_nano=figures.last_unix_nano,
         count=figures.calls_during,
-        explanation=_sentence(cause, figures),
+        explanation=_sentence(cause, figures) + apart,
         affected=tuple(dict.fromkeys(c.edge.label for c in cause.claims)),
         trace_ids=tuple(trace_id_hex(t) or "" for t, _ in spans),
         span_ids=tuple(span_id_hex(s) or "" for _, s in spans),
@@ -218,6 +218,7 @@ def _sentence(cause: Cause, figures: Figures) -> str:
         f"{_when(figures.first_unix_nano, figures.last_unix_nano, ended=shift.ended)} against {figures.calls_before} in normal times)"
         f"{others}; it explains {cause.share_on(far):.0%} of the rise on {far.callee} {far.operation} "
         f"({milliseconds(far.shift.before_ns)} → {milliseconds(far.shift.during_ns)})"
+        f"{'' if far.beside is None else far.beside.sentence}"
     )
 
 

@@ -105,11 +105,13 @@ def self_times(tree: Tree) -> dict[int, int]:
     return {span_id: _own_time(tree, span_id) for span_id in tree.spans}
 
 
-def critical_path_below(tree: Tree, root: int) -> dict[int, int]:
+def critical_path_below(
+    tree: Tree, root: int, waited: Mapping[int, Sequence[tuple[int, Interval]]] | None = None
+) -> dict[int, int]:
     """Span ids on the critical path of `root`'s time to their own time on it, in ns; the times add up to root's duration.
 
     The walk goes backwards from the end of the root: to the awaited child that finished last, through it in the same manner, and on
-    from its beginning.
+    from its beginning. `waited` is what `awaited` says of each span with children, for who has asked already.
     """
     own: dict[int, int] = {}
     pending = [(root, tree.times[root])]
@@ -117,7 +119,8 @@ def critical_path_below(tree: Tree, root: int) -> dict[int, int]:
         span_id, within = pending.pop()
         cursor = within.end
         own[span_id] = own.get(span_id, 0)
-        for child, time in _awaited(tree, span_id):
+        children = awaited(tree, span_id) if waited is None else waited.get(span_id, ())
+        for child, time in children:
             part = Interval(max(time.start, within.start), min(time.end, cursor))
             if part.end <= part.start:
                 continue
@@ -207,14 +210,15 @@ def _align(
         times[span_id] = Interval(span.start + shift, max(span.start, span.end) + shift)
         groups: defaultdict[str | None, list[TraceSpan]] = defaultdict(list)
         for child in children.get(span_id, ()):
-            groups[spans[child].service if _is_remote(span, spans[child]) else None].append(spans[child])
+            groups[spans[child].service if is_remote(span, spans[child]) else None].append(spans[child])
         for service, group in groups.items():
             extra = 0 if service is None else _shift_into(span, times[span_id], group, shift)
             stack.extend((child.span_id, shift + extra) for child in group)
     return times
 
 
-def _is_remote(parent: TraceSpan, child: TraceSpan) -> bool:
+def is_remote(parent: TraceSpan, child: TraceSpan) -> bool:
+    """Whether a child ran in another service, or arrived over the network in another replica of its parent's own."""
     return child.service != parent.service or (child.kind == "SERVER" and parent.kind == "CLIENT")
 
 
@@ -231,7 +235,7 @@ def _shift_into(parent: TraceSpan, time: Interval, group: Sequence[TraceSpan], s
     return move if parent.kind == "CLIENT" or abs(move) <= MAX_SKEW_NS else 0
 
 
-def _awaited(tree: Tree, span_id: int) -> list[tuple[int, Interval]]:
+def awaited(tree: Tree, span_id: int) -> list[tuple[int, Interval]]:
     """The children that a span waited for, last to finish first."""
     span, time = tree.spans[span_id], tree.times[span_id]
     latest = time.end + max(LATE_NS, int(time.length * LATE_RATIO))
@@ -239,7 +243,7 @@ def _awaited(tree: Tree, span_id: int) -> list[tuple[int, Interval]]:
         (child, tree.times[child])
         for child in tree.children.get(span_id, ())
         if tree.spans[child].kind != "CONSUMER"
-        and (_is_remote(span, tree.spans[child]) or tree.times[child].end <= latest)
+        and (is_remote(span, tree.spans[child]) or tree.times[child].end <= latest)
     ]
     return sorted(found, key=lambda pair: (pair[1].end, pair[1].start), reverse=True)
 

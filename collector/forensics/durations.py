@@ -13,6 +13,8 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.attribution import Component
+from collector.forensics.beside import Beside
+from collector.forensics.columns import is_error
 from collector.forensics.edges import answering, bucketed, calls_in, deduplicated, destination_of
 from collector.forensics.shifts import BINS_PER_OCTAVE, Shift
 from collector.forensics.tables import Window, spans
@@ -28,13 +30,17 @@ TRACE_MARGIN_NS: Final = 3_600_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class SlowEdge:
-    """An edge that got slower, seen from one side, and when; `side` as in `durations_in`."""
+    """An edge that got slower, seen from one side, and when; `side` as in `durations_in`.
+
+    `beside` tells what its request rate and its errors did meanwhile.
+    """
 
     caller: str | None
     callee: str
     operation: str
     side: str
     shift: Shift
+    beside: Beside | None = None
 
     @property
     def key(self) -> tuple[str | None, str, str, str]:
@@ -48,7 +54,7 @@ class SlowEdge:
 
 
 def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
-    """One row a call and side: KEY, trace_id, span_id, start_time_unix_nano, duration_ns.
+    """One row a call and side: KEY, trace_id, span_id, start_time_unix_nano, duration_ns, error.
 
     side is 'server' (the entry's own span), 'client' (the CLIENT span above it: hop included) or 'exit' (nothing below it). `table` may be
     a part of the spans that keeps traces whole.
@@ -65,6 +71,7 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
         callee="service_name",
         operation="name",
         side=ibis.literal("server"),
+        error=is_error(entries),
     )
     called = entries.filter(entries.parent_kind == "CLIENT").select(
         "trace_id",
@@ -75,6 +82,7 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
         callee="service_name",
         operation="name",
         side=ibis.literal("client"),
+        error=is_error(entries),
     )
     left = exits.select(
         "trace_id",
@@ -85,12 +93,13 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
         callee=ibis.coalesce(exits.answering_service, exits.destination),
         operation="name",
         side=ibis.literal("exit"),
+        error=is_error(exits),
     )
     return served.union(called, left)
 
 
 def histogram(window: Window, buckets: int) -> ir.Table:
-    """Calls by KEY, bucket and log bin of the duration, with window_since and window_ns: from the first call to the last.
+    """Calls and errors by KEY, bucket and log bin of the duration, with window_since and window_ns: from the first call to the last.
 
     Not from the window's own ends: of a day that was asked for and an hour that was recorded, the hour has to fill the buckets.
     """
@@ -98,7 +107,10 @@ def histogram(window: Window, buckets: int) -> ir.Table:
     octaves = ibis.greatest(calls.duration_ns, 1).cast("float64").log2()
     calls = calls.mutate(bin=(octaves * BINS_PER_OCTAVE).floor().cast("int64"))
     return calls.group_by([*KEY, "bucket", "bin"]).aggregate(
-        calls=calls.count(), window_since=calls.window_since.max(), window_ns=calls.window_ns.max()
+        calls=calls.count(),
+        errors=calls.count(where=calls.error),
+        window_since=calls.window_since.max(),
+        window_ns=calls.window_ns.max(),
     )
 
 

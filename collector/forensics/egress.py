@@ -45,8 +45,8 @@ class EgressParams:
         settle_ns: A destination is judged by calls than which the collector has received something this much newer.
         max_destinations: Suspects whose calls are fetched one by one, those with the most calls first.
         baseline_ns: How far before the window habits are learnt, for `first_seen` and `volume`; a window without a start has no baseline.
-        internal: Addresses, CIDR blocks and name suffixes that count as the mesh's own.
-        external: The same, that count as outside whatever else says that they are inside; it wins.
+        internal: Blocks, addresses, names and `*.suffixes` that are no egress.
+        external: What is, although its address is nobody's on the Internet.
         odd: What is odd about a destination.
     """
 

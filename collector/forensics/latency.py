@@ -17,7 +17,9 @@ import numpy.typing as npt
 import polars as pl
 
 from collector.forensics.attribution import Sample, Trace, common_factor, place_traces, shares, take_apart
+from collector.forensics.beside import Rates, beside
 from collector.forensics.causes import Cause, Claim, Evidence, Figures, causes_of, common_cause, describe
+from collector.forensics.deltas import separating, values_of
 from collector.forensics.durations import (
     KEY,
     Normal,
@@ -35,6 +37,14 @@ from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql
 
 BUCKETS: Final = 144
 """Time buckets of a window: ten minutes in a day, 25 s in an hour, 0.4 s in a minute. Sparse ones are joined."""
+
+
+ATTRIBUTE_SAMPLE: Final = 40
+MAX_ATTRIBUTE_TRACES: Final = 400
+"""Traces of each slow edge and side, and of all, whose attributes are compared."""
+
+MIN_APART: Final = 0.3
+"""A value is told if, beyond doubt, its part of the slow traces is this much larger than that of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,9 @@ def slow_edges(
     found: list[SlowEdge] = []
     for key, rows in _by_edge(durations).items():
         series = edge_series(rows, before.get(key), first.get(key[1]), params.startup_ns)
-        found += [SlowEdge(*key, shift=shift) for shift in find_shifts(series, params.shift)]
+        shifts = find_shifts(series, params.shift)
+        told = [beside(_rates(rows), shift) for shift in shifts]
+        found += [SlowEdge(*key, shift=shift, beside=b) for shift, b in zip(shifts, told, strict=True)]
     return sorted(found, key=lambda e: (-(e.shift.during_ns - e.shift.before_ns) * e.shift.calls_during, e.label))
 
 
@@ -159,6 +171,15 @@ def _timeline(rows: pl.DataFrame, bins: npt.NDArray[np.int64]) -> tuple[npt.NDAr
     columns = np.searchsorted(bins, rows["bin"].to_numpy())
     np.add.at(counts, (rows["bucket"].to_numpy(), columns), rows["calls"].to_numpy())
     return edges, counts
+
+
+def _rates(rows: pl.DataFrame) -> Rates:
+    """An edge's calls and errors by bucket."""
+    edges = int(rows["window_since"][0]) + np.linspace(0, int(rows["window_ns"][0]), BUCKETS + 1).astype(np.int64)
+    calls, errors = np.zeros(BUCKETS, dtype=np.int64), np.zeros(BUCKETS, dtype=np.int64)
+    np.add.at(calls, rows["bucket"].to_numpy(), rows["calls"].to_numpy())
+    np.add.at(errors, rows["bucket"].to_numpy(), rows["errors"].to_numpy())
+    return Rates(edges, calls, errors)
 
 
 def _by_edge(durations: pl.DataFrame) -> dict[tuple[str | None, str, str, str], pl.DataFrame]:
@@ -198,10 +219,41 @@ def _explain(search: _Search, group: Sequence[SlowEdge]) -> list[Finding]:
         for share in shares(part.before, part.during, factor, tail=edge.shift.quantile > 0.5)
     ]
     notes = _notes(search)
-    findings = [describe(cause, _figures(search, cause), notes) for cause in causes_of(claims)]
+    causes = causes_of(claims)
+    values = _values(search, evidence) if causes else None
+    findings = [
+        describe(cause, _figures(search, cause), notes, _apart(values, cause) if values is not None else "")
+        for cause in causes
+    ]
     if factor > 1 and search.params.common_cause:
         findings.append(common_cause(group, evidence, factor))
     return findings
+
+
+def _values(search: _Search, evidence: Sequence[Evidence]) -> pl.DataFrame:
+    """What the spans of some of the sampled traces say of themselves."""
+    ids: dict[str, None] = {}
+    for part in evidence:
+        for side in (part.before, part.during):
+            ids.update(dict.fromkeys(s.trace_id for s in side[:ATTRIBUTE_SAMPLE]))
+    return values_of(search.query, list(ids)[:MAX_ATTRIBUTE_TRACES], search.hull)
+
+
+def _apart(values: pl.DataFrame, cause: Cause) -> str:
+    """The value that sets the edge's slow calls apart from its normal ones, in words; empty where none does clearly."""
+    claim = cause.farthest
+    limit = (max(claim.edge.shift.before_ns, 1) * claim.edge.shift.during_ns) ** 0.5
+    samples = [*claim.evidence.before, *claim.evidence.during]
+    slow = pl.Series([s.trace_id for s in samples if s.duration_ns >= limit], dtype=pl.String)
+    normal = pl.Series([s.trace_id for s in samples if s.duration_ns < limit], dtype=pl.String)
+    found = separating(values, slow, normal).filter(pl.col("score") >= MIN_APART)
+    if found.is_empty():
+        return ""
+    row = found.row(0, named=True)
+    return (
+        f"; {row['key']} = {row['value']} on {row['service']} is in {row['slow_ratio']:.0%} of the slow calls' traces "
+        f"and in {row['normal_ratio']:.0%} of the others"
+    )
 
 
 def _take_apart(sampled: pl.DataFrame, traces: Mapping[str, Trace], edges: int) -> list[Evidence]:
