@@ -28,7 +28,7 @@ def test_an_unknown_command_is_named_beside_those_that_exist(capsys: pytest.Capt
     assert cli.main(["scna", "x"]) == 2
 
     assert (
-        "no command 'scna'; there are demo, collect, scan, tui, sql, import, export, verify, keys, version"
+        "no command 'scna'; there are demo, collect, scan, tui, calls, sql, import, export, verify, keys, version"
         in capsys.readouterr().err
     )
 
