@@ -17,7 +17,7 @@ from collector.forensics.connections import Present
 from collector.forensics.ids import hex_ids
 from collector.forensics.shadow_flags import DETAILS, ShadowParams, flagged_calls
 from collector.forensics.statements import TRACE_ID, compiled_once, text, windowed
-from collector.forensics.tables import Query, Window
+from collector.forensics.tables import Query, Window, spans
 from collector.forensics.verdicts import BYPASSED, MESHED, MISSED, SEEN, UNKNOWN
 from collector.forensics.ways import Knowledge, is_opaque, known_workloads, way_of
 from collector.forensics.witnesses import present_in
@@ -61,6 +61,8 @@ def call_verdicts(
 ) -> pl.DataFrame:
     """One row a call, in order of time; columns `SCHEMA`. Raises what `query` raises, ConfigError for what is no trace id."""
     wanted = wanted or CallFilter()
+    if wanted.trace_id is not None:
+        window = _of_trace(query, window, _uuid(wanted.trace_id))
     present = present_in(query, window)
     sql = calls_sql(window, wanted, params, present)
     known = known_workloads(query, window) if present.any else Knowledge()
@@ -81,6 +83,20 @@ def calls_sql(
         service=wanted.service,
         trace_id=None if wanted.trace_id is None else _uuid(wanted.trace_id),
     )
+
+
+def _of_trace(query: Query, window: Window, trace_id: str) -> Window:
+    """The part of the window in which the trace's spans began: what lies beyond cannot be its calls."""
+    [found] = query(windowed(window, lambda blank: compiled_once(_extent, blank), trace_id=trace_id)).to_dicts()
+    if found["first"] is None:
+        return Window(0, 1)
+    return Window(found["first"], found["last"] + 1)
+
+
+def _extent(window: Window) -> ir.Table:
+    table = window.of(spans().select("trace_id", "start_time_unix_nano"))
+    table = table.filter(table.trace_id == ibis.literal(TRACE_ID).cast("uuid"))
+    return table.agg(first=table.start_time_unix_nano.min(), last=table.start_time_unix_nano.max())
 
 
 def _uuid(trace_id: str) -> str:

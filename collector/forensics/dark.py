@@ -14,6 +14,7 @@ a call that is sampled away leaves a flow too, which is why a flow alone is neve
 """
 
 import ipaddress
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Edge:
         caller: None where nothing names it.
         callee: None where nothing names it; then `destination` is the address and port.
         named: The way.
-        source: 'sockets' or 'flows'.
+        source: 'sockets' or 'flows'. side: of a socket, whose witness saw it: outbound or inbound.
         bypass: Whether they are proven to have gone past a proxy; else no call explains them.
         explained: Whether there are calls between the two.
         count, first, last: How many connections, and when (ns since the Unix epoch).
@@ -76,6 +77,7 @@ class Edge:
     destination: str | None = None
     named: Named
     source: str
+    side: str = ""
     bypass: bool
     explained: bool
     count: int
@@ -189,6 +191,13 @@ def _bypassing(window: Window) -> ir.Table:
     table = table.left_join(names, table.remote_address == names.address)
     out = table.direction == "outbound"
     table = table.mutate(
+        client_address=ibis.ifelse(out, table.local_address, table.remote_address),
+        client_port=ibis.ifelse(out, table.local_port, table.remote_port),
+    )
+    table = _with_other_end(table)
+    out = table.direction == "outbound"
+    table = table.mutate(named_service=ibis.coalesce(table.other_service, table.named_service))
+    table = table.mutate(
         source_service=ibis.ifelse(out, table.service_name, table.named_service),
         destination_service=ibis.ifelse(out, table.named_service, table.service_name),
         port=ibis.ifelse(out, table.remote_port, table.local_port),
@@ -198,6 +207,27 @@ def _bypassing(window: Window) -> ir.Table:
     return _grouped(
         table, "direction", "source_service", "destination_service", "port", "protocol", "uid", address="remote_address"
     )
+
+
+def _with_other_end(table: ir.Table) -> ir.Table:
+    """The sockets with `other_service`: whose witness saw the same connection's other end; NULL where none or several did.
+
+    A virtual address that was dialled names nobody; the callee's own socket has the caller's address and port.
+    """
+    ends = table.group_by("direction", "client_address", "client_port").agg(
+        services=table.service_name.nunique(), other_service=table.service_name.min()
+    )
+    ends = ends.filter(ends.services == 1)
+    ends = ends.select("other_service", end=ends.direction, end_address=ends.client_address, end_port=ends.client_port)
+    joined = table.left_join(
+        ends,
+        [
+            table.client_address == ends.end_address,
+            table.client_port == ends.end_port,
+            table.direction != ends.end,
+        ],
+    )
+    return joined.drop("end", "end_address", "end_port")
 
 
 def _flowing(window: Window) -> ir.Table:
@@ -316,6 +346,7 @@ def _socket_edge(
         destination=f"{address}:{row['port']}",
         named=way_of(facts, known),
         source="sockets",
+        side=row["direction"],
         bypass=True,
         explained=(caller, callee) in told,
         count=row["count"],
@@ -408,6 +439,9 @@ def _merged(edges: Iterable[Edge | None]) -> list[Edge]:
 def _union(group: list[Edge]) -> Edge:
     strongest = max(group, key=lambda edge: (edge.source == "sockets", edge.bypass))
     kept = [edge for edge in group if edge.source == strongest.source]
+    by_side: Counter[str] = Counter()
+    for edge in kept:
+        by_side[edge.side] += edge.count
     details = list(dict.fromkeys(edge.detail for edge in kept))
     more = f" and {len(details) - 3} more" if len(details) > 3 else ""
     return Edge(
@@ -416,9 +450,10 @@ def _union(group: list[Edge]) -> Edge:
         destination=strongest.destination,
         named=strongest.named,
         source=strongest.source,
+        side=strongest.side,
         bypass=strongest.bypass,
         explained=any(edge.explained for edge in group),
-        count=sum(edge.count for edge in kept),
+        count=max(by_side.values()),
         first=min(edge.first for edge in group),
         last=max(edge.last for edge in group),
         detail="; ".join(details[:3]) + more,

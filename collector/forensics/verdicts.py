@@ -14,7 +14,7 @@ Absence is evidence only where presence was possible. A proxy *missed* a call on
 - no line without request id and path (an opaque connection) overlaps the call: it may have carried it. At the caller's proxy
   one to another port did not; at the callee's the port that was dialled need not be the one that it listens on;
 - no line of the same request id there is left over that might be the call's (another path, a clock far off);
-- the log is not a sample: somebody's calls are all in it for a good part of the time (`_sampled`), or nobody's are;
+- the log is not a sample: somebody's calls are all in it for a good part of the time (`collector.forensics.sampling`), or nobody's are;
 - the call is no service's call to itself over loopback, which no sidecar takes.
 
 What a connection proves goes before all that: a socket that bypassed the proxy is proof whatever spans and logs say, one that
@@ -35,7 +35,9 @@ import ibis.expr.types as ir
 from collector.forensics.addresses import without_sidecar
 from collector.forensics.calls import MARGIN_NS, calls, proxy_spans
 from collector.forensics.connections import Present, connection_proofs
+from collector.forensics.line_facts import with_line_facts
 from collector.forensics.matching import CLOCK_SLACK_NS, lines
+from collector.forensics.sampling import sampled
 from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window
 
@@ -75,23 +77,8 @@ _SAID_BY_NOBODY: Final = (
 COVERAGE_NS: Final = 60 * NS_PER_S
 CLOCK_MARGIN_NS: Final = NS_PER_S // 10
 
-_SAMPLED_MIN_CALLS: Final = 20
-_SAMPLED_MIN_PEER_CALLS: Final = 5
-_SAMPLED_RATIO: Final = 0.5
-_RUN: Final = 20
-"""By chance, a log that keeps half of all lines has all of a run in one of a million, one that keeps 80 % in one of 87."""
-_WHOLE_RUNS_RATIO: Final = 0.25
 _FAILED: Final = 400
-_STRETCH: Final = 5
-_A_FEW_RATIO: Final = 1 / 8
-_WHOLE_FEW: Final = 10
-"""A log that keeps two of three lines has all of ten in one of 58 cases, and leaves no pattern in most."""
 _ANY: Final = "*"
-PASSTHROUGH: Final = "PassthroughCluster"
-"""Istio's name for where a sidecar sends what it has no route for: as it came, without mTLS and policy."""
-
-_MESH_SNI: Final = "outbound_."
-_SPIFFE: Final = "spiffe://"
 _PROOFS: Final = ("exact_seen", "exact_missed", "alike_seen", "alike_missed", "alike_mixed")
 _PROXY: Final = ("side", "service", "proxy", "source")
 _LOOPBACK: Final = ("localhost", "::1", "[::1]")
@@ -131,7 +118,7 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())), window)
     judged = staged("side_verdicts", judged)
     table = _with_side(_with_side(table, judged, "outbound", "out"), judged, "inbound", "into")
-    table = _with_bare_callers(_with_line_facts(table, logged), window, present or Present())
+    table = _with_bare_callers(with_line_facts(table, logged), window, present or Present())
     return _judged(staged("line_facts", table))
 
 
@@ -199,42 +186,6 @@ def _with_connections(units: ir.Table, table: ir.Table, window: Window, present:
         ],
     ).drop("proof_side", "proof_trace_id", "proof_span_id")
     return staged("units_and_connections", joined.mutate(**{name: joined[name].fill_null(False) for name in _PROOFS}))
-
-
-def _with_line_facts(table: ir.Table, logged: ir.Table) -> ir.Table:
-    """The calls with what their lines say beyond that they are there: passed_through, plaintext, misnamed."""
-    passed = logged.filter((logged.direction == "outbound") & (logged.upstream_cluster == PASSTHROUGH))
-    passed = passed.select(passed_id=passed.record_id).distinct()
-    inbound = logged.filter(logged.direction == "inbound")
-    named = inbound.downstream_peer.notnull() | inbound.requested_server_name.startswith(_MESH_SNI).fill_null(False)
-    secure = inbound.filter(named).select(secure_service=inbound.service, secure_source=inbound.source).distinct()
-    bare = inbound.filter(inbound.downstream_peer.isnull() & inbound.requested_server_name.isnull())
-    bare = bare.inner_join(secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]).select(
-        bare_id="record_id"
-    )
-    table = table.left_join(passed, table.outbound_record_id == passed.passed_id)
-    table = table.left_join(bare, table.inbound_record_id == bare.bare_id)
-    table = table.mutate(passed_through=table.passed_id.notnull(), plaintext=table.bare_id.notnull())
-    other = _misnamed(table, inbound)
-    table = table.left_join(
-        other, [table.trace_id == other.other_trace_id, table.server_span_id == other.other_span_id]
-    )
-    return table.mutate(misnamed=table.other_span_id.notnull()).drop(
-        "passed_id", "bare_id", "other_trace_id", "other_span_id"
-    )
-
-
-def _misnamed(table: ir.Table, inbound: ir.Table) -> ir.Table:
-    """(other_trace_id, other_span_id): calls whose callee was told of a peer that its own proxy did not log."""
-    told = table.filter(table.principal.notnull() & table.inbound_record_id.notnull())
-    told = told.select("trace_id", "server_span_id", "principal", "plaintext", record_id=told.inbound_record_id)
-    peers = inbound.select(peer_id=inbound.record_id, peer=inbound.downstream_peer)
-    joined = told.inner_join(peers, told.record_id == peers.peer_id)
-    # The same identity is written in two ways where a Linkerd name stands beside a SPIFFE id: no contradiction.
-    alike = joined.peer.startswith(_SPIFFE) == joined.principal.startswith(_SPIFFE)
-    contradicted = (alike & (joined.peer != joined.principal)).fill_null(False) | joined.plaintext
-    joined = joined.filter(contradicted)
-    return joined.select(other_trace_id=joined.trace_id, other_span_id=joined.server_span_id).distinct()
 
 
 def _verdict(reason: ir.StringValue) -> ir.StringValue:
@@ -450,18 +401,18 @@ def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table, window: Windo
     logs = logged.group_by("side", "service").agg(able=_able(logged).any())
     logs = logs.select(log_side=logs.side, log_service=logs.service, log_able=logs.able)
     replicas = _replicas(units, logged)
-    sampled = staged("sampled_logs", _sampled(units, replicas))
-    sampled = sampled.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
+    sampled_ = staged("sampled_logs", sampled(_excusable(units, replicas)))
+    sampled_ = sampled_.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
     traced = _traced(window)
     table = _with_proxy(units, replicas)
     table = table.left_join(logs, [table.side == logs.log_side, table.service == logs.log_service])
     table = table.left_join(traced, [table.service == traced.traced_service])
     table = table.left_join(
-        sampled,
+        sampled_,
         [
-            table.side == sampled.sampled_side,
-            table.service == sampled.sampled_service,
-            table.proxy == sampled.sampled_proxy,
+            table.side == sampled_.sampled_side,
+            table.service == sampled_.sampled_service,
+            table.proxy == sampled_.sampled_proxy,
         ],
     )
     cover = covered.select(
@@ -515,86 +466,10 @@ def _traced(window: Window) -> ir.Table:
     return names.select(traced_service=names.service_name).union(short).distinct()
 
 
-def _sampled(units: ir.Table, replicas: ir.Table) -> ir.Table:
-    """(side, service, proxy) whose log holds a sample of the calls: a bypass begins, or concerns some peers; a sample is even.
-
-    Calls of one (peer, operation) make a series in order of time, in runs of `_RUN`. A log that is no sample has at least a
-    quarter of some series' runs whole, or a series of one run or more that is broken in one place only. Where no series has a
-    run, not even at another replica of the service, the log is taken for a sample if a series is a mix without any pattern
-    (`_series`) and no series speaks against it, or if there are calls enough and less than half of every peer's are in it.
-    """
+def _excusable(units: ir.Table, replicas: ir.Table) -> ir.Table:
+    """The calls that a sampled log would excuse, with `proxy`."""
     known = units.filter(units.service.notnull() & units.request_key.notnull() & ~units.loopback)
     # Only where some calls are in the log and some are not, there is anything to excuse.
     logs = known.group_by("side", "service").agg(some=known.recorded.any(), all=known.recorded.all())
     known = known.semi_join(logs.filter(logs.some & ~logs["all"]), ["side", "service"])
-    known = _with_proxy(known, replicas)
-    series = _series(known)
-    series = staged("series", series)
-    proxies = series.group_by("side", "service", "proxy").agg(
-        calls=series.calls.sum(),
-        recorded=series.recorded.sum(),
-        whole=series.whole.max(),
-        mixed=series.mixed.any(),
-        telling=series.telling.any(),
-    )
-    by_peer = series.group_by("side", "service", "proxy", "peer").agg(
-        calls=series.calls.sum(), recorded=series.recorded.sum()
-    )
-    best = by_peer.filter(by_peer.calls >= _SAMPLED_MIN_PEER_CALLS)
-    best = best.group_by("side", "service", "proxy").agg(best=(best.recorded / best.calls).max())
-    table = proxies.left_join(best, ["side", "service", "proxy"]).drop("side_right", "service_right", "proxy_right")
-    whole = ibis.coalesce(table.whole, table.whole.max().over(group_by=["side", "service"]))
-    pattern = table.mixed & ~table.telling
-    few = (table.calls >= _SAMPLED_MIN_CALLS) & (table.best < _SAMPLED_RATIO).fill_null(False)
-    even = ibis.ifelse(whole.isnull(), pattern | few, whole < _WHOLE_RUNS_RATIO)
-    return table.mutate(even=even).filter(lambda t: (t.recorded > 0) & t.even).select("side", "service", "proxy")
-
-
-def _series(known: ir.Table) -> ir.Table:
-    """The calls of each (side, service, proxy, peer, operation): what a sample would look like, and what speaks against one.
-
-    Columns on top: calls, recorded; whole (the share of whole runs, NULL without a run); mixed (some are in the log, some are
-    not); telling: all of `_WHOLE_FEW` calls are in the log, or `_STRETCH` in a row are and the others are a few or in one place.
-    """
-    key = ("side", "service", "proxy", "peer", "operation")
-    known = staged(
-        "known",
-        known.select(
-            *key[:3],
-            "recorded",
-            "start",
-            "trace_id",
-            "server_span_id",
-            peer=known.peer.fill_null(""),
-            operation=known.operation.fill_null(""),
-        ),
-    )
-    order = [known.start, known.trace_id, known.server_span_id]
-    known = known.mutate(
-        number=ibis.row_number().over(group_by=key, order_by=order),
-        turned=(known.recorded != known.recorded.lag().over(group_by=key, order_by=order)).fill_null(False),
-    )
-    known = known.mutate(
-        stretch=known.turned.cast("int64")
-        .sum()
-        .over(ibis.window(group_by=key, order_by=known.number, preceding=None, following=0)),
-        run=known.number // _RUN,
-    )
-    known = staged("runs", known)
-    stretches = known.group_by(*key, "stretch").agg(calls=known.count(), recorded=known.recorded.sum())
-    longest = stretches.recorded.max()
-    table = stretches.group_by(key).agg(
-        calls=stretches.calls.sum(), recorded=stretches.recorded.sum(), turns=stretches.stretch.max(), longest=longest
-    )
-    runs = known.group_by(*key, "run").agg(calls=known.count(), whole=known.recorded.all())
-    runs = runs.filter(runs.calls == _RUN).group_by(key).agg(whole=runs.whole.mean(where=runs.calls == _RUN))
-    table = table.left_join(runs, list(key)).drop(*(f"{name}_right" for name in key))
-    missed = table.calls - table.recorded
-    one_place = (table.longest >= _STRETCH) & (table.turns <= 2) & (missed > 0)
-    one_place_long = one_place & (table.longest * 4 >= table.calls)
-    a_few = (table.longest >= _STRETCH) & (missed > 0) & (missed <= table.calls * _A_FEW_RATIO)
-    return table.mutate(
-        whole=ibis.ifelse(table.whole.notnull() & one_place_long, 1.0, table.whole),
-        mixed=(table.recorded > 0) & (missed > 0),
-        telling=one_place | a_few | ((missed == 0) & (table.calls >= _WHOLE_FEW)),
-    )
+    return _with_proxy(known, replicas)

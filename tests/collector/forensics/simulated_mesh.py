@@ -261,9 +261,13 @@ class _Run:
             accepted = {"remote_address": known["network_peer_address"], "remote_port": port}
             for row in (outer | dialled, inner | accepted):
                 serial = len(self.mesh.sockets) + 1
-                self.mesh.sockets.append(row | common | {"record_id": serial, "source": f"witness/{row['service_name']}"})
+                self.mesh.sockets.append(
+                    row | common | {"record_id": serial, "source": f"witness/{row['service_name']}"}
+                )
         for row in self.mesh.sockets:
-            if (row["local_port"] if row["direction"] == "outbound" else row["remote_port"]) == known["network_peer_port"]:
+            if (row["local_port"] if row["direction"] == "outbound" else row["remote_port"]) == known[
+                "network_peer_port"
+            ]:
                 row["last_seen_unix_nano"] = row["received_unix_nano"] = time + SECOND
         return known
 

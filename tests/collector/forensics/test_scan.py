@@ -65,9 +65,9 @@ def test_the_table_fits_80_columns_and_findings_exit_1(bad: str, capsys: pytest.
         "    mesh_bypass, unstamped: 1 call to pay carried no stamp, and pay's proxy,",
         "    which logged 13 other inbound calls around then, did not see it; it began at",
         "    2026-09-21T14:13:51Z.",
-        "    to close it: set PeerAuthentication STRICT for pay (Linkerd: default-inbound-",
-        "    policy all-authenticated) and let a NetworkPolicy admit its callers' pods",
-        "    alone.",
+        "    to close it: set PeerAuthentication STRICT for pay (Linkerd:",
+        "    default-inbound-policy all-authenticated) and let a NetworkPolicy admit its",
+        "    callers' pods alone.",
         "",
         "1 finding",
     ]
