@@ -19,9 +19,10 @@ from collector.errors import CollectorError, ConfigError, exit_code
 from collector.forensics.authenticity import FAILED, TOLERANCE_MS, VERDICTS, verify
 from collector.forensics.tables import NS_PER_S, Window
 from provenance.keys import KeysError, parse_key_set
+from provenance.signing import is_vault
 
 if TYPE_CHECKING:
-    from provenance.keys import Key
+    from provenance.keys import Key, KeySet
 
 EXIT_CLEAN: Final = 0
 EXIT_FAILED: Final = 4
@@ -85,14 +86,22 @@ def _judge(options: argparse.Namespace, now: int) -> pl.DataFrame:
         source.close()
 
 
-def _keys(paths: Sequence[Path]) -> Mapping[str, "Key"]:
+def _keys(places: Sequence[str]) -> Mapping[str, "Key"]:
     keys: dict[str, Key] = {}
-    for path in paths:
+    for place in places:
         try:
-            keys |= parse_key_set(path.read_text()).by_kid
+            keys |= _key_set(place).by_kid
         except (OSError, UnicodeDecodeError, KeysError) as e:
-            raise ConfigError(f"--keys {path}: {e}; `provenance keys --help` tells how such a file is made") from e
+            raise ConfigError(f"--keys {place}: {e}; `provenance keys --help` tells how such a file is made") from e
     return keys
+
+
+def _key_set(place: str) -> "KeySet":
+    if not is_vault(place):
+        return parse_key_set(Path(place).read_text())
+    from provenance.vault import parse_address, read_now
+
+    return read_now(parse_address(place))
 
 
 def _summary(counts: Mapping[str, int], *, has_keys: bool) -> str:
@@ -134,7 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)")
-    add("--keys", metavar="FILE", type=Path, action="append", default=[], help="a JWKS to verify with; may be repeated")
+    add(
+        "--keys",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a JWKS to verify with, or a Vault (vault://HOST/MOUNT/KEY); may be repeated",
+    )
     add("--trace", metavar="ID", help="only the calls of this trace, in order")
     add("--since", metavar="TIME", help="calls that arrived at this time or later (default: all)")
     add("--until", metavar="TIME", help="calls that arrived before this time (default: all)")
