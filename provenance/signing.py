@@ -5,7 +5,6 @@ No call waits for the network. What cannot be read or used is reported, and chan
 
 import os
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -14,6 +13,8 @@ from provenance.forks import Lock
 from provenance.keys import Key, KeysError, KeySet, parse_key_set
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from opentelemetry.metrics import CallbackOptions, Observation
 
 ENVIRONMENT: Final = "PROVENANCE_KEYS"
