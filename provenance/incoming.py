@@ -22,14 +22,15 @@ def incoming_attributes(
         hash_hex: The body's hash; None where it was not read to its end, or is a stream that is yet to come.
         size: Bytes that the hash covers.
     """
-    digest = headers.get(names.CONTENT_DIGEST)
-    status, stamp = judge(headers.get(names.STAMP), digest, hash_hex)
+    status, stamp, promised = judge(headers.get(names.STAMP), headers.get(names.CONTENT_DIGEST), hash_hex)
     signed = None
     if stamp is not None and stamp.mac is not None:
-        signed = text_hash(stamp, Seen(method, target, promised_hash(digest), headers.get(names.TRACEPARENT)))
-    attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp, signed)
+        signed = text_hash(stamp, Seen(method, target, promised, headers.get(names.TRACEPARENT)))
+    attributes = stamp_attributes(stamp, signed)
+    attributes[names.STAMP_STATUS] = status
     if hash_hex is not None:
-        attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: size}
+        attributes[names.REQUEST_HASH] = hash_hex
+        attributes[names.REQUEST_SIZE] = size
     if request_id := usable(headers.get(names.REQUEST_ID)):
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
     if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):

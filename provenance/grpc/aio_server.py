@@ -81,7 +81,7 @@ class _Handlers:
 
     def __init__(self, patch: Patch, interceptors: Collection[object], thread_pool: Any) -> None:
         self._patch = patch
-        self._may_serialise_early = only_opentelemetry(interceptors)
+        self._may_serialise_early = only_opentelemetry(tuple(interceptors))
         self._observe: Observe = _observe
         if any(map(is_opentelemetry, interceptors)):
             self._observe = functools.partial(_beneath_opentelemetry, thread_pool=thread_pool)
@@ -121,17 +121,21 @@ class _Generic:
 def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) -> Callable[..., Any]:
     """The behaviour with `call` listening, of the same kind."""
 
-    async def begin(request: Any, context: Any) -> tuple[Any, str | None]:
-        request_id = call.begin(context)
+    async def begin(request: Any, context: Any, *, describe: bool = True) -> tuple[Any, str | None]:
+        request_id = call.begin(context, describe=describe)
         if call.refusal is not None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, call.refusal)
         return (_Requests(request, call) if handler.request_streaming else request), request_id
 
     @functools.wraps(behaviour)
     async def one_response(request: Any, context: Any) -> Any:
-        request, request_id = await begin(request, context)
-        with serving(request_id):
-            response = await behaviour(request, context)
+        request, request_id = await begin(request, context, describe=handler.request_streaming)
+        try:
+            with serving(request_id):
+                response = await behaviour(request, context)
+        except BaseException:
+            call.failed()
+            raise
         call.answered(response)
         return response
 

@@ -62,7 +62,7 @@ def sides(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
     patch: Any = SimpleNamespace(active=True)
     own = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),)
     payload = os.urandom(size)
-    call = client.StampedUnaryUnary(client._Method(Wire(), None, bytes, Callee(METHOD, address), patch))  # noqa: SLF001
+    call = client.StampedUnaryUnary(client._Method(Wire(), None, bytes, Callee(METHOD, address), patch))
     handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: RESPONSE)
     method: Any = SimpleNamespace(name=lambda: METHOD, handler=lambda _details: handler)
     details: Any = SimpleNamespace(method=METHOD)
@@ -76,7 +76,7 @@ def sides(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
             call(payload, None, own)
 
     def server_side() -> None:
-        observed = server._ObservedMethod(method, method.handler, None).handler(details)  # noqa: SLF001
+        observed = server._ObservedMethod(method, method.handler, None).handler(details)
         request = observed.request_deserializer(WIRE[0])
         with span(SpanKind.SERVER):
             response = observed.unary_unary(request, Context(WIRE[1]))
