@@ -4,8 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from provenance import names
 from provenance.context import outgoing_request_id, usable
@@ -29,8 +28,7 @@ OwnHeaders = Mapping[str, Sequence[str]]
 """What the caller's code set on the call itself: values in their order by lowercase name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """One stamped call.
 
     Attributes:
@@ -52,8 +50,7 @@ def own_headers(headers: Iterable[tuple[str, str]]) -> OwnHeaders:
     return own
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What is sent, as far as it is known before it is.
 
     Attributes:

@@ -13,7 +13,7 @@ import re
 from binascii import a2b_base64
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 from provenance.digest import DigestError, parse_content_digest
@@ -128,8 +128,7 @@ def render(stamp: Stamp) -> str:
     return text if stamp.mac is None else f"{text}, mac={render_bytes(stamp.mac)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What one side saw of a call, as the MAC covers it.
 
     Attributes:

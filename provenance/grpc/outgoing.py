@@ -54,8 +54,7 @@ def serialise(request: Any, serializer: Serializer | None) -> Any:
         return SerialiserFailure(error)
 
 
-@dataclass(frozen=True, slots=True)
-class Callee:
+class Callee(NamedTuple):
     """Whom a call is for: `/package.Service/Method`, and what is dialled, as attributes."""
 
     method: str

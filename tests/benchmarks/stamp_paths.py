@@ -113,7 +113,7 @@ def best_us(function: Callable[[], None], *, calls: int, rounds: int) -> float:
     return min(taken)
 
 
-def measure(*, calls: int = 2000, rounds: int = 15, size: int = 2000, keys: str | None = None) -> dict[str, float]:
+def measure(*, calls: int = 200, rounds: int = 120, size: int = 2000, keys: str | None = None) -> dict[str, float]:
     """µs of the client's side, the server's, and both; `keys` is a file to sign with."""
     from provenance import signing
 
