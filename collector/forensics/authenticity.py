@@ -5,15 +5,18 @@ A call here is a span on which the middleware looked for a stamp. Its verdict, t
 - absent, malformed: there was no stamp, or none that can be read.
 - tampered: what arrived is not what the caller sent: the body, or (by the MAC) method, target, digest or trace.
 - forged: the MAC is not the named key's over anything that either side saw.
-- impersonated: the MAC is right, and the span that made the stamp belongs to another service than the key.
+- impersonated: the span that made the stamp belongs to another service than the key, or the principal that the mesh authenticated
+  does (`forensics.principals`).
 - expired: made longer before or after its arrival than clocks and queues explain.
 - replayed: its nonce arrived before. Not where the earlier call failed: proxies send such a call again, stamp and all.
 - unsigned: none of the above, and without a MAC nobody can say more. unknown key: there is a MAC, and none of the keys is the
   one that it names. valid: none of the above.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 import ibis
@@ -22,8 +25,9 @@ import polars as pl
 
 from collector.forensics.columns import is_error_row
 from collector.forensics.ids import span_id_hex, trace_id_hex
+from collector.forensics.principals import Principals
 from collector.forensics.short_cuts import with_arrivals
-from collector.forensics.statements import compiled_once, windowed
+from collector.forensics.statements import compiled_once, text, windowed
 from collector.forensics.tables import Query, Window, spans
 from collector.forensics.traces import trace_sql
 from provenance import names
@@ -49,7 +53,7 @@ SCHEMA: Final[dict[str, pl.DataType]] = {
     "reason": pl.String(),
 }
 
-_READ: Final = (
+_COLUMNS: Final = (
     "trace_id",
     "span_id",
     "service_name",
@@ -64,6 +68,12 @@ _READ: Final = (
     "provenance_stamp_nonce",
     "provenance_stamp_time_unix_ms",
 )
+
+BATCH_ROWS: Final = 200_000
+"""Spans that are judged at once: 0.4 GB, however many there are."""
+
+_BEYOND_ALL: Final = "\U0010ffff"
+"""After every nonce, those that a hand wrote into the evidence too."""
 
 _MARGIN_NS: Final = 60_000_000_000
 """How long before the window a caller's span may have started, or an earlier use of a nonce have arrived."""
@@ -84,9 +94,24 @@ class Verdict:
     reason: str
 
 
-def stamps_sql(window: Window) -> str:
-    """The statement that fetches every span with a stamp, or on which one was looked for."""
-    return windowed(window, lambda blank: compiled_once(_stamps, blank))
+def stamps_sql(window: Window, first: str = "", beyond: str = _BEYOND_ALL) -> str:
+    """The statement that fetches every span with a stamp whose nonce is from `first` and before `beyond`."""
+    return windowed(window, lambda blank: compiled_once(_stamps, blank), first=first, beyond=beyond)
+
+
+def stampless_sql(window: Window) -> str:
+    """The statement that fetches every span on which a stamp was looked for, and none found that can be read."""
+    return windowed(window, lambda blank: compiled_once(_stampless, blank))
+
+
+def principals_sql(window: Window) -> str:
+    """The statement that fetches which principal brought whose stamps: columns `kid` and `principal`."""
+    return windowed(window, lambda blank: compiled_once(_principals, blank))
+
+
+def stamps_count_sql(window: Window) -> str:
+    """The statement that counts the spans of `stamps_sql`."""
+    return windowed(window, lambda blank: compiled_once(_count, blank))
 
 
 def verify(
@@ -96,8 +121,23 @@ def verify(
     *,
     trace_id: str | None = None,
     tolerance_ms: int = TOLERANCE_MS,
+    principals: Principals | None = None,
+    only: Collection[str] | None = None,
+    batch_rows: int = BATCH_ROWS,
+    tally: Counter[str] | None = None,
 ) -> pl.DataFrame:
     """The verdict of every call that arrived in the window, or of those of one trace; columns `SCHEMA`, in order of arrival.
+
+    Args:
+        query: Where the evidence is.
+        window: Which calls.
+        keys: Keys by their ids.
+        trace_id: Of one trace alone.
+        tolerance_ms: How far a stamp's time may be from its arrival.
+        principals: What is known of them beside what the evidence tells.
+        only: Verdicts that are wanted; None: all.
+        batch_rows: Spans that are held at once: they are fetched by their nonces, so that what belongs together comes together.
+        tally: Is told how often each verdict was given, those not wanted too.
 
     Raises ConfigError if `trace_id` is not an id.
     """
@@ -106,18 +146,38 @@ def verify(
         if not starts:
             return pl.DataFrame(schema=SCHEMA)
         window = Window(min(starts), max(starts) + 1)
-    rows = list(query(stamps_sql(window)).iter_rows(named=True))
-    judged = judge_calls(rows, keys, tolerance_ms=tolerance_ms)
-    within = [
-        row
-        for row in judged
-        if _is_in(window, row["start_time_unix_nano"]) and trace_id_hex(trace_id) in {None, row["trace_id"]}
-    ]
-    return pl.DataFrame(within, schema=SCHEMA)
+    pairs = query(principals_sql(window)).rows()
+    known = (principals or Principals()).learn((service_of(kid), principal) for kid, principal in pairs)
+    wanted_trace = trace_id_hex(trace_id)
+    frames = [pl.DataFrame(schema=SCHEMA)]
+    for sql in _batches(window, query(stamps_count_sql(window)).item(), batch_rows):
+        judged = judge_calls(query(sql).iter_rows(named=True), keys, tolerance_ms=tolerance_ms, principals=known)
+        within = [
+            row
+            for row in judged
+            if _is_in(window, row["start_time_unix_nano"]) and wanted_trace in {None, row["trace_id"]}
+        ]
+        if tally is not None:
+            tally.update(row["verdict"] for row in within)
+        frames.append(pl.DataFrame([row for row in within if only is None or row["verdict"] in only], schema=SCHEMA))
+    return pl.concat(frames).sort("start_time_unix_nano", "span_id")
+
+
+def _batches(window: Window, rows: int, batch_rows: int) -> Iterator[str]:
+    """The statements that together fetch all: nonces are random, so their first two digits make parts of one size."""
+    yield stampless_sql(window)
+    parts = min(256, max(1, -(-rows // batch_rows)))
+    bounds = ["", *(f"{part * 256 // parts:02x}" for part in range(1, parts)), _BEYOND_ALL]
+    for first, beyond in pairwise(bounds):
+        yield stamps_sql(window, first, beyond)
 
 
 def judge_calls(
-    rows: Iterable[Mapping[str, Any]], keys: Mapping[str, Verifier], *, tolerance_ms: int = TOLERANCE_MS
+    rows: Iterable[Mapping[str, Any]],
+    keys: Mapping[str, Verifier],
+    *,
+    tolerance_ms: int = TOLERANCE_MS,
+    principals: Principals | None = None,
 ) -> list[dict[str, Any]]:
     """One row a call, in order of arrival; `rows` as `stamps_sql` gives them, callers and callees in any order."""
     callers: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -132,7 +192,9 @@ def judge_calls(
     for row in sorted(callees.values(), key=lambda row: (row["start_time_unix_nano"], row["span_id"])):
         stamp = (row["provenance_stamp_kid"], row["provenance_stamp_nonce"])
         caller = callers.get(stamp)
-        verdict = judge_call(row, caller, arrived.get(stamp), keys, tolerance_ms=tolerance_ms)
+        verdict = judge_call(
+            row, caller, arrived.get(stamp), keys, tolerance_ms=tolerance_ms, principals=principals or Principals()
+        )
         if None not in stamp:
             arrived[stamp] = row
         kid = row["provenance_stamp_kid"]
@@ -160,6 +222,7 @@ def judge_call(
     keys: Mapping[str, Verifier],
     *,
     tolerance_ms: int,
+    principals: Principals = Principals(),  # noqa: B008  (frozen)
 ) -> Verdict:
     """The verdict of one call.
 
@@ -169,6 +232,7 @@ def judge_call(
         earlier: The call that brought the same nonce before; None where none did.
         keys: Keys by their ids.
         tolerance_ms: How far the stamp's time may be from the arrival.
+        principals: What is known of them.
     """
     status, kid = callee["provenance_stamp_status"], callee["provenance_stamp_kid"]
     if status == names.STAMP_ABSENT:
@@ -181,6 +245,8 @@ def judge_call(
         return body
     if caller is not None and caller["service_name"] != service_of(kid):
         return Verdict("impersonated", f"{caller['service_name']} made it, under the name of {service_of(kid)}")
+    if contradiction := principals.contradiction(service_of(kid), callee["principal"]):
+        return Verdict("impersonated", f"the stamp names {service_of(kid)}; {contradiction}")
     away_ms = callee["start_time_unix_nano"] // 1_000_000 - callee["provenance_stamp_time_unix_ms"]
     if abs(away_ms) > tolerance_ms:
         return Verdict(
@@ -235,10 +301,34 @@ def _is_in(window: Window, at: int) -> bool:
 
 def _stamps(window: Window) -> ir.Table:
     table = window.of(spans(), margin_ns=_MARGIN_NS)
-    table = table.filter(table.provenance_stamp_status.notnull() | table.provenance_stamp_nonce.notnull())
+    nonce = table.provenance_stamp_nonce
+    return _read(table.filter((nonce >= text("first")) & (nonce < text("beyond"))))
+
+
+def _stampless(window: Window) -> ir.Table:
+    table = window.of(spans(), margin_ns=_MARGIN_NS)
+    return _read(table.filter(table.provenance_stamp_status.notnull() & table.provenance_stamp_nonce.isnull()))
+
+
+def _count(window: Window) -> ir.Table:
+    table = window.of(spans(), margin_ns=_MARGIN_NS)
+    return table.filter(table.provenance_stamp_nonce.notnull()).aggregate(rows=lambda t: t.count())
+
+
+def _principals(window: Window) -> ir.Table:
+    table = window.of(spans(), margin_ns=_MARGIN_NS)
+    principal = table.attributes.get(names.PEER_PRINCIPAL, ibis.null("string"))
+    table = table.filter(table.provenance_stamp_status.notnull() & table.provenance_stamp_kid.notnull())
+    return (
+        table.select(kid="provenance_stamp_kid", principal=principal).filter(lambda t: t.principal.notnull()).distinct()
+    )
+
+
+def _read(table: ir.Table) -> ir.Table:
     nothing = ibis.null("string")
     return table.select(
-        *_READ,
+        *_COLUMNS,
         mac=table.attributes.get(names.STAMP_MAC, nothing),
         text_hash=table.attributes.get(names.STAMP_TEXT_HASH, nothing),
+        principal=table.attributes.get(names.PEER_PRINCIPAL, nothing),
     )
