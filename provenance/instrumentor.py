@@ -15,6 +15,7 @@ from provenance.enforcement import enforce_as_the_environment_says
 from provenance.faults import report
 from provenance.forks import Lock
 from provenance.patching import Patch
+from provenance.recording import record_as_the_environment_says
 from provenance.signing import sign_as_the_environment_says
 
 SHELLS: Final = (
@@ -51,6 +52,7 @@ class ProvenanceInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # as abov
         self._is_active = True
         sign_as_the_environment_says()
         enforce_as_the_environment_says()
+        record_as_the_environment_says()
         for patch in self._patches:
             patch.apply()
         if not self._is_waiting:

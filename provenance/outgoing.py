@@ -11,6 +11,7 @@ from provenance.context import outgoing_request_id, usable
 from provenance.digest import render_content_digest
 from provenance.incoming import promised_hash
 from provenance.keys import Key
+from provenance.recording import PLAIN, Recording, current_recording
 from provenance.signing import signing_key
 from provenance.spans import RecordingSpan, current_service, stamp_attributes
 from provenance.stamp import NONCE_BYTES, Seen, Stamp, render, span_id_of, text_hash, trusted
@@ -68,7 +69,9 @@ class Request(NamedTuple):
     own: OwnHeaders
 
 
-def stamp_call(request: Request, stamp: Stamp, *, key: Key | None, request_id: str | None) -> Outgoing:
+def stamp_call(
+    request: Request, stamp: Stamp, *, key: Key | None, request_id: str | None, recording: Recording = PLAIN
+) -> Outgoing:
     """Headers and attributes of one call; pure.
 
     With a `key`, the stamp goes signed, with the span id of the trace context that the call carries.
@@ -92,10 +95,9 @@ def stamp_call(request: Request, stamp: Stamp, *, key: Key | None, request_id: s
         signed = text_hash(trusted(*known, None), seen)
         stamp = trusted(*known, key.sign(signed))
     headers.append((names.STAMP, render(stamp)))
-    attributes = stamp_attributes(stamp, signed)
+    attributes = stamp_attributes(stamp, signed, recording)
     if hash_hex is not None:
-        attributes[names.REQUEST_HASH] = hash_hex
-        attributes[names.REQUEST_SIZE] = request.size
+        attributes |= recording.request(stamp.nonce.hex(), hash_hex, request.size)
     if request_id is not None:
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
         if names.REQUEST_ID not in own:
@@ -110,6 +112,7 @@ def stamp_now(span: RecordingSpan | None, request: Request) -> Outgoing:
         request,
         trusted(service, time.time_ns() // _NS_PER_MS, os.urandom(NONCE_BYTES), None, None),
         key=signing_key(service),
+        recording=current_recording(),
         request_id=usable(own[names.REQUEST_ID][0]) if names.REQUEST_ID in own else outgoing_request_id(),
     )
 

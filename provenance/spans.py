@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol, cast
 from opentelemetry.trace import SpanKind, get_current_span, get_tracer_provider
 
 from provenance import names
+from provenance.recording import PLAIN, Recording
 from provenance.stamp import Stamp, make_kid
 
 Attributes = Mapping[str, str | int]
@@ -54,7 +55,7 @@ def add_attributes(span: RecordingSpan, ours: Attributes, where_missing: Attribu
     span.set_attributes({**ours, **where_missing})
 
 
-def stamp_attributes(stamp: Stamp | None, signed: bytes | None) -> dict[str, str | int]:
+def stamp_attributes(stamp: Stamp | None, signed: bytes | None, recording: Recording = PLAIN) -> dict[str, str | int]:
     """A stamp's content as attributes, with the hash of what is `signed`, as this side saw it; nothing for no stamp."""
     if stamp is None:
         return {}
@@ -64,7 +65,8 @@ def stamp_attributes(stamp: Stamp | None, signed: bytes | None) -> dict[str, str
         names.STAMP_TIME: stamp.time_unix_ms,
     }
     if stamp.mac is not None and signed is not None:
-        attributes |= {names.STAMP_MAC: stamp.mac.hex(), names.STAMP_TEXT_HASH: signed.hex()}
+        attributes[names.STAMP_MAC] = stamp.mac.hex()
+        attributes |= recording.text(stamp.nonce.hex(), stamp.mac, signed)
     return attributes
 
 

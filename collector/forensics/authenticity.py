@@ -32,6 +32,7 @@ from collector.forensics.tables import Query, Window, spans
 from collector.forensics.traces import trace_sql
 from provenance import names
 from provenance.keys import service_of
+from provenance.recording import sealed
 
 TOLERANCE_MS: Final = 300_000
 """How far a stamp's time may be from its arrival: five minutes, as for signed requests elsewhere (AWS, Kerberos)."""
@@ -81,6 +82,9 @@ _MARGIN_NS: Final = 60_000_000_000
 
 class Verifier(Protocol):
     """A key, as far as it is needed here."""
+
+    def sign(self, message: bytes) -> bytes:
+        """The MAC, where hashes are keyed with it."""
 
     def verify(self, message: bytes, mac: bytes) -> bool:
         """Whether the MAC is this key's over the message."""
@@ -239,8 +243,13 @@ def judge_call(
         return Verdict("absent", "the call came without a stamp")
     if status == names.STAMP_MALFORMED or kid is None:
         return Verdict("malformed", "the call came with a stamp or a digest that cannot be read")
-    if callee["mac"] is not None and kid in keys and (wrong := _wrong_mac(callee, caller, keys[kid])):
-        return wrong
+    if callee["mac"] is not None and kid in keys:
+        if callee["hash_key"] not in {None, *keys}:
+            return Verdict(
+                "unknown key", f"its hashes are keyed with {callee['hash_key']}, which is not among the keys"
+            )
+        if wrong := _wrong_mac(callee, caller, keys):
+            return wrong
     if body := _altered_body(callee, caller):
         return body
     if caller is not None and caller["service_name"] != service_of(kid):
@@ -263,11 +272,13 @@ def judge_call(
     return Verdict("valid", f"the MAC is {kid}'s over what arrived{again}{unseen}")
 
 
-def _wrong_mac(callee: Mapping[str, Any], caller: Mapping[str, Any] | None, key: Verifier) -> Verdict | None:
+def _wrong_mac(
+    callee: Mapping[str, Any], caller: Mapping[str, Any] | None, keys: Mapping[str, Verifier]
+) -> Verdict | None:
     kid, mac = callee["provenance_stamp_kid"], _bytes(callee["mac"])
-    if _verifies(key, callee["text_hash"], mac):
+    if _verifies(keys, callee, kid, mac):
         return None
-    if caller is not None and _verifies(key, caller["text_hash"], mac):
+    if caller is not None and _verifies(keys, caller, kid, mac):
         what = "something that it covers (method, target, digest, trace context, time)"
         return Verdict("tampered", f"the MAC is {kid}'s over what was sent; {what} arrived as another")
     return Verdict("forged", f"the MAC is not {kid}'s over what arrived")
@@ -277,13 +288,23 @@ def _altered_body(callee: Mapping[str, Any], caller: Mapping[str, Any] | None) -
     if callee["provenance_stamp_status"] == names.STAMP_MISMATCHED:
         return Verdict("tampered", "the body is not the one that its digest promises")
     sent = None if caller is None else caller["provenance_request_hash"]
+    if caller is not None and caller["hash_key"] != callee["hash_key"]:
+        return None  # between two keys nothing can be compared
     if None not in {sent, callee["provenance_request_hash"]} and sent != callee["provenance_request_hash"]:
         return Verdict("tampered", "the caller sent another body than arrived")
     return None
 
 
-def _verifies(key: Verifier, text_hash: str | None, mac: bytes) -> bool:
-    return text_hash is not None and key.verify(_bytes(text_hash), mac)
+def _verifies(keys: Mapping[str, Verifier], span: Mapping[str, Any], kid: str, mac: bytes) -> bool:
+    """Whether the MAC is this key's over what one side saw; what is sealed was sealed with the MAC that the side itself knows."""
+    if span["text_hash"] is None:
+        return False
+    text_hash = _bytes(span["text_hash"])
+    if span["hash_key"] is not None:
+        if (hash_key := keys.get(span["hash_key"])) is None:
+            return False
+        text_hash = sealed(hash_key, _bytes(span["provenance_stamp_nonce"]), _bytes(span["mac"] or ""), text_hash)
+    return keys[kid].verify(text_hash, mac)
 
 
 def _bytes(text: str) -> bytes:
@@ -331,4 +352,5 @@ def _read(table: ir.Table) -> ir.Table:
         mac=table.attributes.get(names.STAMP_MAC, nothing),
         text_hash=table.attributes.get(names.STAMP_TEXT_HASH, nothing),
         principal=table.attributes.get(names.PEER_PRINCIPAL, nothing),
+        hash_key=table.attributes.get(names.HASH_KEY, nothing),
     )

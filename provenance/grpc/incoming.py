@@ -11,7 +11,9 @@ from provenance.addresses import peer_attributes
 from provenance.digest import StreamHash, request_hash
 from provenance.enforcement import current_guard
 from provenance.faults import Contained, report
+from provenance.identity import certified_principal
 from provenance.incoming import incoming_attributes
+from provenance.recording import current_recording, late_request
 from provenance.spans import FOREIGN_TO_RPC, Attributes, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "grpc.server"
@@ -124,7 +126,13 @@ class IncomingCall:
             span = own_span(SpanKind.SERVER, FOREIGN_TO_RPC)
             if span is not None:
                 self._attributes = incoming_attributes(
-                    headers, method=HTTP_METHOD, target=self._method, hash_hex=self._hash_hex, size=self._size
+                    headers,
+                    method=HTTP_METHOD,
+                    target=self._method,
+                    hash_hex=self._hash_hex,
+                    size=self._size,
+                    certified=_certified(context),
+                    recording=current_recording(),
                 )
                 self._peer = peer_attributes(context.peer())
                 self._span = span
@@ -150,9 +158,8 @@ class IncomingCall:
         """The caller has no more requests: what came is all that it sent."""
         with Contained(PLACE):
             if self._stream is not None and self._intact and self._span is not None and self._span.is_recording():
-                self._span.set_attributes(
-                    {names.REQUEST_HASH: self._stream.hexdigest(), names.REQUEST_SIZE: self._stream.size}
-                )
+                known = late_request(self._span.attributes, self._stream.hexdigest(), self._stream.size)
+                self._span.set_attributes(known)
 
     def answered(self, response: Any) -> None:
         """The one response is there. It is serialised now, because OpenTelemetry ends its span before gRPC serialises."""
@@ -180,6 +187,12 @@ class IncomingCall:
         with Contained(PLACE):
             if self._span is not None and self._span.is_recording():
                 self._span.set_attributes({names.RESPONSE_SIZE: self._response_size})
+
+
+def _certified(context: Any) -> str | None:
+    """The principal in the client's certificate; None on a connection without one."""
+    names_there = context.auth_context().get("x509_subject_alternative_name")
+    return certified_principal(name.decode("utf-8", "replace") for name in names_there) if names_there else None
 
 
 Observe = Callable[[Any, Callable[..., Any], IncomingCall], Callable[..., Any]]

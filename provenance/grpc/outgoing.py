@@ -13,6 +13,7 @@ from provenance.faults import Contained, report
 from provenance.grpc.incoming import HTTP_METHOD
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
+from provenance.recording import late_request
 from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "grpc.client"
@@ -166,9 +167,7 @@ class HashedRequests:
         """There are no more."""
         with Contained(PLACE):
             if self._intact and self._span.is_recording():
-                self._span.set_attributes(
-                    {names.REQUEST_HASH: self._hash.hexdigest(), names.REQUEST_SIZE: self._hash.size}
-                )
+                self._span.set_attributes(late_request(self._span.attributes, self._hash.hexdigest(), self._hash.size))
 
 
 def measured(deserializer: Serializer | None, span: RecordingSpan) -> Serializer:

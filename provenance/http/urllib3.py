@@ -26,6 +26,7 @@ from provenance.faults import Contained
 from provenance.http.passing import PassingHash, as_bytes, response_size
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
+from provenance.recording import late_request
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.urllib3"
@@ -164,7 +165,7 @@ def _describe_sent(sent: _Sent, connection: Any) -> None:
         return
     attributes: dict[str, str | int] = {}
     if sent.passing is not None and (running := sent.passing.complete) is not None:
-        attributes |= {names.REQUEST_HASH: running.hexdigest(), names.REQUEST_SIZE: running.size}
+        attributes |= late_request(sent.span.attributes, running.hexdigest(), running.size)
     if hasattr(connection.sock, "getpeername"):
         with suppress(OSError):  # it may be closed already, from the other side
             # Over what instrumentation may have set: OpenTelemetry's writes the URL's host there, which is no peer.

@@ -41,6 +41,10 @@ class Context:
         """What the call carries."""
         return self._metadata
 
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """What TLS says of the caller."""
+        return {}
+
     def peer(self) -> str:
         """Who calls."""
         return "ipv4:127.0.0.1:40000"
