@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import urllib3
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind
-from urllib3 import HTTPHeaderDict
+from urllib3._collections import (
+    HTTPHeaderDict,  # where 1.x has it too, so that it gets as far as to say what is missing
+)
 from urllib3.connection import HTTPConnection
 
 from provenance import names
@@ -37,7 +40,10 @@ _SENT: Final = "_provenance_sent"
 
 
 def client_patches() -> tuple[Patch, ...]:
-    """The patches of this shell, not yet applied."""
+    """The patches of this shell, not yet applied; raises ImportError for urllib3 1.x, whose connections send in another way."""
+    if urllib3.__version__.startswith("1."):
+        message = f"urllib3 {urllib3.__version__}: calls of requests and urllib3 go without stamps; try: pip install 'urllib3>=2'"
+        raise ImportError(message)
     return (
         Patch(HTTPConnection, "request", _wrap_request),
         Patch(HTTPConnection, "getresponse", _wrap_getresponse),
