@@ -8,10 +8,10 @@ JOBS ?= auto
 CODE := provenance collector tui tests examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check benchtest campaign crash attack stamp-attacks bench soak format lock picture clean
+.PHONY: help setup demo test test-duckdb15 lint check benchtest campaign crash attack stamp-attacks bench soak format lock picture clean
 
 help:  ## this text
-	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "  make %-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  ARGS="--headless --format json" are handed on: make demo ARGS="…", make test ARGS="-k stamp"'
 
 setup: $(READY)  ## make .venv with exactly the versions of requirements.lock
@@ -30,6 +30,13 @@ demo: $(READY)  ## a real little mesh with four planted incidents, and the workb
 test: $(READY)  ## the whole test suite, the headless demo among it
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not demo and not bench' $(ARGS)
 	$(BIN)/python -m pytest -m demo $(ARGS) || [ $$? -eq 5 ]  # 5: ARGS chose no demo test
+
+test-duckdb15: $(READY)  ## the store's tests on DuckDB 1.5, the oldest that is supported
+	@test -e $(VENV)-duckdb15 || $(PYTHON) -m venv $(VENV)-duckdb15 >&2
+	@$(VENV)-duckdb15/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock >&2
+	@$(VENV)-duckdb15/bin/python -m pip install --quiet --disable-pip-version-check 'duckdb==1.5.*' >&2
+	@$(VENV)-duckdb15/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable . >&2
+	$(VENV)-duckdb15/bin/python -m pytest -n $(JOBS) --dist loadgroup tests/collector/store tests/collector/exchange tests/collector/test_schema.py tests/collector/test_api_and_client.py tests/collector/test_read_api_attacks.py $(ARGS)
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check $(CODE)
@@ -73,4 +80,4 @@ lock: $(READY)  ## pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --python-version 3.11 --upgrade --quiet --no-header --no-annotate --output-file requirements.lock
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json stamps.json snapshot_report.html
+	rm -rf $(VENV) $(VENV)-duckdb15 .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist bench.json soak.json soak.svg crash.json attack.json stamps.json snapshot_report.html

@@ -217,6 +217,8 @@ class Store:
 
     def _release(self, replacement: Path | None) -> None:
         """Let go of the file, though cursors are still about: DuckDB closes it with the last transaction on it."""
+        if self._cursors:
+            self._interrupt()  # DuckDB 1.5 lets go of the catalog only when what runs on it has ended
         # A cursor that is being made or closed elsewhere keeps its instance open; a catalog that is detached, it does not.
         with suppress(duckdb.Error):  # the whole instance may be invalid: then nothing runs on it any more
             self._connection.execute("ATTACH IF NOT EXISTS ':memory:' AS released").execute("USE released")

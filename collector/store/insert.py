@@ -36,13 +36,15 @@ _SEEDED: Final = CAPACITY // 4
 """How many of a file's last spans are remembered when it is opened: those whose senders may not know that they are safe."""
 
 _KNOWN: Final = f"""\
+WITH suspects AS MATERIALIZED (FROM {ARRIVED})
 SELECT row_number FROM (
-  SELECT row_number, row_number() OVER (PARTITION BY {", ".join(IDENTITY)} ORDER BY row_number) AS nth FROM {ARRIVED}
+  SELECT row_number, row_number() OVER (PARTITION BY {", ".join(IDENTITY)} ORDER BY row_number) AS nth FROM suspects
 ) WHERE nth > 1
 UNION
-SELECT suspect.row_number FROM {ARRIVED} AS suspect JOIN spans USING ({", ".join(IDENTITY)})
+SELECT suspects.row_number FROM suspects JOIN spans USING ({", ".join(IDENTITY)})
 WHERE spans.received_unix_nano >= ?"""
-"""Of the spans in question, those that are stored, or that repeat an earlier one of them."""
+"""Of the spans in question, those that are stored, or that repeat an earlier one of them. Materialized, because DuckDB 1.5
+pushes the join's filter into the scan of the Arrow table, and knows no UUIDs there."""
 
 
 _TRACE_ID_BYTES: Final = "unhex(replace(trace_id::VARCHAR, '-', '')) AS trace_id"

@@ -146,6 +146,8 @@ class Reader:
 
 def _one_statement(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
     """The text of the one statement, if it is one that we run."""
+    if "\0" in sql:
+        raise QueryError("the query has a NUL character, where DuckDB 1.5 would stop reading; remove it")
     _check_depth(sql)
     try:
         statements = cursor.extract_statements(sql)
@@ -156,6 +158,9 @@ def _one_statement(cursor: duckdb.DuckDBPyConnection, sql: str) -> str:
             f"expected one SELECT, got {len(statements)} statements" if statements else "the query is empty"
         )
     [statement] = statements
+    # DuckDB 1.5 gives for some PRAGMAs the SELECT that it makes of them, and keeps what is written before EXPLAIN.
+    if _after(sql, "pragma") is not None:
+        raise QueryError("only SELECT is answered here, not PRAGMA; the evidence cannot be changed")
     text = statement.query
     match _type(statement):
         case duckdb.StatementType.SELECT:
@@ -209,10 +214,17 @@ def _type(statement: duckdb.Statement) -> duckdb.StatementType:
 
 def _explained(sql: str) -> str:
     """What EXPLAIN [ANALYZE] explains; options in brackets are not supported."""
-    words = sql.split(None, 2)
-    if len(words) > 1 and words[1].lower() == "analyze":
-        return words[2] if len(words) > 2 else ""
-    return sql.split(None, 1)[1] if len(words) > 1 else ""
+    rest = _after(sql, "explain") or ""
+    return analyzed if (analyzed := _after(rest, "analyze")) is not None else rest
+
+
+def _after(sql: str, keyword: str) -> str | None:
+    """What follows the keyword if the statement begins with it, comments apart; None if it does not."""
+    tokens = duckdb.tokenize(sql)
+    text = sql.encode()
+    start = tokens[0][0] if tokens else len(text)
+    end = start + len(keyword)
+    return text[end:].decode() if text[start:end].lower() == keyword.encode() else None
 
 
 def _check_functions(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -277,7 +289,10 @@ def _fetch(cursor: duckdb.DuckDBPyConnection, sql: str, limits: Limits) -> pa.Ta
     relation = cursor.sql(sql)
     if relation is None:
         raise QueryError("the statement returns no rows")
-    reader = relation.to_arrow_reader(_BATCH_ROWS)
+    try:
+        reader = relation.to_arrow_reader(_BATCH_ROWS)
+    except OSError as e:  # how pyarrow passes on that DuckDB 1.5 has no Arrow type for VARIANT
+        raise QueryError(f"the answer has a value that cannot be sent ({e}); cast it to VARCHAR") from e
     batches: list[pa.RecordBatch] = []
     rows = size = 0
     try:

@@ -45,7 +45,7 @@ def test_what_people_write_is_answered(reader: Reader, sql: str) -> None:
         nested("bin", 3),
         nested("url_encode", 5),
         nested("to_json", 4),
-        "SELECT 'x'.hex().hex().hex().hex().hex().hex().hex()",
+        "SELECT ('x').hex().hex().hex().hex().hex().hex().hex()",
         nested("hex", 7, "(s || s)"),
         nested("hex", 3).replace("hex(s)", "upper(CASE WHEN s > '' THEN bin(bin(s)) END)"),
         "SELECT replace(s, 'x', s) FROM (SELECT 'x' AS s)",

@@ -228,7 +228,7 @@ def test_functions_that_build_large_values_build_small_ones(reader: Reader, sql:
     [
         "SELECT length(repeat('x', 3000000000))",
         "SELECT length(main.REPEAT('x', 3000000000))",
-        "SELECT length('x'.repeat(3000000000))",
+        "SELECT length(('x').repeat(3000000000))",
         "SELECT repeat(repeat('x', 10000), 10000)",
         "SELECT repeat(name, 1000) FROM spans",
         "SELECT repeat('x', 1000 * 1000)",
