@@ -3,7 +3,8 @@
 `PROVENANCE_HASH=keyed` keys them with the newest key of the name `hashes` (`provenance keys new hashes`), which every service and
 whoever verifies have, and nobody else who reads telemetry:
 
-- the request hash becomes HMAC(key, "hash", nonce, SHA-256), so both sides of a call record the same, and two calls with one body do not;
+- instead of the request hash there is HMAC(key, "hash", nonce, SHA-256): both sides of a call record the same, and two calls with one
+  body do not. In an attribute of its own, because sides with two versions of the key differ, and nothing was tampered with;
 - the hash of the signed text, which covers the body's digest and would tell it to whoever guesses, is sealed: XOR HMAC(key, "text",
   nonce, MAC). Who has the key opens it and verifies the MAC as ever.
 
@@ -19,12 +20,9 @@ from typing import Any, Final, Protocol
 from provenance import names
 from provenance.faults import report
 from provenance.keys import HMAC, Key, KeysError
-from provenance.signing import signing_key
+from provenance.signing import HASH_SERVICE, hash_key
 
 ENVIRONMENT: Final = "PROVENANCE_HASH"
-HASH_SERVICE: Final = "hashes"
-"""Of the key's id: `hashes/1`."""
-
 PLACE: Final = "keys.hashes"
 
 
@@ -42,7 +40,7 @@ class Recording:
         if self.key is None:
             return {names.REQUEST_SIZE: size}
         keyed = self.key.sign(b"hash" + bytes.fromhex(nonce or "") + bytes.fromhex(hash_hex)).hex()
-        return {names.REQUEST_HASH: keyed, names.REQUEST_SIZE: size, names.HASH_KEY: self.key.kid}
+        return {names.KEYED_HASH: keyed, names.REQUEST_SIZE: size, names.HASH_KEY: self.key.kid}
 
     def text(self, nonce: str, mac: bytes, text_hash: bytes) -> dict[str, str | int]:
         """The attributes of the signed text's hash."""
@@ -99,7 +97,7 @@ def current_recording() -> Recording:
     """How this process records hashes now."""
     if not _is_keyed:
         return PLAIN
-    key = signing_key(HASH_SERVICE)
+    key = hash_key()
     if key is None or key.algorithm != HMAC:
         message = f"{ENVIRONMENT}=keyed, and no HMAC key of {HASH_SERVICE!r}: hashes are not recorded; try: provenance keys new {HASH_SERVICE}"
         report(PLACE, KeysError(message))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from provenance.faults import report
 from provenance.forks import Lock
-from provenance.keys import Key, KeysError, KeySet, parse_key_set
+from provenance.keys import Key, KeysError, KeySet, parse_key_set, service_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +22,9 @@ ENVIRONMENT: Final = "PROVENANCE_KEYS"
 
 AGE_METRIC: Final = "provenance.keys.age"
 """Seconds since the keys were last read, where the program has a meter provider."""
+
+HASH_SERVICE: Final = "hashes"
+"""Whose keys the recorded hashes are keyed with. Every service has them, so a stamp that they signed proves nobody."""
 
 VAULT_SCHEMES: Final = ("vault://", "vault+http://")
 PLACE: Final = "keys"
@@ -151,12 +154,17 @@ def keys_age_seconds() -> float | None:
 
 def verification_key(kid: str) -> Key | None:
     """The key with this id, to verify another's stamp with."""
-    return None if _source is None else _source.verification_key(kid)
+    return None if _source is None or service_of(kid) == HASH_SERVICE else _source.verification_key(kid)
 
 
 def signing_key(service: str) -> Key | None:
     """The key that this service signs with now."""
-    return None if _source is None else _source.signing_key(service)
+    return None if _source is None or service == HASH_SERVICE else _source.signing_key(service)
+
+
+def hash_key() -> Key | None:
+    """The key that recorded hashes are keyed with now."""
+    return None if _source is None else _source.signing_key(HASH_SERVICE)
 
 
 def _meter() -> None:

@@ -33,6 +33,7 @@ from collector.forensics.traces import trace_sql
 from provenance import names
 from provenance.keys import service_of
 from provenance.recording import sealed
+from provenance.signing import HASH_SERVICE
 
 TOLERANCE_MS: Final = 300_000
 """How far a stamp's time may be from its arrival: five minutes, as for signed requests elsewhere (AWS, Kerberos)."""
@@ -243,7 +244,8 @@ def judge_call(
         return Verdict("absent", "the call came without a stamp")
     if status == names.STAMP_MALFORMED or kid is None:
         return Verdict("malformed", "the call came with a stamp or a digest that cannot be read")
-    if callee["mac"] is not None and kid in keys:
+    is_known = kid in keys and service_of(kid) != HASH_SERVICE
+    if callee["mac"] is not None and is_known:
         if callee["hash_key"] not in {None, *keys}:
             return Verdict(
                 "unknown key", f"its hashes are keyed with {callee['hash_key']}, which is not among the keys"
@@ -265,8 +267,8 @@ def judge_call(
         return Verdict("replayed", f"its nonce came before, to {earlier['service_name']}, and was answered")
     if callee["mac"] is None:
         return Verdict("unsigned", "nothing contradicts it, and nothing proves it")
-    if kid not in keys:
-        return Verdict("unknown key", f"it is signed with {kid}, which is not among the keys")
+    if not is_known:
+        return Verdict("unknown key", f"it is signed with {kid}, which is no service's among the keys")
     again = "; sent again after a failure" if earlier is not None else ""
     unseen = "; its caller left no span" if caller is None else ""
     return Verdict("valid", f"the MAC is {kid}'s over what arrived{again}{unseen}")
@@ -287,10 +289,10 @@ def _wrong_mac(
 def _altered_body(callee: Mapping[str, Any], caller: Mapping[str, Any] | None) -> Verdict | None:
     if callee["provenance_stamp_status"] == names.STAMP_MISMATCHED:
         return Verdict("tampered", "the body is not the one that its digest promises")
-    sent = None if caller is None else caller["provenance_request_hash"]
-    if caller is not None and caller["hash_key"] != callee["hash_key"]:
+    if caller is None or caller["hash_key"] != callee["hash_key"]:
         return None  # between two keys nothing can be compared
-    if None not in {sent, callee["provenance_request_hash"]} and sent != callee["provenance_request_hash"]:
+    column = "provenance_request_hash" if callee["hash_key"] is None else "keyed_hash"
+    if None not in {caller[column], callee[column]} and caller[column] != callee[column]:
         return Verdict("tampered", "the caller sent another body than arrived")
     return None
 
@@ -353,4 +355,5 @@ def _read(table: ir.Table) -> ir.Table:
         text_hash=table.attributes.get(names.STAMP_TEXT_HASH, nothing),
         principal=table.attributes.get(names.PEER_PRINCIPAL, nothing),
         hash_key=table.attributes.get(names.HASH_KEY, nothing),
+        keyed_hash=table.attributes.get(names.KEYED_HASH, nothing),
     )

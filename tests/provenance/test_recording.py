@@ -55,7 +55,8 @@ def test_both_sides_of_a_call_record_one_keyed_hash_and_two_calls_two(
     def recorded(kind: SpanKind) -> set[object]:
         found = [dict(span.attributes or {}) for span in spans.of(kind, 3)]
         assert {each[names.HASH_KEY] for each in found} == {"hashes/3"}
-        return {each[names.REQUEST_HASH] for each in found}
+        assert not any(names.REQUEST_HASH in each for each in found)
+        return {each[names.KEYED_HASH] for each in found}
 
     stream = StreamHash()
     stream.update(b"y")
@@ -79,3 +80,9 @@ def test_a_way_to_record_that_does_not_exist_is_no_silent_default(monkeypatch: p
     monkeypatch.setenv(recording.ENVIRONMENT, "hashed")
     with pytest.raises(recording.HashModeError, match="expected plain or keyed"):
         recording.record_as_the_environment_says()
+
+
+def test_the_key_that_everybody_has_signs_and_verifies_no_stamp(keyed: Path) -> None:
+    assert signing.signing_key("hashes") is None
+    assert signing.verification_key("hashes/3") is None
+    assert signing.verification_key("checkout/1") is not None

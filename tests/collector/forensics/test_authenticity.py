@@ -69,7 +69,7 @@ class Evidence:
         rest = {
             key: hot.pop(key.replace(".", "_"))
             for key in list(attributes)
-            if key.endswith(("mac", "text_hash", "principal", "hash_key"))
+            if key.endswith(("mac", "text_hash", "principal", "hash_key", "keyed_hash"))
         }
         self.rows.append(
             make_span(
@@ -289,3 +289,10 @@ def test_without_its_key_nothing_of_a_body_is_recorded() -> None:
 
     assert evidence.verdicts() == ["unsigned"]
     assert BODY not in str(evidence.rows)
+
+
+def test_the_key_that_everybody_has_proves_nobody() -> None:
+    evidence = Evidence()
+    evidence.arrive(evidence.send(service="hashes", key="hashes"))
+
+    assert evidence.verdicts() == ["unknown key"]
