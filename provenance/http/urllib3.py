@@ -11,10 +11,10 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import urllib3
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind
 from urllib3._collections import (
@@ -41,8 +41,8 @@ _SENT: Final = "_provenance_sent"
 
 def client_patches() -> tuple[Patch, ...]:
     """The patches of this shell, not yet applied; raises ImportError for urllib3 1.x, whose connections send in another way."""
-    if urllib3.__version__.startswith("1."):
-        message = f"urllib3 {urllib3.__version__}: calls of requests and urllib3 go without stamps; try: pip install 'urllib3>=2'"
+    if (installed := version("urllib3")).startswith("1."):
+        message = f"urllib3 {installed}: calls of requests and urllib3 go without stamps; try: pip install 'urllib3>=2'"
         raise ImportError(message)
     return (
         Patch(HTTPConnection, "request", _wrap_request),

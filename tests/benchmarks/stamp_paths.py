@@ -67,7 +67,7 @@ def sides(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
     own = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),)
     payload = os.urandom(size)
     call = client.StampedUnaryUnary(client._Method(Wire(), None, bytes, Callee(METHOD, address), patch))
-    handler = grpc.unary_unary_rpc_method_handler(lambda _request, _context: RESPONSE)
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda _request, _context: RESPONSE)
     method: Any = SimpleNamespace(name=lambda: METHOD, handler=lambda _details: handler)
     details: Any = SimpleNamespace(method=METHOD)
 

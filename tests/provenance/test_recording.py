@@ -47,9 +47,11 @@ def test_both_sides_of_a_call_record_one_keyed_hash_and_two_calls_two(
     port = server.add_insecure_port("localhost:0")
     server.start()
     with grpc.insecure_channel(f"localhost:{port}") as channel:
+        pay: Any = channel.unary_unary("/t.T/Pay")
+        upload: Any = channel.stream_unary("/t.T/Upload")
         for _ in range(2):
-            channel.unary_unary("/t.T/Pay")(b"yes", timeout=20)
-        channel.stream_unary("/t.T/Upload")(iter([b"y", b"es"]), timeout=20)
+            pay(b"yes", timeout=20)
+        upload(iter([b"y", b"es"]), timeout=20)
     server.stop(None).wait()
 
     def recorded(kind: SpanKind) -> set[object]:

@@ -21,7 +21,7 @@ async def upload(_requests: Any, context: Any) -> bytes:
 
 async def call() -> bytes:
     server = grpc.aio.server()
-    handlers = {"Upload": grpc.stream_unary_rpc_method_handler(upload)}
+    handlers: Any = {"Upload": grpc.stream_unary_rpc_method_handler(upload)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

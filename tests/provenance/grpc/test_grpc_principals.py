@@ -43,14 +43,15 @@ def test_the_callers_certificate_goes_before_a_header_that_it_could_write(
     client_key, client_cert = self_signed(x509.UniformResourceIdentifier(CHECKOUT))
     activate(GrpcInstrumentorServer(), GrpcInstrumentorClient())
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    handler = grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", {"Pay": handler}),))
     trusts_the_client = grpc.ssl_server_credentials([(server_key, server_cert)], client_cert, require_client_auth=True)
     port = server.add_secure_port("localhost:0", trusts_the_client)
     server.start()
     credentials = grpc.ssl_channel_credentials(server_cert, client_key, client_cert)
     with grpc.secure_channel(f"localhost:{port}", credentials) as channel:
-        channel.unary_unary("/t.T/Pay")(b"body", metadata=(FORGED,), timeout=20)
+        pay: Any = channel.unary_unary("/t.T/Pay")
+        pay(b"body", metadata=(FORGED,), timeout=20)
     server.stop(None).wait()
 
     assert spans.server()[names.PEER_PRINCIPAL] == CHECKOUT
