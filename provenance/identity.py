@@ -1,10 +1,13 @@
 """Whom a proxy vouched for: the peer's principal from the headers that only a proxy next to us may have written.
 
+Or whom this service's own TLS verified: that goes before any header, because the headers are then that peer's to write.
+
 Pure. What an application sees in these headers is as trustworthy as the proxy in front of it: on a path without one,
 a caller can write them itself. That is for the detector to judge, which knows whether the proxy logged the call.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 XFCC: Final = "x-forwarded-client-cert"
@@ -31,6 +34,16 @@ def peer_principal(xfcc: str | None, linkerd_client_id: str | None) -> str | Non
     if linkerd_client_id is not None and 0 < len(linkerd_client_id) <= MAX_ELEMENT_LENGTH:
         return linkerd_client_id
     return None
+
+
+def certified_principal(names: Iterable[str]) -> str | None:
+    """The principal among the subject alternative names of a certificate that this service's own TLS verified.
+
+    A SPIFFE id; else the one name that there is (Linkerd's identities are DNS names); of several nobody can say which is meant.
+    """
+    known = [name for name in names if 0 < len(name) <= MAX_ELEMENT_LENGTH]
+    ids = [name for name in known if name.startswith("spiffe://")] or known
+    return ids[0] if len(ids) == 1 else None
 
 
 def _rightmost_uri(xfcc: str) -> str | None:

@@ -6,12 +6,20 @@ from provenance import names
 from provenance.context import usable
 from provenance.digest import DigestError, parse_content_digest
 from provenance.identity import LINKERD_CLIENT_ID, XFCC, peer_principal
+from provenance.recording import PLAIN, Recording
 from provenance.spans import stamp_attributes
 from provenance.stamp import Seen, judge, text_hash
 
 
 def incoming_attributes(
-    headers: Mapping[str, str], *, method: str, target: str, hash_hex: str | None, size: int
+    headers: Mapping[str, str],
+    *,
+    method: str,
+    target: str,
+    hash_hex: str | None,
+    size: int,
+    certified: str | None = None,
+    recording: Recording = PLAIN,
 ) -> dict[str, str | int]:
     """The attributes of one request.
 
@@ -21,18 +29,20 @@ def incoming_attributes(
         target: Path and query as they came; gRPC's is `/package.Service/Method`.
         hash_hex: The body's hash; None where it was not read to its end, or is a stream that is yet to come.
         size: Bytes that the hash covers.
+        certified: The peer's principal, where this service's own TLS verified its certificate.
+        recording: How hashes are recorded.
     """
-    digest = headers.get(names.CONTENT_DIGEST)
-    status, stamp = judge(headers.get(names.STAMP), digest, hash_hex)
+    status, stamp, promised = judge(headers.get(names.STAMP), headers.get(names.CONTENT_DIGEST), hash_hex)
     signed = None
     if stamp is not None and stamp.mac is not None:
-        signed = text_hash(stamp, Seen(method, target, promised_hash(digest), headers.get(names.TRACEPARENT)))
-    attributes = {names.STAMP_STATUS: status} | stamp_attributes(stamp, signed)
+        signed = text_hash(stamp, Seen(method, target, promised, headers.get(names.TRACEPARENT)))
+    attributes = stamp_attributes(stamp, signed, recording)
+    attributes[names.STAMP_STATUS] = status
     if hash_hex is not None:
-        attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: size}
+        attributes |= recording.request(None if stamp is None else stamp.nonce.hex(), hash_hex, size)
     if request_id := usable(headers.get(names.REQUEST_ID)):
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
-    if principal := peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
+    if principal := certified or peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
         attributes[names.PEER_PRINCIPAL] = principal
     return attributes
 

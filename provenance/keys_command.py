@@ -25,7 +25,8 @@ ALGORITHM_NAMES: Final = {"hmac": HMAC, "ed25519": ED25519}
 
 _EPILOG: Final = """\
 A stamp says who made a call; signed, it proves it. A service signs with the newest of its keys in the file that PROVENANCE_KEYS, or
-instrument(keys=...), names; `provenance verify --keys FILE` verifies with every key in its file.
+instrument(keys=...), names; `provenance verify --keys FILE` verifies with every key in its file. Keys in Vault (vault://HOST/MOUNT/KEY in
+the place of a file) are made and rotated there.
 
   hmac     one secret, which the service and whoever verifies share: 1 us a call. Give each service a file of its own, and
            `provenance verify` the file that has all of them.

@@ -24,6 +24,12 @@ REQUEST_ID: Final = "x-request-id"
 REQUEST_HASH: Final = "provenance.request.hash"
 """Lowercase hex SHA-256 of the request's wire bytes, as this side of the call saw them."""
 
+KEYED_HASH: Final = "provenance.request.keyed_hash"
+"""Instead of `provenance.request.hash`, where hashes are keyed: two are only comparable where `HASH_KEY` is the same."""
+
+HASH_KEY: Final = "provenance.request.hash_key"
+"""Which key the recorded hashes are keyed with (`provenance.recording`); no attribute: they are as they are."""
+
 REQUEST_SIZE: Final = "provenance.request.size"
 """Bytes of the request that `provenance.request.hash` covers."""
 

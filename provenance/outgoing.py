@@ -4,17 +4,17 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from provenance import names
 from provenance.context import outgoing_request_id, usable
 from provenance.digest import render_content_digest
 from provenance.incoming import promised_hash
 from provenance.keys import Key
+from provenance.recording import PLAIN, Recording, current_recording
 from provenance.signing import signing_key
 from provenance.spans import RecordingSpan, current_service, stamp_attributes
-from provenance.stamp import NONCE_BYTES, STAMP_VERSION, Seen, Stamp, render, span_id_of, text_hash
+from provenance.stamp import NONCE_BYTES, Seen, Stamp, render, span_id_of, text_hash, trusted
 
 _NS_PER_MS: Final = 1_000_000
 
@@ -22,12 +22,14 @@ _NS_PER_MS: Final = 1_000_000
 _OURS: Final = re.compile(r"sha-256=:[A-Za-z0-9+/]{43}=:")
 """A `content-digest` in the form that `render_content_digest` gives it."""
 
+_STAMP_ALONE: Final = frozenset({names.STAMP})
+_WITH_DIGEST: Final = frozenset({names.STAMP, names.CONTENT_DIGEST})
+
 OwnHeaders = Mapping[str, Sequence[str]]
 """What the caller's code set on the call itself: values in their order by lowercase name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """One stamped call.
 
     Attributes:
@@ -49,8 +51,7 @@ def own_headers(headers: Iterable[tuple[str, str]]) -> OwnHeaders:
     return own
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What is sent, as far as it is known before it is.
 
     Attributes:
@@ -68,7 +69,9 @@ class Request:
     own: OwnHeaders
 
 
-def stamp_call(request: Request, stamp: Stamp, *, key: Key | None, request_id: str | None) -> Outgoing:
+def stamp_call(
+    request: Request, stamp: Stamp, *, key: Key | None, request_id: str | None, recording: Recording = PLAIN
+) -> Outgoing:
     """Headers and attributes of one call; pure.
 
     With a `key`, the stamp goes signed, with the span id of the trace context that the call carries.
@@ -77,11 +80,9 @@ def stamp_call(request: Request, stamp: Stamp, *, key: Key | None, request_id: s
     does a `content-digest`: ours beside it would be another line of the same dictionary, and alter what it says.
     """
     own, hash_hex = request.own, request.hash_hex
-    replaced = {names.STAMP}
-    if _digest_of_another_call(own, hash_hex):
-        replaced.add(names.CONTENT_DIGEST)
+    replaced = _WITH_DIGEST if _digest_of_another_call(own, hash_hex) else _STAMP_ALONE
     headers = []
-    digest = None if names.CONTENT_DIGEST in replaced else _combined(own, names.CONTENT_DIGEST)
+    digest = None if replaced is _WITH_DIGEST else _combined(own, names.CONTENT_DIGEST)
     if hash_hex is not None and digest is None:
         digest = render_content_digest(hash_hex)
         headers.append((names.CONTENT_DIGEST, digest))
@@ -89,18 +90,19 @@ def stamp_call(request: Request, stamp: Stamp, *, key: Key | None, request_id: s
     signed = None
     if key is not None:
         seen = Seen(request.method, request.target, promised_hash(digest), traceparent)
-        known = (stamp.version, key.kid, stamp.time_unix_ms, stamp.nonce, span_id_of(traceparent))
-        signed = text_hash(Stamp(*known), seen)
-        stamp = Stamp(*known, key.sign(signed))
+        # A kid that a key has is in bounds, and so is what a key makes.
+        known = (key.kid, stamp.time_unix_ms, stamp.nonce, span_id_of(traceparent))
+        signed = text_hash(trusted(*known, None), seen)
+        stamp = trusted(*known, key.sign(signed))
     headers.append((names.STAMP, render(stamp)))
-    attributes = stamp_attributes(stamp, signed)
+    attributes = stamp_attributes(stamp, signed, recording)
     if hash_hex is not None:
-        attributes |= {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: request.size}
+        attributes |= recording.request(stamp.nonce.hex(), hash_hex, request.size)
     if request_id is not None:
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
         if names.REQUEST_ID not in own:
             headers.append((names.REQUEST_ID, request_id))
-    return Outgoing(tuple(headers), frozenset(replaced), attributes)
+    return Outgoing(tuple(headers), replaced, attributes)
 
 
 def stamp_now(span: RecordingSpan | None, request: Request) -> Outgoing:
@@ -108,8 +110,9 @@ def stamp_now(span: RecordingSpan | None, request: Request) -> Outgoing:
     service, own = current_service(span), request.own
     return stamp_call(
         request,
-        Stamp(STAMP_VERSION, service, time.time_ns() // _NS_PER_MS, os.urandom(NONCE_BYTES)),
+        trusted(service, time.time_ns() // _NS_PER_MS, os.urandom(NONCE_BYTES), None, None),
         key=signing_key(service),
+        recording=current_recording(),
         request_id=usable(own[names.REQUEST_ID][0]) if names.REQUEST_ID in own else outgoing_request_id(),
     )
 

@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol, cast
 from opentelemetry.trace import SpanKind, get_current_span, get_tracer_provider
 
 from provenance import names
+from provenance.recording import PLAIN, Recording
 from provenance.stamp import Stamp, make_kid
 
 Attributes = Mapping[str, str | int]
@@ -26,12 +27,14 @@ class RecordingSpan(Protocol):
 
 
 UNKNOWN_SERVICE: Final = "unknown_service"
-FOREIGN_TO_RPC: Final = ("http.request.method", "http.method", "db.system.name", "db.system", "messaging.system")
-FOREIGN_TO_HTTP: Final = ("rpc.system.name", "rpc.system", "db.system.name", "db.system", "messaging.system")
+FOREIGN_TO_RPC: Final = frozenset(
+    {"http.request.method", "http.method", "db.system.name", "db.system", "messaging.system"}
+)
+FOREIGN_TO_HTTP: Final = frozenset({"rpc.system.name", "rpc.system", "db.system.name", "db.system", "messaging.system"})
 """Attributes whose presence says that a span is about another kind of call, and so somebody else's."""
 
 
-def own_span(kind: SpanKind, foreign: tuple[str, ...] = ()) -> RecordingSpan | None:
+def own_span(kind: SpanKind, foreign: frozenset[str] = frozenset()) -> RecordingSpan | None:
     """The current span if it records, has this kind and carries no `foreign` attribute; else None.
 
     The stamp travels all the same: a call that is not sampled, or that nobody instruments, is still a stamped call.
@@ -39,19 +42,20 @@ def own_span(kind: SpanKind, foreign: tuple[str, ...] = ()) -> RecordingSpan | N
     span = get_current_span()
     if not span.is_recording() or getattr(span, "kind", None) is not kind or not hasattr(span, "attributes"):
         return None
-    attributes = span.attributes or {}
-    if any(key in attributes for key in foreign):
-        return None
-    return cast("RecordingSpan", span)
+    # One walk over its keys: the SDK takes longer to say that a key is missing than to name all that are there.
+    return cast("RecordingSpan", span) if foreign.isdisjoint(span.attributes or ()) else None
 
 
 def add_attributes(span: RecordingSpan, ours: Attributes, where_missing: Attributes) -> None:
     """Set `ours`, and of `where_missing` what the span does not have yet."""
-    present = span.attributes or {}
-    span.set_attributes({**ours, **{key: value for key, value in where_missing.items() if key not in present}})
+    present = span.attributes or ()
+    if not where_missing.keys().isdisjoint(present):
+        there = frozenset(present)
+        where_missing = {key: value for key, value in where_missing.items() if key not in there}
+    span.set_attributes({**ours, **where_missing})
 
 
-def stamp_attributes(stamp: Stamp | None, signed: bytes | None) -> dict[str, str | int]:
+def stamp_attributes(stamp: Stamp | None, signed: bytes | None, recording: Recording = PLAIN) -> dict[str, str | int]:
     """A stamp's content as attributes, with the hash of what is `signed`, as this side saw it; nothing for no stamp."""
     if stamp is None:
         return {}
@@ -61,12 +65,22 @@ def stamp_attributes(stamp: Stamp | None, signed: bytes | None) -> dict[str, str
         names.STAMP_TIME: stamp.time_unix_ms,
     }
     if stamp.mac is not None and signed is not None:
-        attributes |= {names.STAMP_MAC: stamp.mac.hex(), names.STAMP_TEXT_HASH: signed.hex()}
+        attributes[names.STAMP_MAC] = stamp.mac.hex()
+        attributes |= recording.text(stamp.nonce.hex(), stamp.mac, signed)
     return attributes
 
 
 def current_service(span: RecordingSpan | None) -> str:
     """The name of the service that this span, or else the global tracer provider, speaks for, as an unsigned stamp's kid."""
     resource = getattr(get_tracer_provider() if span is None else span, "resource", None)
-    name = None if resource is None else resource.attributes.get("service.name")
-    return make_kid(name if isinstance(name, str) else UNKNOWN_SERVICE)
+    global _last_service  # noqa: PLW0603  (a process has one resource, nearly always)
+    known, service = _last_service
+    if known is not resource or resource is None:
+        name = None if resource is None else resource.attributes.get("service.name")
+        service = make_kid(name if isinstance(name, str) else UNKNOWN_SERVICE)
+        _last_service = (resource, service)
+    return service
+
+
+_last_service: tuple[object, str] = (None, UNKNOWN_SERVICE)
+"""The resource that was asked last, which never changes, and its answer."""

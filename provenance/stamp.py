@@ -11,8 +11,9 @@ key verifies the MAC against that, without the path, the query or the body.
 import hashlib
 import re
 from binascii import a2b_base64
-from dataclasses import dataclass
-from typing import Final, TypeVar
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 from provenance.digest import DigestError, parse_content_digest
@@ -97,16 +98,37 @@ def make_kid(service_name: str) -> str:
     return raw.decode(errors="ignore") or "unknown_service"
 
 
+def trusted(kid: str, time_unix_ms: int, nonce: bytes, span_id: bytes | None, mac: bytes | None) -> Stamp:
+    """A stamp of parts that are in bounds already: without the checks, a third of the time that `Stamp` takes."""
+    stamp = object.__new__(Stamp)
+    _SET_VERSION(stamp, STAMP_VERSION)
+    _SET_KID(stamp, kid)
+    _SET_TIME(stamp, time_unix_ms)
+    _SET_NONCE(stamp, nonce)
+    _SET_SPAN_ID(stamp, span_id)
+    _SET_MAC(stamp, mac)
+    return stamp
+
+
+_SET_VERSION, _SET_KID, _SET_TIME, _SET_NONCE, _SET_SPAN_ID, _SET_MAC = (
+    Stamp.__dict__[field.name].__set__ for field in fields(Stamp)
+)
+
+
+@lru_cache(maxsize=256)
+def _rendered(kid: str) -> str:
+    return render_string(kid)
+
+
 def render(stamp: Stamp) -> str:
     """The header's value."""
-    text = f"v={stamp.version}, kid={render_string(stamp.kid)}, t={stamp.time_unix_ms}, n={render_bytes(stamp.nonce)}"
+    text = f"v={stamp.version}, kid={_rendered(stamp.kid)}, t={stamp.time_unix_ms}, n={render_bytes(stamp.nonce)}"
     if stamp.span_id is not None:
         text += f", s={render_bytes(stamp.span_id)}"
     return text if stamp.mac is None else f"{text}, mac={render_bytes(stamp.mac)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What one side saw of a call, as the MAC covers it.
 
     Attributes:
@@ -135,18 +157,11 @@ def signed_text(stamp: Stamp, seen: Seen) -> str:
     keeps the trace. Where the caller sent no trace context, one that a proxy began is not the caller's to sign.
     """
     match = None if stamp.span_id is None or seen.traceparent is None else _TRACEPARENT.fullmatch(seen.traceparent)
-    return "\n".join(
-        (
-            f"provenance {stamp.version}",
-            render_string(stamp.kid),
-            str(stamp.time_unix_ms),
-            stamp.nonce.hex(),
-            "-" if match is None else match[1],
-            "-" if stamp.span_id is None else stamp.span_id.hex(),
-            seen.method.upper(),
-            canonical_target(seen.target),
-            seen.digest_hex or "-",
-        )
+    trace_id = "-" if match is None else match[1]
+    span_id = "-" if stamp.span_id is None else stamp.span_id.hex()
+    return (
+        f"provenance {stamp.version}\n{_rendered(stamp.kid)}\n{stamp.time_unix_ms}\n{stamp.nonce.hex()}\n{trace_id}\n{span_id}\n"
+        f"{seen.method.upper()}\n{canonical_target(seen.target)}\n{seen.digest_hex or '-'}"
     )
 
 
@@ -161,6 +176,15 @@ def canonical_target(target: str) -> str:
     `/a%2Fb` and `/a/b` are one target here, and `/` is what an empty path is sent as; the query stays as it is. A proxy is
     asked for a whole URL, and asks the server for its path.
     """
+    return _canonical(target) if len(target) <= _REMEMBERED_LENGTH else _canonical.__wrapped__(target)
+
+
+_REMEMBERED_LENGTH: Final = 256
+"""Characters: longer targets have values in them, and seldom come again."""
+
+
+@lru_cache(maxsize=512)  # a service's paths repeat, and gRPC's always
+def _canonical(target: str) -> str:
     if target.startswith(("http://", "https://")):
         target = _AUTHORITY.sub("", target, count=1)
     path, mark, query = target.partition("?")
@@ -176,7 +200,7 @@ def parse(text: str) -> Stamp:
     """
     if match := _RENDERED.fullmatch(text):
         kid, time_unix_ms, nonce, span_id, mac = match.groups()
-        return Stamp(STAMP_VERSION, kid, int(time_unix_ms), a2b_base64(nonce), _decoded(span_id), _decoded(mac))
+        return trusted(kid, int(time_unix_ms), a2b_base64(nonce), _decoded(span_id), _decoded(mac))
     try:
         members = parse_dictionary(text, max_length=MAX_STAMP_LENGTH)
     except StructuredFieldError as e:
@@ -192,25 +216,28 @@ def parse(text: str) -> Stamp:
     )
 
 
-def judge(stamp_header: str | None, digest_header: str | None, actual_hash: str | None) -> tuple[str, Stamp | None]:
-    """What a callee can say of a request: one of `names.STAMP_STATUSES`, and the stamp where it could be read.
+def judge(
+    stamp_header: str | None, digest_header: str | None, actual_hash: str | None
+) -> tuple[str, Stamp | None, str | None]:
+    """What a callee can say of a request: one of `names.STAMP_STATUSES`, the stamp, and the hash that the digest promises.
 
-    `actual_hash` is None where the body was not read to its end: then nothing is claimed about `digest_header`'s truth.
-    A digest without a stamp is somebody else's header, and says nothing about the caller.
+    Stamp and hash are None where they are not there, or cannot be read. `actual_hash` is None where the body was not read to its
+    end: then nothing is claimed about the digest's truth. A digest without a stamp is somebody else's header, and says nothing
+    about the caller.
     """
     if stamp_header is None:
-        return STAMP_ABSENT, None
+        return STAMP_ABSENT, None, None
     try:
         stamp = parse(stamp_header)
     except StampError:
-        return STAMP_MALFORMED, None
+        return STAMP_MALFORMED, None, None
     try:
         promised = None if digest_header is None else parse_content_digest(digest_header)
     except DigestError:
-        return STAMP_MALFORMED, stamp
+        return STAMP_MALFORMED, stamp, None
     if promised is not None and actual_hash is not None and promised != actual_hash:
-        return STAMP_MISMATCHED, stamp
-    return STAMP_UNSIGNED if stamp.mac is None else STAMP_SIGNED, stamp
+        return STAMP_MISMATCHED, stamp, promised
+    return STAMP_UNSIGNED if stamp.mac is None else STAMP_SIGNED, stamp, promised
 
 
 def _member(members: dict[str, Value], key: str, kind: type[_T]) -> _T:

@@ -17,11 +17,13 @@ from collector.commands.terminal import complain
 from collector.commands.times import parse_moment
 from collector.errors import CollectorError, ConfigError, exit_code
 from collector.forensics.authenticity import FAILED, TOLERANCE_MS, VERDICTS, verify
+from collector.forensics.principals import Principals, parse_principals
 from collector.forensics.tables import NS_PER_S, Window
 from provenance.keys import KeysError, parse_key_set
+from provenance.signing import is_vault
 
 if TYPE_CHECKING:
-    from provenance.keys import Key
+    from provenance.keys import Key, KeySet
 
 EXIT_CLEAN: Final = 0
 EXIT_FAILED: Final = 4
@@ -34,11 +36,16 @@ verdicts:
   unknown key   signed with a key that is not in --keys
   tampered      the body, method, target, digest or trace context is not what the caller sent
   forged        the MAC is not the named key's over anything that either side saw
-  impersonated  made by another service than the key's
+  impersonated  made by another service than the key's, by its span or by the principal that the mesh authenticated
   expired       made too long before it came, or after   replayed    its nonce came before, and was answered
 
 Evidence fails where a verdict is unknown key (with --keys), tampered, forged, impersonated, expired or replayed. Only calls
 to services with the middleware are judged: whether others went around it is what `provenance scan` finds.
+
+--principals FILE, of which both parts may be missing:
+  intermediaries = ["spiffe://cluster.local/ns/mesh/sa/gateway"]        hand on the calls of others, and accuse nobody
+  [services]
+  checkout = ["spiffe://cluster.local/ns/shop/sa/checkout"]             all that this service may be
 
 examples:
   provenance verify evidence.duckdb --keys keys.json
@@ -53,14 +60,12 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
     """Judge and print; returns the exit code. `now` is ns since the Unix epoch."""
     options = _parser().parse_args(argv)
     try:
-        judged = _judge(options, now())
+        shown, counts = _judge(options, now())
     except CollectorError as e:
         complain("verify", str(e))
         return exit_code(e)
-    counts = Counter(judged["verdict"].to_list())
     failing = set(FAILED) if options.keys else set(FAILED) - {"unknown key"}
     complain("verify", _summary(counts, has_keys=bool(options.keys)))
-    shown = judged.filter(pl.col("verdict").is_in(FAILED)) if options.failed else judged
     try:
         write_frame(_readable(shown) if options.format == "table" else shown, options.format, sys.stdout)
         sys.stdout.flush()
@@ -70,8 +75,9 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
     return EXIT_FAILED if failing & counts.keys() else EXIT_CLEAN
 
 
-def _judge(options: argparse.Namespace, now: int) -> pl.DataFrame:
-    keys = _keys(options.keys)
+def _judge(options: argparse.Namespace, now: int) -> tuple[pl.DataFrame, Counter[str]]:
+    """The calls to show, and how many there are of each verdict."""
+    keys, principals, counts = _keys(options.keys), _principals(options.principals), Counter[str]()
     since, until = (None if text is None else parse_moment(text).at(now) for text in (options.since, options.until))
     if since is not None and until is not None and since >= until:
         raise ConfigError("--since is not before --until")
@@ -80,19 +86,46 @@ def _judge(options: argparse.Namespace, now: int) -> pl.DataFrame:
         if source.lacks:
             complain("verify", source.lacks)
         tolerance_ms = int(options.tolerance * 1000)
-        return verify(source.query, Window(since, until), keys, trace_id=options.trace, tolerance_ms=tolerance_ms)
+        shown = verify(
+            source.query,
+            Window(since, until),
+            keys,
+            trace_id=options.trace,
+            tolerance_ms=tolerance_ms,
+            principals=principals,
+            only=FAILED if options.failed else None,
+            tally=counts,
+        )
+        return shown, counts
     finally:
         source.close()
 
 
-def _keys(paths: Sequence[Path]) -> Mapping[str, "Key"]:
+def _keys(places: Sequence[str]) -> Mapping[str, "Key"]:
     keys: dict[str, Key] = {}
-    for path in paths:
+    for place in places:
         try:
-            keys |= parse_key_set(path.read_text()).by_kid
+            keys |= _key_set(place).by_kid
         except (OSError, UnicodeDecodeError, KeysError) as e:
-            raise ConfigError(f"--keys {path}: {e}; `provenance keys --help` tells how such a file is made") from e
+            raise ConfigError(f"--keys {place}: {e}; `provenance keys --help` tells how such a file is made") from e
     return keys
+
+
+def _key_set(place: str) -> "KeySet":
+    if not is_vault(place):
+        return parse_key_set(Path(place).read_text())
+    from provenance.vault import parse_address, read_now
+
+    return read_now(parse_address(place))
+
+
+def _principals(path: Path | None) -> Principals | None:
+    if path is None:
+        return None
+    try:
+        return parse_principals(path.read_text())
+    except (OSError, UnicodeDecodeError, ConfigError) as e:
+        raise ConfigError(f"--principals {path}: {e}") from e
 
 
 def _summary(counts: Mapping[str, int], *, has_keys: bool) -> str:
@@ -134,7 +167,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a DuckDB file, or a collector's URL (http://127.0.0.1:4318)")
-    add("--keys", metavar="FILE", type=Path, action="append", default=[], help="a JWKS to verify with; may be repeated")
+    add(
+        "--keys",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a JWKS to verify with, or a Vault (vault://HOST/MOUNT/KEY); may be repeated",
+    )
+    add(
+        "--principals",
+        metavar="FILE",
+        type=Path,
+        help="a TOML file that says whose each mTLS principal is (default: by their names, and what the evidence teaches)",
+    )
     add("--trace", metavar="ID", help="only the calls of this trace, in order")
     add("--since", metavar="TIME", help="calls that arrived at this time or later (default: all)")
     add("--until", metavar="TIME", help="calls that arrived before this time (default: all)")

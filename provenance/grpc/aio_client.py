@@ -96,6 +96,7 @@ def _one_request(addresses: _Addresses) -> Callable[[Callable[..., None], Patch]
                 stamped = stamp_payload(patch, request, own, Callee(text(method), addresses.of(channel)))
                 if stamped is not None:
                     metadata = stamped.metadata
+                    stamped.describe()
                     if stamped.span is not None:
                         response_deserializer = measured(response_deserializer, stamped.span)
             original(
@@ -131,6 +132,7 @@ def _many_requests(addresses: _Addresses) -> Callable[[Callable[..., None], Patc
                 stamped = stamp_stream(patch, own_metadata(metadata), callee)
             if stamped is not None:
                 metadata = stamped.metadata
+                stamped.describe()
                 if stamped.span is not None:
                     hashed = HashedRequests(request_serializer, stamped.span)
                     setattr(call, _REQUESTS, hashed)

@@ -5,7 +5,7 @@ where they are given, by one that makes an observed handler for every call. Regi
 one for all calls; so they are kept here, and looked up here, before the generic ones, as gRPC does.
 
 A handler stays of its kind, coroutine, asynchronous generator or plain function: gRPC looks at it to know how to run it. One
-that takes its requests by `context.read()` leaves no request hash: the context is gRPC's own.
+that has a stream of requests may take them by `context.read()`: so it has a context that listens.
 """
 
 import functools
@@ -81,7 +81,7 @@ class _Handlers:
 
     def __init__(self, patch: Patch, interceptors: Collection[object], thread_pool: Any) -> None:
         self._patch = patch
-        self._may_serialise_early = only_opentelemetry(interceptors)
+        self._may_serialise_early = only_opentelemetry(tuple(interceptors))
         self._observe: Observe = _observe
         if any(map(is_opentelemetry, interceptors)):
             self._observe = functools.partial(_beneath_opentelemetry, thread_pool=thread_pool)
@@ -121,17 +121,24 @@ class _Generic:
 def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) -> Callable[..., Any]:
     """The behaviour with `call` listening, of the same kind."""
 
-    async def begin(request: Any, context: Any) -> tuple[Any, str | None]:
-        request_id = call.begin(context)
+    async def begin(request: Any, context: Any, *, describe: bool = True) -> tuple[Any, str | None]:
+        request_id = call.begin(context, describe=describe)
         if call.refusal is not None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, call.refusal)
         return (_Requests(request, call) if handler.request_streaming else request), request_id
 
+    def listening(context: Any) -> Any:
+        return _ReadingContext(context, call) if handler.request_streaming else context
+
     @functools.wraps(behaviour)
     async def one_response(request: Any, context: Any) -> Any:
-        request, request_id = await begin(request, context)
-        with serving(request_id):
-            response = await behaviour(request, context)
+        request, request_id = await begin(request, context, describe=handler.request_streaming)
+        try:
+            with serving(request_id):
+                response = await behaviour(request, listening(context))
+        except BaseException:
+            call.failed()
+            raise
         call.answered(response)
         return response
 
@@ -140,7 +147,7 @@ def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) ->
         request, request_id = await begin(request, context)
         try:
             with serving(request_id):
-                await behaviour(request, context)
+                await behaviour(request, listening(context))
         finally:
             call.responses_ended()
 
@@ -149,7 +156,7 @@ def _observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) ->
         request, request_id = await begin(request, context)
         try:
             with serving(request_id):
-                async with aclosing(behaviour(request, context)) as responses:
+                async with aclosing(behaviour(request, listening(context))) as responses:
                     async for response in responses:
                         yield response
         finally:
@@ -227,3 +234,23 @@ class _Requests:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._requests, name)
+
+
+class _ReadingContext:
+    """A servicer's context that says when the requests are over for one who reads them from it."""
+
+    __slots__ = ("_call", "_context")
+
+    def __init__(self, context: Any, call: IncomingCall) -> None:
+        self._context = context
+        self._call = call
+
+    async def read(self) -> Any:
+        """The next request, or `grpc.aio.EOF`."""
+        request = await self._context.read()
+        if request is grpc.aio.EOF:
+            self._call.requests_ended()
+        return request
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)

@@ -9,9 +9,10 @@ A call with one request carries its digest. Of a stream the hash is known when i
 
 import copy
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -44,8 +45,27 @@ class _Method:
     patch: Patch
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Received(threading.local):
+    """How many bytes the response had that this thread took last: whoever waits for a response takes it on his own thread."""
+
+    size: int | None = None
+
+
+_received = _Received()
+
+
+def _counted(deserializer: Serializer | None) -> Serializer:
+    """A deserialiser that all calls of a method share, and that tells its thread what it took."""
+
+    def deserialise(raw: Any) -> Any:
+        response = raw if deserializer is None else deserializer(raw)
+        _received.size = len(raw)  # after the user's, which may have called somebody itself
+        return response
+
+    return deserialise
+
+
+class _Prepared(NamedTuple):
     """One call, ready to go: its request or requests, and the metadata with the stamp or as it came."""
 
     inner: Any
@@ -80,7 +100,8 @@ def _wrapper(stamped: Callable[[_Method], Any], *, early: bool) -> Callable[[Cal
             if not patch.active:
                 return original(channel, method, request_serializer, response_deserializer, *args, **kwargs)
             serializer = hand_over if early else request_serializer
-            inner = original(channel, method, serializer, response_deserializer, *args, **kwargs)
+            deserializer = _counted(response_deserializer) if stamped is StampedUnaryUnary else response_deserializer
+            inner = original(channel, method, serializer, deserializer, *args, **kwargs)
             address: dict[str, str | int] = {}
             with Contained(PLACE):
                 address = target_attributes(text(channel._target))  # noqa: SLF001  (what it dials is nowhere else)
@@ -106,15 +127,28 @@ class StampedUnaryUnary(_Stamped, grpc.UnaryUnaryMultiCallable):  # type: ignore
         self, request: Any, timeout: float | None = None, metadata: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Call and wait for the response."""
-        call = _with_payload(self._method, request, metadata)
-        return call.inner(call.requests, timeout, call.metadata, *args, **kwargs)
+        return self._wait(self._method.inner, (request, timeout, metadata), args, kwargs)
 
     def with_call(
         self, request: Any, timeout: float | None = None, metadata: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Call and wait for the response and the call."""
-        call = _with_payload(self._method, request, metadata)
-        return call.inner.with_call(call.requests, timeout, call.metadata, *args, **kwargs)
+        return self._wait(self._method.inner.with_call, (request, timeout, metadata), args, kwargs)
+
+    def _wait(self, call: Callable[..., Any], asked: tuple[Any, float | None, Any], args: Any, kwargs: Any) -> Any:
+        """The span is described once the response is here, or none will be: nobody has ended it meanwhile."""
+        method = self._method
+        request, timeout, metadata = asked
+        payload = serialise(request, method.serializer)
+        own = own_metadata(metadata)
+        stamped = stamp_payload(method.patch, payload, own, method.callee)
+        if stamped is None:
+            return call(payload, timeout, own or None, *args, **kwargs)
+        _received.size = None
+        try:
+            return call(payload, timeout, stamped.metadata, *args, **kwargs)
+        finally:
+            stamped.describe(_received.size)
 
     def future(
         self, request: Any, timeout: float | None = None, metadata: Any = None, *args: Any, **kwargs: Any
@@ -177,6 +211,7 @@ def _with_payload(method: _Method, request: Any, metadata: Any) -> _Prepared:
     stamped = stamp_payload(method.patch, payload, own, method.callee)
     if stamped is None:
         return _Prepared(method.inner, payload, own or None)
+    stamped.describe()
     if stamped.span is None:
         return _Prepared(method.inner, payload, stamped.metadata)
     inner = copy.copy(method.inner)
@@ -189,6 +224,7 @@ def _with_stream(method: _Method, requests: Any, metadata: Any) -> _Prepared:
     stamped = stamp_stream(method.patch, own, method.callee)
     if stamped is None:
         return _Prepared(method.inner, requests, own or None)
+    stamped.describe()
     if stamped.span is None:
         return _Prepared(method.inner, requests, stamped.metadata)
     hashed = HashedRequests(method.serializer, stamped.span)

@@ -1,18 +1,20 @@
 """What sync and aio servers share: what one call shows of itself, and the attributes that follow from it. No I/O."""
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry.trace import SpanKind
 
 from provenance import names
 from provenance.addresses import peer_attributes
-from provenance.context import usable
 from provenance.digest import StreamHash, request_hash
 from provenance.enforcement import current_guard
-from provenance.faults import Contained
+from provenance.faults import Contained, report
+from provenance.identity import certified_principal
 from provenance.incoming import incoming_attributes
-from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
+from provenance.recording import current_recording, late_request
+from provenance.spans import FOREIGN_TO_RPC, Attributes, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "grpc.server"
 HTTP_METHOD: Final = "POST"
@@ -22,11 +24,19 @@ _OPENTELEMETRY: Final = "opentelemetry."
 _NOT_SERIALISED: Final = object()
 
 
+_BEHAVIOURS: Final = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
+}
+"""Where a handler has its behaviour, by whether its requests and its responses are streams."""
+
+
 def observed(handler: Any, method: str, *, may_serialise_early: bool, observe: "Observe") -> Any:
     """The handler of a call, with an `IncomingCall` that listens; `observe` makes the behaviour's shell."""
     call = IncomingCall(handler, method, may_serialise_early=may_serialise_early)
-    requests = "stream" if handler.request_streaming else "unary"
-    name = f"{requests}_{'stream' if handler.response_streaming else 'unary'}"
+    name = _BEHAVIOURS[bool(handler.request_streaming), bool(handler.response_streaming)]
     return handler._replace(
         request_deserializer=call.deserialise,
         response_serializer=call.serialise,
@@ -34,7 +44,8 @@ def observed(handler: Any, method: str, *, may_serialise_early: bool, observe: "
     )
 
 
-def only_opentelemetry(interceptors: Iterable[object]) -> bool:
+@lru_cache(maxsize=64)  # a server's interceptors are the same at every call
+def only_opentelemetry(interceptors: tuple[object, ...]) -> bool:
     """Whether nobody but OpenTelemetry stands between the behaviour and the wire.
 
     An interceptor of the user's own may still change the response message after the behaviour returned it.
@@ -54,11 +65,13 @@ class IncomingCall:
     """
 
     __slots__ = (
+        "_attributes",
         "_deserializer",
         "_hash_hex",
         "_intact",
         "_may_serialise_early",
         "_method",
+        "_peer",
         "_raw_response",
         "_response",
         "_response_size",
@@ -78,6 +91,8 @@ class IncomingCall:
         self.refusal: str | None = None
         """After `begin`: why the call is refused; always None in observe mode."""
         self._intact = True
+        self._attributes: dict[str, str | int] | None = None
+        self._peer: Attributes = {}
         self._hash_hex: str | None = None
         self._size = 0
         self._span: RecordingSpan | None = None
@@ -88,53 +103,75 @@ class IncomingCall:
     def deserialise(self, raw: bytes) -> Any:
         """Hash a request's bytes, then let the user's deserialiser work."""
         intact, self._intact = self._intact, False  # a message that cannot be hashed leaves a hash of something else
-        with Contained(PLACE):
+        try:
             if self._stream is None:
                 self._hash_hex, self._size = request_hash(raw), len(raw)
             else:
                 self._stream.update(raw)
             self._intact = intact
+        except Exception as error:  # noqa: BLE001  (as `Contained` does, for nothing where nothing fails)
+            report(PLACE, error)
         return raw if self._deserializer is None else self._deserializer(raw)
 
-    def begin(self, context: Any) -> str | None:
-        """Describe the call on the server span, if there is one; returns the request id to carry on."""
+    def begin(self, context: Any, *, describe: bool = True) -> str | None:
+        """Describe the call on the server span, if there is one; returns the request id to carry on.
+
+        Not `describe`: `answered` or `failed` will do so, together with what is known then. A refused call is described now.
+        """
         request_id = None
         headers: dict[str, str] = {}
-        with Contained(PLACE):
+        try:
             headers = combined(context.invocation_metadata())
-            request_id = usable(headers.get(names.REQUEST_ID))
+            request_id = headers.get(names.REQUEST_ID)
             span = own_span(SpanKind.SERVER, FOREIGN_TO_RPC)
             if span is not None:
-                attributes = incoming_attributes(
-                    headers, method=HTTP_METHOD, target=self._method, hash_hex=self._hash_hex, size=self._size
+                self._attributes = incoming_attributes(
+                    headers,
+                    method=HTTP_METHOD,
+                    target=self._method,
+                    hash_hex=self._hash_hex,
+                    size=self._size,
+                    certified=_certified(context),
+                    recording=current_recording(),
                 )
-                add_attributes(span, attributes, peer_attributes(context.peer()))
+                self._peer = peer_attributes(context.peer())
                 self._span = span
+        except Exception as error:  # noqa: BLE001  (as above)
+            report(PLACE, error)
         guard = current_guard()
         if guard is not None:
             self.refusal = guard.refusal(headers, method=HTTP_METHOD, target=self._method, actual_hash=self._hash_hex)
+        if describe or self.refusal is not None:
+            self.failed()
         return request_id
+
+    def failed(self) -> None:
+        """There is no more to be said of the call than was known when it began."""
+        try:
+            if self._attributes is not None and self._span is not None and self._span.is_recording():
+                attributes, self._attributes = self._attributes, None
+                add_attributes(self._span, attributes, self._peer)
+        except Exception as error:  # noqa: BLE001  (as above)
+            report(PLACE, error)
 
     def requests_ended(self) -> None:
         """The caller has no more requests: what came is all that it sent."""
         with Contained(PLACE):
             if self._stream is not None and self._intact and self._span is not None and self._span.is_recording():
-                self._span.set_attributes(
-                    {names.REQUEST_HASH: self._stream.hexdigest(), names.REQUEST_SIZE: self._stream.size}
-                )
+                known = late_request(self._span.attributes, self._stream.hexdigest(), self._stream.size)
+                self._span.set_attributes(known)
 
     def answered(self, response: Any) -> None:
         """The one response is there. It is serialised now, because OpenTelemetry ends its span before gRPC serialises."""
-        if self._span is None or not self._may_serialise_early:
-            return
-        with Contained(PLACE):
+        if self._span is not None and self._may_serialise_early:
             try:
                 raw = response if self._serializer is None else self._serializer(response)
             except Exception:  # noqa: BLE001  (gRPC will call it again, and report what it raises as it would without us)
-                return
+                raw = None
             if isinstance(raw, bytes):
                 self._response, self._raw_response = response, raw
-                self._span.set_attributes({names.RESPONSE_SIZE: len(raw)})
+                self._attributes = (self._attributes or {}) | {names.RESPONSE_SIZE: len(raw)}
+        self.failed()
 
     def serialise(self, response: Any) -> Any:
         """The bytes that were made to be measured, if this is still that response; else the user's serialiser's."""
@@ -150,6 +187,12 @@ class IncomingCall:
         with Contained(PLACE):
             if self._span is not None and self._span.is_recording():
                 self._span.set_attributes({names.RESPONSE_SIZE: self._response_size})
+
+
+def _certified(context: Any) -> str | None:
+    """The principal in the client's certificate; None on a connection without one."""
+    names_there = context.auth_context().get("x509_subject_alternative_name")
+    return certified_principal(name.decode("utf-8", "replace") for name in names_there) if names_there else None
 
 
 Observe = Callable[[Any, Callable[..., Any], IncomingCall], Callable[..., Any]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import grpc.aio
@@ -12,10 +12,11 @@ from opentelemetry.trace import SpanKind
 from provenance import names
 from provenance.digest import StreamHash, request_hash
 from provenance.egress_guard import check_address
-from provenance.faults import Contained
+from provenance.faults import Contained, report
 from provenance.grpc.incoming import HTTP_METHOD
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
+from provenance.recording import late_request
 from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "grpc.client"
@@ -64,24 +65,37 @@ def serialise(request: Any, serializer: Serializer | None) -> Any:
         return SerialiserFailure(error)
 
 
-@dataclass(frozen=True, slots=True)
-class Callee:
+class Callee(NamedTuple):
     """Whom a call is for: `/package.Service/Method`, and what is dialled, as attributes."""
 
     method: str
     address: dict[str, str | int]
 
 
-@dataclass(frozen=True, slots=True)
-class Stamped:
-    """One stamped call: its metadata, and the span that describes it, if there is one."""
+class Stamped(NamedTuple):
+    """One stamped call: its metadata, the span that describes it, if there is one, and what that will say."""
 
     metadata: Metadata
     span: RecordingSpan | None
+    attributes: dict[str, str | int]
+    address: dict[str, str | int]
+
+    def describe(self, response_size: int | None = None) -> None:
+        """Say it on the span; in one go with the response's size where that is here already: half the cost is the going."""
+        span = self.span
+        if span is None:
+            return
+        try:
+            if response_size is not None:
+                self.attributes[names.RESPONSE_SIZE] = response_size
+            if span.is_recording():
+                add_attributes(span, self.attributes, self.address)
+        except Exception as error:  # noqa: BLE001  (as `Contained` does, for nothing where nothing fails)
+            report(PLACE, error)
 
 
 def stamp_payload(patch: Patch, payload: Any, own: Metadata, callee: Callee) -> Stamped | None:
-    """The stamp of a call with one request, which is here; None: it goes as it came.
+    """The stamp of a call with one request, which is here; None: it goes as it came. Its span is yet to be described.
 
     The exporter's own calls, among others: OpenTelemetry's suppression is ours too. And a payload that is not bytes is a
     serialiser that failed or broke its contract: gRPC will say so.
@@ -89,8 +103,10 @@ def stamp_payload(patch: Patch, payload: Any, own: Metadata, callee: Callee) -> 
     if not patch.active or not is_instrumentation_enabled() or not isinstance(payload, bytes):
         return None
     check_address(callee.address, EgressRefusedError)
-    with Contained(PLACE):
+    try:
         return _stamp(own, callee, request_hash(payload), len(payload))
+    except Exception as error:  # noqa: BLE001  (as above)
+        report(PLACE, error)
     return None
 
 
@@ -108,10 +124,7 @@ def _stamp(own: Metadata, callee: Callee, hash_hex: str | None, size: int) -> St
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_RPC)
     headers = own_headers((text(key), text(value)) for key, value in own)
     outgoing = stamp_now(span, Request(HTTP_METHOD, callee.method, hash_hex, size, headers))
-    metadata = add_metadata(own, outgoing)
-    if span is not None:
-        add_attributes(span, outgoing.attributes, callee.address)
-    return Stamped(metadata, span)
+    return Stamped(add_metadata(own, outgoing), span, outgoing.attributes, callee.address)
 
 
 def add_metadata(own: Metadata, outgoing: Outgoing) -> Metadata:
@@ -122,13 +135,20 @@ def add_metadata(own: Metadata, outgoing: Outgoing) -> Metadata:
     Raises:
         MetadataFullError: The call would come close to the limit of what servers accept.
     """
-    kept = tuple(entry for entry in own if text(entry[0]).lower() not in outgoing.replaced)
-    added = outgoing.headers
-    size = sum(len(key) + len(value) + _METADATA_ENTRY_OVERHEAD for key, value in kept + added)
+    all_of_it = []
+    size = 0
+    for entry in own:
+        key, value = entry
+        if text(key).lower() not in outgoing.replaced:
+            all_of_it.append(entry)
+            size += len(key) + len(value) + _METADATA_ENTRY_OVERHEAD
+    for entry in outgoing.headers:
+        all_of_it.append(entry)
+        size += len(entry[0]) + len(entry[1]) + _METADATA_ENTRY_OVERHEAD
     if size > METADATA_ROOM_BYTES:
         message = f"{size} bytes of metadata with a stamp, over {METADATA_ROOM_BYTES}: the call goes without one"
         raise MetadataFullError(message)
-    return kept + added
+    return tuple(all_of_it)
 
 
 class HashedRequests:
@@ -159,9 +179,7 @@ class HashedRequests:
         """There are no more."""
         with Contained(PLACE):
             if self._intact and self._span.is_recording():
-                self._span.set_attributes(
-                    {names.REQUEST_HASH: self._hash.hexdigest(), names.REQUEST_SIZE: self._hash.size}
-                )
+                self._span.set_attributes(late_request(self._span.attributes, self._hash.hexdigest(), self._hash.size))
 
 
 def measured(deserializer: Serializer | None, span: RecordingSpan) -> Serializer:

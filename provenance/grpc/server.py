@@ -5,7 +5,6 @@ So what the requests' deserialiser sees, on gRPC's polling thread and before any
 call alone to the behaviour, which runs on the pool's thread inside OpenTelemetry's server span.
 """
 
-import functools
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,7 +61,7 @@ class _ObservedMethod:
         with Contained(PLACE):
             if handler is not None:
                 interceptors = () if self._pipeline is None else self._pipeline.interceptors
-                early = only_opentelemetry(interceptors)
+                early = only_opentelemetry(tuple(interceptors))
                 return observed(handler, handler_call_details.method, may_serialise_early=early, observe=observe)
         # A handler that cannot be observed goes on as it is, but not past a guard.
         return handler if handler is None or current_guard() is None else grpc.unary_unary_rpc_method_handler(_refuse)
@@ -72,29 +71,65 @@ class _ObservedMethod:
 
 def observe(handler: Any, behaviour: Callable[..., Any], call: IncomingCall) -> Callable[..., Any]:
     """The behaviour with `call` listening: what it is handed, what it returns or raises, stays what it was."""
+    shell = _ManyResponses if handler.response_streaming else _OneResponse
+    return shell(behaviour, call, streams_requests=handler.request_streaming)
 
-    def served(request: Any, context: Any, *args: Any, **kwargs: Any) -> tuple[Any, str | None]:
-        request_id = call.begin(context)
+
+class _Behaviour:
+    """A behaviour that is listened to. What gRPC's users hang on one (`experimental_thread_pool`) is found here too."""
+
+    __slots__ = ("_behaviour", "_call", "_streams_requests")
+
+    def __init__(self, behaviour: Callable[..., Any], call: IncomingCall, *, streams_requests: bool) -> None:
+        self._behaviour = behaviour
+        self._call = call
+        self._streams_requests = streams_requests
+
+    def _begin(self, context: Any, *, describe: bool) -> str | None:
+        call = self._call
+        request_id = call.begin(context, describe=describe)
         if call.refusal is not None:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, call.refusal)
-        if handler.request_streaming:
-            request = _Requests(request, call)
-        with serving(request_id):
-            return behaviour(request, context, *args, **kwargs), request_id
+        return request_id
 
-    # What gRPC's users hang on a behaviour (`experimental_thread_pool`) has to be found on ours.
-    @functools.wraps(behaviour)
-    def one_response(request: Any, context: Any) -> Any:
-        response, _ = served(request, context)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._behaviour, name)
+
+
+class _OneResponse(_Behaviour):
+    """Answers once; its span is described when it did, or did not."""
+
+    __slots__ = ()
+
+    def __call__(self, request: Any, context: Any) -> Any:
+        """Serve the call."""
+        call = self._call
+        request_id = self._begin(context, describe=self._streams_requests)
+        if self._streams_requests:
+            request = _Requests(request, call)
+        try:
+            with serving(request_id):
+                response = self._behaviour(request, context)
+        except BaseException:
+            call.failed()
+            raise
         call.answered(response)
         return response
 
-    @functools.wraps(behaviour)
-    def many_responses(request: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
-        responses, request_id = served(request, context, *args, **kwargs)
-        return _Responses(responses, call, request_id) if hasattr(responses, "__next__") else responses
 
-    return many_responses if handler.response_streaming else one_response
+class _ManyResponses(_Behaviour):
+    """Answers with an iterator, or as gRPC's experimental callbacks do."""
+
+    __slots__ = ()
+
+    def __call__(self, request: Any, context: Any, *args: Any, **kwargs: Any) -> Any:
+        """Serve the call."""
+        request_id = self._begin(context, describe=True)
+        if self._streams_requests:
+            request = _Requests(request, self._call)
+        with serving(request_id):
+            responses = self._behaviour(request, context, *args, **kwargs)
+        return _Responses(responses, self._call, request_id) if hasattr(responses, "__next__") else responses
 
 
 def _refuse(_request: Any, context: Any) -> None:

@@ -29,6 +29,7 @@ from provenance.faults import Contained
 from provenance.http.passing import PassingHash, response_size
 from provenance.outgoing import Request, own_headers, stamp_now
 from provenance.patching import Patch
+from provenance.recording import late_request
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.aiohttp"
@@ -166,7 +167,7 @@ def _hash_what_is_written(writer: Any, span: RecordingSpan) -> None:
         with Contained(PLACE):
             if passing.complete is not None and span.is_recording():
                 running = passing.complete
-                span.set_attributes({names.REQUEST_HASH: running.hexdigest(), names.REQUEST_SIZE: running.size})
+                span.set_attributes(late_request(span.attributes, running.hexdigest(), running.size))
         await write_eof(chunk, *args, **kwargs)
 
     writer.write, writer.write_eof = hashed_write, hashed_write_eof

@@ -28,6 +28,7 @@ from provenance.http.messages import (
     Receive,
     Scope,
     Send,
+    certified_of,
     combined_headers,
     has_no_body,
     request_attributes,
@@ -202,4 +203,5 @@ class WatchedRequest:
             sent,
             method=self._scope.get("method", ""),
             target=target_of(self._scope),
+            certified=certified_of(self._scope),
         )

@@ -26,6 +26,7 @@ from provenance.faults import Contained
 from provenance.http.passing import PassingHash, response_size
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
+from provenance.recording import late_request
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.client"
@@ -160,7 +161,7 @@ def _describe(sent: _Sent, response: httpcore.Response) -> None:
         return
     attributes: dict[str, str | int] = {}
     if sent.stream is not None and (running := sent.stream.complete) is not None:
-        attributes |= {names.REQUEST_HASH: running.hexdigest(), names.REQUEST_SIZE: running.size}
+        attributes |= late_request(sent.span.attributes, running.hexdigest(), running.size)
     if (size := _response_size(sent.request, response)) is not None:
         attributes[names.RESPONSE_SIZE] = size
     stream = response.extensions.get("network_stream")

@@ -1,12 +1,15 @@
 """What the shells of HTTP servers share: ASGI's types, and what a request says of itself. Pure."""
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 from provenance import names
 from provenance.digest import RunningHash
+from provenance.identity import certified_principal
 from provenance.incoming import incoming_attributes
+from provenance.recording import current_recording
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,8 +25,38 @@ def target_of(scope: Scope) -> str:
     return (path + b"?" + query if query else path).decode("latin-1")
 
 
+def certified_of(scope: Scope) -> str | None:
+    """The principal in the client's certificate, where the server tells it as ASGI's TLS extension says; None elsewhere.
+
+    Needs the package cryptography to read it, as servers that have the extension do.
+    """
+    chain = ((scope.get("extensions") or {}).get("tls") or {}).get("client_cert_chain") or ()
+    return _certified(chain[0]) if chain else None
+
+
+@lru_cache(maxsize=256)  # a peer's certificate is the same in every request of its connections
+def _certified(pem: str) -> str | None:
+    try:
+        from cryptography import x509
+    except ModuleNotFoundError:
+        return None
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    return certified_principal([*uris, *names.get_values_for_type(x509.DNSName)])
+
+
 def request_attributes(
-    headers: dict[str, str], body: RunningHash | None, response_size: int | None, *, method: str, target: str
+    headers: dict[str, str],
+    body: RunningHash | None,
+    response_size: int | None,
+    *,
+    method: str,
+    target: str,
+    certified: str | None = None,
 ) -> dict[str, str | int]:
     """What a server's span says of a request; `body` is None where it was not read to its end."""
     attributes = incoming_attributes(
@@ -32,6 +65,8 @@ def request_attributes(
         target=target,
         hash_hex=None if body is None else body.hexdigest(),
         size=0 if body is None else body.size,
+        certified=certified,
+        recording=current_recording(),
     )
     return attributes if response_size is None else attributes | {names.RESPONSE_SIZE: response_size}
 

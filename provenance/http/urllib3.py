@@ -11,12 +11,15 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import SpanKind
-from urllib3 import HTTPHeaderDict
+from urllib3._collections import (
+    HTTPHeaderDict,  # where 1.x has it too, so that it gets as far as to say what is missing
+)
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import NewConnectionError
 
@@ -28,6 +31,7 @@ from provenance.faults import Contained
 from provenance.http.passing import PassingHash, as_bytes, response_size
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
+from provenance.recording import late_request
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.urllib3"
@@ -38,7 +42,10 @@ _SENT: Final = "_provenance_sent"
 
 
 def client_patches() -> tuple[Patch, ...]:
-    """The patches of this shell, not yet applied."""
+    """The patches of this shell, not yet applied; raises ImportError for urllib3 1.x, whose connections send in another way."""
+    if (installed := version("urllib3")).startswith("1."):
+        message = f"urllib3 {installed}: calls of requests and urllib3 go without stamps; try: pip install 'urllib3>=2'"
+        raise ImportError(message)
     return (
         Patch(HTTPConnection, "request", _wrap_request),
         Patch(HTTPConnection, "getresponse", _wrap_getresponse),
@@ -182,7 +189,7 @@ def _describe_sent(sent: _Sent, connection: Any) -> None:
         return
     attributes: dict[str, str | int] = {}
     if sent.passing is not None and (running := sent.passing.complete) is not None:
-        attributes |= {names.REQUEST_HASH: running.hexdigest(), names.REQUEST_SIZE: running.size}
+        attributes |= late_request(sent.span.attributes, running.hexdigest(), running.size)
     if hasattr(connection.sock, "getpeername"):
         with suppress(OSError):  # it may be closed already, from the other side
             # Over what instrumentation may have set: OpenTelemetry's writes the URL's host there, which is no peer.

@@ -145,6 +145,50 @@ def added_bytes() -> dict[str, int]:
     }
 
 
+def own_code(rounds: int) -> dict[str, dict[str, float]]:
+    """What our own code takes of a call, without gRPC, in one thread (`stamp_paths`)."""
+    from tests.benchmarks import stamp_paths
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = key_files(Path(folder))
+        keys = {"unsigned": None, "hmac": files["hmac"]}
+        return {variant: stamp_paths.measure(rounds=rounds, keys=file) for variant, file in keys.items()}
+
+
+TELEMETRY = """
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.instrumentation.grpc import (
+    GrpcAioInstrumentorClient, GrpcAioInstrumentorServer, GrpcInstrumentorClient, GrpcInstrumentorServer
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+provider = TracerProvider(resource=Resource.create({"service.name": "bench"}))
+provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+trace.set_tracer_provider(provider)
+for each in (GrpcAioInstrumentorClient, GrpcAioInstrumentorServer, GrpcInstrumentorClient, GrpcInstrumentorServer):
+    each().instrument()
+"""
+OURS = "from provenance.instrumentor import ProvenanceInstrumentor; ProvenanceInstrumentor().instrument()"
+
+
+def start(rounds: int) -> dict[str, float]:
+    """Processor ms until a gRPC service is instrumented: with OpenTelemetry alone, and what ours adds; medians of pairs."""
+    taken: dict[str, list[float]] = {"opentelemetry": [], "added": []}
+    for _ in range(rounds):
+        alone, both = (_start_ms(program) for program in (TELEMETRY, TELEMETRY + OURS))
+        taken["opentelemetry"].append(alone)
+        taken["added"].append(both - alone)
+    return {name: round(statistics.median(values), 1) for name, values in taken.items()}
+
+
+def _start_ms(program: str) -> float:
+    timed = f"import os, time\nbegun = time.process_time()\n{program}\nprint((time.process_time() - begun) * 1000, flush=True)\nos._exit(0)"
+    done = subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True, cwd=ROOT)
+    return float(done.stdout)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -159,6 +203,8 @@ def main() -> None:
     report = {
         "inputs": {"rounds": rounds, "calls_per_round": calls, "sizes": SIZES, "kind": "unary-unary, sync"},
         "by_size": measure(rounds, calls),
+        "own_code_us_at_2000_bytes": own_code(rounds=3 if options.quick else 200),
+        "start_cpu_ms": start(1 if options.quick else 7),
         "metadata_bytes_added": added_bytes(),
     }
     print(json.dumps(report, indent=2))

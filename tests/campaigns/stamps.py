@@ -27,6 +27,9 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+TRANSPORTS: Final = ("grpc", "asgi", "wsgi")
+"""gRPC; httpx to an ASGI application; requests to a WSGI one."""
+
 SERVICE: Final = "till.Till"
 THREADS: Final = 6
 SHARE: Final = 0.1
@@ -110,10 +113,7 @@ def caller(options: argparse.Namespace) -> None:
     import grpc
 
     if options.service == "mallory":
-        from provenance import outgoing
-        from provenance.signing import signing_key
-
-        setattr(outgoing, "signing_key", lambda _service: signing_key("web"))  # noqa: B010  (no part of its interface)
+        sign_as_web()
     rng = random.Random(options.seed)
     done = Counter[str]()
     with grpc.insecure_channel(options.target) as channel:
@@ -139,6 +139,14 @@ def caller(options: argparse.Namespace) -> None:
             done.update(pool.map(call, range(options.calls)))
     telemetry.shutdown()
     say(json.dumps(done))
+
+
+def sign_as_web() -> None:
+    """From now on, sign with another service's key."""
+    from provenance import outgoing
+    from provenance.signing import signing_key
+
+    setattr(outgoing, "signing_key", lambda _service: signing_key("web"))  # noqa: B010  (no part of its interface)
 
 
 def between(options: argparse.Namespace) -> None:
@@ -249,8 +257,9 @@ def wait_for_the_end() -> None:
 # --- the campaign -----------------------------------------------------------------------------------------------------------
 
 
-def run(directory: Path, *, calls: int, seed: int) -> dict[str, Any]:
+def run(directory: Path, *, calls: int, seed: int, transport: str = "grpc") -> dict[str, Any]:
     """The matrix: by what was done, how often, and the verdicts on it."""
+    directory.mkdir(exist_ok=True)
     from provenance.keys import HMAC, KeySet, new_key, render_key_set
     from tests.campaigns.process import Collector
 
@@ -271,7 +280,8 @@ def run(directory: Path, *, calls: int, seed: int) -> dict[str, Any]:
     parts: list[subprocess.Popen[str]] = []
 
     def start(role: str, *arguments: object) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "tests.campaigns.stamps", "--role", role, *map(str, arguments)]
+        argv = [sys.executable, "-m", "tests.campaigns.stamps", "--role", role, "--transport", transport]
+        argv += map(str, arguments)
         parts.append(subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         return parts[-1]
 
@@ -294,7 +304,7 @@ def run(directory: Path, *, calls: int, seed: int) -> dict[str, Any]:
             assert part.wait(60) == 0
         for part in (proxy, till):
             part.terminate()
-            assert part.wait(60) == 0
+            assert part.wait(60) in {0, -signal.SIGTERM}  # uvicorn hands the signal on when it is done
         return judged(collector.url, keys.by_kid, ledger) | {"calls": answered}
     finally:
         for part in parts:
@@ -360,6 +370,16 @@ def settled(source: Any) -> None:
         time.sleep(1.5)
 
 
+def roles(transport: str) -> dict[str, Callable[[argparse.Namespace], None]]:
+    """What each process does, by its role."""
+    if transport == "grpc":
+        return {"callee": callee, "caller": caller, "between": between}
+    from tests.campaigns import stamps_http
+
+    answering = stamps_http.asgi_callee if transport == "asgi" else stamps_http.wsgi_callee
+    return {"callee": answering, "caller": stamps_http.caller, "between": stamps_http.between}
+
+
 def main() -> int:
     """Run the campaign; 1 if anything was missed, or a clean call accused."""
     parser = argparse.ArgumentParser(
@@ -368,20 +388,24 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=100_000, help="of the honest caller (default: 100,000)")
     parser.add_argument("--seed", type=int, default=1, help="of every random choice (default: 1)")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    parser.add_argument("--transport", choices=TRANSPORTS, help="only over this one (default: over each in turn)")
     for hidden in ("--role", "--target", "--service"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     parser.add_argument("--ledger", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        {"callee": callee, "caller": caller, "between": between}[options.role](options)
+        roles(options.transport)[options.role](options)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        report = run(Path(folder), calls=options.calls, seed=options.seed)
+        report = {
+            transport: run(Path(folder) / transport, calls=options.calls, seed=options.seed, transport=transport)
+            for transport in ([options.transport] if options.transport else TRANSPORTS)
+        }
     text = json.dumps(report, indent=2)
     print(text)
     if options.out:
         options.out.write_text(text + "\n")
-    return 1 if report["wrong"] else 0
+    return 1 if any(each["wrong"] for each in report.values()) else 0
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from tests.campaigns import stamps
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_every_meddling_is_told_and_no_clean_call_is_accused(tmp_path: Path) -> None:
-    report = stamps.run(tmp_path, calls=600, seed=4)
+@pytest.mark.parametrize("transport", stamps.TRANSPORTS)
+def test_every_meddling_is_told_and_no_clean_call_is_accused(tmp_path: Path, transport: str) -> None:
+    report = stamps.run(tmp_path, calls=600, seed=4, transport=transport)
 
     assert report["wrong"] == []
     assert set(report["matrix"]) == {stamps.CLEAN, stamps.ANOTHERS_KEY, *stamps.EXPECTED}

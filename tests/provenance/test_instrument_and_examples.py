@@ -333,6 +333,7 @@ from fastapi import FastAPI
 app = FastAPI()
 config = uvicorn.Config(app, port=0, log_level="warning")
 listener = config.bind_socket()
+listener.listen()  # from now on callers wait for uvicorn, and are not refused
 print(f"listening on 127.0.0.1:{listener.getsockname()[1]}", flush=True)
 uvicorn.Server(config).run(sockets=[listener])
 """

@@ -163,14 +163,14 @@ CHANGES = {
     "nonce": (replace(STAMP, nonce=bytes(12)), SEEN),
     "span": (replace(STAMP, span_id=bytes(8)), SEEN),
     "span dropped": (replace(STAMP, span_id=None), SEEN),
-    "method": (STAMP, replace(SEEN, method="PUT")),
-    "path": (STAMP, replace(SEEN, target="/refund?to=ann")),
-    "query": (STAMP, replace(SEEN, target="/pay?to=eve")),
-    "digest": (STAMP, replace(SEEN, digest_hex="cd" * 32)),
-    "digest dropped": (STAMP, replace(SEEN, digest_hex=None)),
-    "trace": (STAMP, replace(SEEN, traceparent=TRACEPARENT.replace("4bf9", "4bfa"))),
-    "trace dropped": (STAMP, replace(SEEN, traceparent=None)),
-    "trace doubled": (STAMP, replace(SEEN, traceparent=f"{TRACEPARENT}, {TRACEPARENT}")),
+    "method": (STAMP, SEEN._replace(method="PUT")),
+    "path": (STAMP, SEEN._replace(target="/refund?to=ann")),
+    "query": (STAMP, SEEN._replace(target="/pay?to=eve")),
+    "digest": (STAMP, SEEN._replace(digest_hex="cd" * 32)),
+    "digest dropped": (STAMP, SEEN._replace(digest_hex=None)),
+    "trace": (STAMP, SEEN._replace(traceparent=TRACEPARENT.replace("4bf9", "4bfa"))),
+    "trace dropped": (STAMP, SEEN._replace(traceparent=None)),
+    "trace doubled": (STAMP, SEEN._replace(traceparent=f"{TRACEPARENT}, {TRACEPARENT}")),
 }
 
 
@@ -185,10 +185,10 @@ def test_whatever_is_changed_the_mac_is_another_calls(change: str, algorithm: st
 
 
 def test_a_proxy_that_traces_or_writes_the_path_another_way_changes_nothing() -> None:
-    by_a_proxy = replace(SEEN, traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-1111111111111111-00")
+    by_a_proxy = SEEN._replace(traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-1111111111111111-00")
     assert text_hash(STAMP, by_a_proxy) == text_hash(STAMP, SEEN)
     begun_by_a_proxy = replace(STAMP, span_id=None)
-    assert text_hash(begun_by_a_proxy, SEEN) == text_hash(begun_by_a_proxy, replace(SEEN, traceparent=None))
+    assert text_hash(begun_by_a_proxy, SEEN) == text_hash(begun_by_a_proxy, SEEN._replace(traceparent=None))
     assert canonical_target("/a%2Fb%c3%a9?q=%C3%A9") == canonical_target("/a/b%C3%A9?q=%C3%A9")
     assert canonical_target("") == canonical_target("/") == "/"
 
@@ -196,7 +196,7 @@ def test_a_proxy_that_traces_or_writes_the_path_another_way_changes_nothing() ->
 @given(target=st.text(max_size=80), other=st.text(max_size=80))
 def test_any_target_has_one_form(target: str, other: str) -> None:
     assert canonical_target(canonical_target(target)) == canonical_target(target)
-    text_hash(STAMP, replace(SEEN, method=other, target=target))
+    text_hash(STAMP, SEEN._replace(method=other, target=target))
 
 
 @given(

@@ -230,7 +230,7 @@ def test_a_running_hash_does_not_depend_on_the_pieces(pieces: list[bytes]) -> No
 def test_what_a_callee_says_of_a_request(
     stamp: str | None, digest: str | None, actual: str | None, status: str, read: Stamp | None
 ) -> None:
-    assert judge(stamp, digest, actual) == (status, read)
+    assert judge(stamp, digest, actual)[:2] == (status, read)
 
 
 @pytest.mark.parametrize(

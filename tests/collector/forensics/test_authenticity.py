@@ -1,21 +1,26 @@
 """Verdicts on stamped calls, on evidence as the middleware leaves it; one attack at a time."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
 
+from collector.errors import ConfigError
 from collector.forensics.authenticity import FAILED, TOLERANCE_MS, VERDICTS, verify
+from collector.forensics.principals import named_by, parse_principals
 from collector.forensics.tables import Window
 from provenance.incoming import incoming_attributes
 from provenance.keys import HMAC, KeySet, new_key
 from provenance.names import STAMP, TRACEPARENT
 from provenance.outgoing import Request, stamp_call
+from provenance.recording import PLAIN, Recording
 from provenance.stamp import Stamp, parse, render
 from tests.collector.forensics.factories import MS, T0, make_span, next_id, store
 
-KEYS = KeySet.of(new_key(service, version, HMAC) for service in ("web", "mallory") for version in (1, 2))
+KEYS = KeySet.of(new_key(service, version, HMAC) for service in ("web", "mallory", "hashes") for version in (1, 2))
 BODY, OTHER_BODY = "ab" * 32, "cd" * 32
 
 
@@ -24,6 +29,7 @@ class Evidence:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.recording = PLAIN
 
     def send(
         self, *, service: str = "web", key: str | None = "web", at: int = T0, body: str | None = BODY, seen: bool = True
@@ -31,9 +37,10 @@ class Evidence:
         """What a call carries; `seen`: its client span is evidence."""
         trace, span = next_id(), next_id()
         own = {TRACEPARENT: [f"00-{trace:032x}-{span:016x}-01"]}
-        stamp = Stamp(1, service, at // MS, next_id().to_bytes(12, "big"))
+        stamp = Stamp(1, service, at // MS, sha256(next_id().to_bytes(12)).digest()[:12])
         request = Request("POST", "/pay?to=ann", body, 5, own)
-        outgoing = stamp_call(request, stamp, key=None if key is None else KEYS.signing_key(key), request_id=None)
+        signing_key = None if key is None else KEYS.signing_key(key)
+        outgoing = stamp_call(request, stamp, key=signing_key, request_id=None, recording=self.recording)
         if seen:
             self._add("CLIENT", service, trace, span, at, outgoing.attributes)
         return dict(outgoing.headers) | {TRACEPARENT: own[TRACEPARENT][0]}
@@ -45,10 +52,13 @@ class Evidence:
         at: int = T0 + MS,
         target: str = "/pay?to=ann",
         body: str | None = BODY,
+        principal: str | None = None,
         **columns: Any,
     ) -> None:
         """The call at its callee."""
-        attributes = incoming_attributes(headers, method="POST", target=target, hash_hex=body, size=5)
+        attributes = incoming_attributes(
+            headers, method="POST", target=target, hash_hex=body, size=5, certified=principal, recording=self.recording
+        )
         trace = int(headers[TRACEPARENT].split("-")[1], 16) if TRACEPARENT in headers else next_id()
         self._add("SERVER", "pay", trace, next_id(), at, attributes, **columns)
 
@@ -56,7 +66,11 @@ class Evidence:
         self, kind: str, service: str, trace: int, span: int, at: int, attributes: dict[str, Any], **columns: Any
     ) -> None:
         hot = {key.replace(".", "_"): value for key, value in attributes.items()}
-        rest = {key: hot.pop(key.replace(".", "_")) for key in list(attributes) if key.endswith(("mac", "text_hash"))}
+        rest = {
+            key: hot.pop(key.replace(".", "_"))
+            for key in list(attributes)
+            if key.endswith(("mac", "text_hash", "principal", "hash_key", "keyed_hash"))
+        }
         self.rows.append(
             make_span(
                 kind=kind, service_name=service, trace_id=trace, span_id=span, start_time_unix_nano=at,
@@ -178,3 +192,107 @@ def test_evidence_that_was_written_by_hand_is_judged_too() -> None:
 
     assert evidence.verdicts() == ["forged"]
     assert "forged" in FAILED
+
+
+def spiffe(account: str) -> str:
+    return f"spiffe://cluster.local/ns/shop/sa/{account}"
+
+
+def test_a_principal_that_contradicts_the_stamp_is_an_impersonation_where_that_is_known_and_no_sooner() -> None:
+    evidence = Evidence()
+    evidence.arrive(evidence.send(), principal=spiffe("web"))
+    evidence.arrive(evidence.send(), at=T0 + 2 * MS, principal=spiffe("mallory"))
+    evidence.arrive(evidence.send(), at=T0 + 3 * MS, principal=spiffe("gateway"))
+    assert evidence.verdicts() == ["valid"] * 3  # of mallory nothing shows yet that it is no second name of web
+
+    evidence.arrive(evidence.send(service="mallory", key="mallory"), at=T0 + 4 * MS, principal=spiffe("mallory"))
+    assert evidence.verdicts() == ["valid", "impersonated", "valid", "valid"]
+
+    evidence.arrive(
+        evidence.send(key=None), at=T0 + 5 * MS, principal=spiffe("mallory")
+    )  # unsigned: the mesh knows better
+    assert evidence.verdicts()[-1] == "impersonated"
+
+
+def test_a_file_says_whose_principals_are() -> None:
+    evidence = Evidence()
+    for at, account in enumerate(("web", "jobs", "gateway", "mallory"), 1):
+        evidence.arrive(evidence.send(), at=T0 + at * MS, principal=spiffe(account))
+    listed = parse_principals(
+        f'intermediaries = ["{spiffe("gateway")}"]\n[services]\nweb = ["{spiffe("web")}", "{spiffe("jobs")}"]'
+    )
+    others = parse_principals(f'[services]\nmallory = "{spiffe("mallory")}"')
+
+    assert evidence.verdicts(principals=listed) == ["valid", "valid", "valid", "impersonated"]
+    assert evidence.verdicts(principals=others) == ["valid", "valid", "valid", "impersonated"]
+
+
+def test_linkerds_identities_name_a_service_too_and_others_name_none() -> None:
+    assert named_by("web.shop.serviceaccount.identity.linkerd.cluster.local") == "web"
+    assert named_by(spiffe("web")) == "web"
+    assert named_by("spiffe://cluster.local/web") is None
+    assert named_by("web") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "a = 1", "services = 1", "[services]\nweb = 1", "[services]\nweb = ['']", "intermediaries = [1]"]
+)
+def test_a_file_of_principals_that_cannot_be_read_says_what_is_expected(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected intermediaries"):
+        parse_principals(text)
+
+
+def test_in_batches_the_verdicts_are_the_same() -> None:
+    evidence = Evidence()
+    for at in range(12):
+        call = evidence.send()
+        evidence.arrive(call, at=T0 + (4 * at + 1) * MS)
+        evidence.arrive(call, at=T0 + (4 * at + 2) * MS)
+        evidence.arrive(without(evidence.send(), STAMP), at=T0 + (4 * at + 3) * MS)
+    tally = Counter[str]()
+
+    assert evidence.verdicts(batch_rows=4, tally=tally) == ["valid", "replayed", "absent"] * 12
+    assert tally == {"valid": 12, "replayed": 12, "absent": 12}
+    assert evidence.verdicts(batch_rows=4, only=FAILED) == ["replayed"] * 12
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_with_keyed_hashes_each_attack_has_the_same_verdict(attack: str) -> None:
+    verdict, play = ATTACKS[attack]
+    evidence = Evidence()
+    evidence.recording = Recording(is_keyed=True, key=KEYS.by_kid["hashes/2"])
+    evidence.arrive(evidence.send(), at=T0 + 1)
+    play(evidence)
+
+    assert sorted(evidence.verdicts()) == sorted(["valid", verdict])
+    recorded = str(evidence.rows)
+    assert BODY not in recorded
+    assert OTHER_BODY not in recorded
+
+
+def test_hashes_of_two_keys_are_not_compared_and_an_unknown_one_is_told() -> None:
+    evidence = Evidence()
+    evidence.recording = Recording(is_keyed=True, key=KEYS.by_kid["hashes/1"])
+    call = evidence.send()
+    evidence.recording = Recording(is_keyed=True, key=KEYS.by_kid["hashes/2"])
+    evidence.arrive(call)
+    assert evidence.verdicts() == ["valid"]
+
+    without_it = {kid: key for kid, key in KEYS.by_kid.items() if not kid.startswith("hashes/")}
+    assert evidence.verdicts(keys=without_it) == ["unknown key"]
+
+
+def test_without_its_key_nothing_of_a_body_is_recorded() -> None:
+    evidence = Evidence()
+    evidence.recording = Recording(is_keyed=True)
+    evidence.arrive(evidence.send(key=None))
+
+    assert evidence.verdicts() == ["unsigned"]
+    assert BODY not in str(evidence.rows)
+
+
+def test_the_key_that_everybody_has_proves_nobody() -> None:
+    evidence = Evidence()
+    evidence.arrive(evidence.send(service="hashes", key="hashes"))
+
+    assert evidence.verdicts() == ["unknown key"]

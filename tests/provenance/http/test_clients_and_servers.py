@@ -756,3 +756,11 @@ def test_uninstrument_restores_everything() -> None:
 
     ProvenanceInstrumentor().uninstrument()
     assert [getattr(owner, name) for owner, name in places] == before
+
+
+def test_urllib3_of_the_first_kind_is_told_and_not_half_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from provenance.http import urllib3 as shell
+
+    monkeypatch.setattr(shell, "version", lambda _name: "1.26.20")
+    with pytest.raises(ImportError, match=r"urllib3 1\.26\.20: calls of requests and urllib3 go without stamps"):
+        shell.client_patches()

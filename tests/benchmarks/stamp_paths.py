@@ -1,0 +1,133 @@
+"""What our own code takes of a gRPC call, without gRPC: both sides' shells around a wire that is a dictionary, in one thread.
+
+The difference to what `bench_stamps` measures of whole calls is the metadata that gRPC carries, and the machine's noise.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+METHOD = "/bench.Echo/Call"
+RESPONSE = b"ok"
+
+
+class Wire:
+    """gRPC's multicallable, as far as the client's shell knows it: what is sent is kept."""
+
+    def __init__(self, respond: Callable[[bytes, Any], None] | None = None) -> None:
+        self._request_serializer = None
+        self._response_deserializer: Callable[[bytes], Any] = bytes
+        self.respond = respond
+        self.sent: Any = ()
+
+    def __call__(self, payload: bytes, _timeout: float | None, metadata: Any) -> Any:
+        if self.respond is None:
+            WIRE[:] = [payload, metadata]
+        return self._response_deserializer(RESPONSE)
+
+
+WIRE: list[Any] = [b"", ()]
+
+
+class Context:
+    """gRPC's servicer context, as far as the server's shell knows it."""
+
+    def __init__(self, metadata: Any) -> None:
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> Any:
+        """What the call carries."""
+        return self._metadata
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        """What TLS says of the caller."""
+        return {}
+
+    def peer(self) -> str:
+        """Who calls."""
+        return "ipv4:127.0.0.1:40000"
+
+
+def sides(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One call of the client's shell, and one of the server's, each within a span of its own that ends at once."""
+    import grpc
+    from opentelemetry import trace
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import SpanKind
+
+    from provenance.grpc import client, server
+    from provenance.grpc.outgoing import Callee
+
+    tracer = TracerProvider(resource=Resource({"service.name": "bench"}), shutdown_on_exit=False).get_tracer("bench")
+    address: dict[str, str | int] = {"server.address": "127.0.0.1", "server.port": 50051}
+    patch: Any = SimpleNamespace(active=True)
+    own = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),)
+    payload = os.urandom(size)
+    call = client.StampedUnaryUnary(client._Method(Wire(), None, bytes, Callee(METHOD, address), patch))
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda _request, _context: RESPONSE)
+    method: Any = SimpleNamespace(name=lambda: METHOD, handler=lambda _details: handler)
+    details: Any = SimpleNamespace(method=METHOD)
+
+    def span(kind: SpanKind) -> Any:
+        attributes = {"rpc.system": "grpc", "rpc.service": "bench.Echo", "rpc.method": "Call"}
+        return trace.use_span(tracer.start_span("bench", kind=kind, attributes=attributes), end_on_exit=True)
+
+    def client_side() -> None:
+        with span(SpanKind.CLIENT):
+            call(payload, None, own)
+
+    def server_side() -> None:
+        observed = server._ObservedMethod(method, method.handler, None).handler(details)
+        request = observed.request_deserializer(WIRE[0])
+        with span(SpanKind.SERVER):
+            response = observed.unary_unary(request, Context(WIRE[1]))
+        observed.response_serializer(response)
+
+    return client_side, server_side
+
+
+def bare_span() -> Callable[[], None]:
+    """The span alone, which is OpenTelemetry's."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import SpanKind
+
+    tracer = TracerProvider(resource=Resource({"service.name": "bench"}), shutdown_on_exit=False).get_tracer("bench")
+    attributes = {"rpc.system": "grpc", "rpc.service": "bench.Echo", "rpc.method": "Call"}
+
+    def run() -> None:
+        with trace.use_span(tracer.start_span("bench", kind=SpanKind.CLIENT, attributes=attributes), end_on_exit=True):
+            pass
+
+    return run
+
+
+def best_us(function: Callable[[], None], *, calls: int, rounds: int) -> float:
+    """Processor µs a call, in the best round: what the machine did beside is not ours."""
+    taken = []
+    for _ in range(rounds):
+        begun = time.thread_time_ns()
+        for _ in range(calls):
+            function()
+        taken.append((time.thread_time_ns() - begun) / calls / 1000)
+    return min(taken)
+
+
+def measure(*, calls: int = 200, rounds: int = 120, size: int = 2000, keys: str | None = None) -> dict[str, float]:
+    """µs of the client's side, the server's, and both; `keys` is a file to sign with."""
+    from provenance import signing
+
+    signing.sign_with(keys)
+    try:
+        client_side, server_side = sides(size)
+        client_side()
+        span = best_us(bare_span(), calls=calls, rounds=rounds)
+        client = best_us(client_side, calls=calls, rounds=rounds) - span
+        server = best_us(server_side, calls=calls, rounds=rounds) - span
+        return {"client": round(client, 1), "server": round(server, 1), "both": round(client + server, 1)}
+    finally:
+        signing.sign_with(None)
