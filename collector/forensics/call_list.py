@@ -18,7 +18,7 @@ from collector.forensics.ids import hex_ids
 from collector.forensics.shadow_flags import DETAILS, ShadowParams, flagged_calls
 from collector.forensics.statements import TRACE_ID, compiled_once, text, windowed
 from collector.forensics.tables import Query, Window, spans
-from collector.forensics.verdicts import BYPASSED, MESHED, MISSED, SEEN, UNKNOWN
+from collector.forensics.verdicts import BYPASSED, MESHED, MISSED, UNKNOWN, without_misses
 from collector.forensics.ways import Knowledge, is_opaque, known_workloads, way_of
 from collector.forensics.witnesses import present_in
 
@@ -160,8 +160,7 @@ def _settled(row: Mapping[str, Any], known: Knowledge) -> dict[str, Any]:
             reason = "opaque" if hidden else "meant"
             judged |= {f"{side}_verdict": UNKNOWN, f"{side}_reason": reason, f"bypass_{side}": False}
     if row["verdict"] == BYPASSED and not any(judged[name] for name in _BYPASSES):
-        seen = SEEN in {judged["outbound_verdict"], judged["inbound_verdict"]}
-        judged["verdict"] = MESHED if seen else UNKNOWN
+        judged["verdict"] = without_misses(row["caller"], judged["outbound_verdict"], judged["inbound_verdict"])
     return judged
 
 

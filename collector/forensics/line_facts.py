@@ -12,25 +12,32 @@ _SPIFFE: Final = "spiffe://"
 
 
 def with_line_facts(table: ir.Table, logged: ir.Table) -> ir.Table:
-    """The calls with what their lines say beyond that they are there: passed_through, plaintext, misnamed."""
+    """The calls with what their lines say beyond that they are there: passed_through, plaintext, authenticated, misnamed."""
     passed = logged.filter((logged.direction == "outbound") & (logged.upstream_cluster == PASSTHROUGH))
     passed = passed.select(passed_id=passed.record_id).distinct()
     inbound = logged.filter(logged.direction == "inbound")
     named = inbound.downstream_peer.notnull() | inbound.requested_server_name.startswith(_MESH_SNI).fill_null(False)
-    secure = inbound.filter(named).select(secure_service=inbound.service, secure_source=inbound.source).distinct()
+    named_lines = inbound.filter(named)
+    secure = named_lines.select(secure_service="service", secure_source="source").distinct()
+    known = named_lines.select(known_id="record_id").distinct()
     bare = inbound.filter(inbound.downstream_peer.isnull() & inbound.requested_server_name.isnull())
     bare = bare.inner_join(secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]).select(
         bare_id="record_id"
     )
     table = table.left_join(passed, table.outbound_record_id == passed.passed_id)
     table = table.left_join(bare, table.inbound_record_id == bare.bare_id)
-    table = table.mutate(passed_through=table.passed_id.notnull(), plaintext=table.bare_id.notnull())
+    table = table.left_join(known, table.inbound_record_id == known.known_id)
+    table = table.mutate(
+        passed_through=table.passed_id.notnull(),
+        plaintext=table.bare_id.notnull(),
+        authenticated=table.known_id.notnull(),
+    )
     other = _misnamed(table, inbound)
     table = table.left_join(
         other, [table.trace_id == other.other_trace_id, table.server_span_id == other.other_span_id]
     )
     return table.mutate(misnamed=table.other_span_id.notnull()).drop(
-        "passed_id", "bare_id", "other_trace_id", "other_span_id"
+        "passed_id", "bare_id", "known_id", "other_trace_id", "other_span_id"
     )
 
 

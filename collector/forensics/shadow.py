@@ -52,7 +52,7 @@ from collector.forensics.shadow_flags import FLAGS, MINUTE_NS, ShadowParams, sum
 from collector.forensics.shadow_words import Activity, Row, Subject, causes, completeness, explain, percent
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import Query, Window
-from collector.forensics.verdicts import BYPASSED, MESHED, MISSED, SEEN, UNKNOWN
+from collector.forensics.verdicts import BYPASSED, MISSED, SEEN, UNKNOWN, is_unjudged, without_misses
 from collector.forensics.ways import Knowledge, Named, is_opaque, known_workloads, way_of
 from collector.forensics.witnesses import present_in
 
@@ -124,7 +124,7 @@ def examine_shadow(query: Query, window: Window, params: ShadowParams | None = N
     return ShadowReport(
         findings=_united(found, dark_traffic(query, sql, known, rows, entries)),
         calls=sum(r["calls"] for r in rows),
-        unjudged=sum(r["calls"] for r in rows if r["verdict"] == UNKNOWN),
+        unjudged=sum(r["calls"] for r in rows if is_unjudged(r)),
         why=causes(rows, "the callee's proxy"),
         sampled=tuple(sampled[key] for key in sorted(sampled, key=lambda key: (key[1], key[0]))),
     )
@@ -151,7 +151,7 @@ def _without_opaque(row: Row, known: Knowledge) -> Row:
             changed |= {f"{side}_verdict": UNKNOWN, f"{side}_reason": "opaque", f"bypass_{side}": False}
     changed["flagged"] = any(changed[name] for name in FLAGS)
     if row["verdict"] == BYPASSED and not _missed_at_all(changed):
-        changed["verdict"] = MESHED if SEEN in {changed["outbound_verdict"], changed["inbound_verdict"]} else UNKNOWN
+        changed["verdict"] = without_misses(row["caller"], changed["outbound_verdict"], changed["inbound_verdict"])
     return changed
 
 

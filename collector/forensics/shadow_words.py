@@ -7,7 +7,7 @@ from typing import Any
 
 from collector.forensics.shadow_flags import MINUTE_NS
 from collector.forensics.tables import NS_PER_S
-from collector.forensics.verdicts import REASONS, SEEN, UNKNOWN
+from collector.forensics.verdicts import REASONS, SEEN, is_unjudged
 from collector.forensics.ways import Named
 
 Row = dict[str, Any]
@@ -132,7 +132,7 @@ def completeness(subject: Subject, into: list[Row], sampled: dict[tuple[str, str
 def _unjudged(callee: str, into: list[Row]) -> str:
     """The share of the callee's calls whose verdict is unknown, and why; empty when there are none."""
     total = sum(r["calls"] for r in into)
-    unknown = sum(r["calls"] for r in into if r["verdict"] == UNKNOWN)
+    unknown = sum(r["calls"] for r in into if is_unjudged(r))
     if not unknown:
         return ""
     said = causes(into, f"{callee}'s proxy")
@@ -153,7 +153,7 @@ def causes(rows: list[Row], callees_proxy: str) -> str:
     for row in rows:
         for side, whose in (("inbound", callees_proxy), ("outbound", "the caller's proxy")):
             reason = row[f"{side}_reason"]
-            if row["verdict"] == UNKNOWN and reason:
+            if is_unjudged(row) and reason:
                 why[f"{whose}: {REASONS[reason]}"] += row["calls"]
     return "; ".join(f"{reason} ({calls:,})" for reason, calls in why.most_common(3))
 

@@ -19,15 +19,17 @@ Absence is evidence only where presence was possible. A proxy *missed* a call on
 
 What a connection proves goes before all that: a socket that bypassed the proxy is proof whatever spans and logs say, one that
 the proxy had the other end of is proof of passage (`collector.forensics.connections`). A call that the callee's proxy took in
-plaintext, while it took others with an identity, did not come through a proxy of the caller's. Where only some connections of a
+plaintext, while it took others with an identity, did not come through a proxy of the caller's; one that it took with an identity did.
+A side whose pods all lack a sidecar missed the call, if the other side has one. Where only some connections of a
 replica to one address went past the proxy, the calls stay unknown, and the connections are told of themselves (`dark`).
 
 Lines whose direction is not known can vouch for a call; they never condemn one. Missing proxy *spans* never do:
 tracing is sampled, and ambient meshes write few spans.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import ibis
 import ibis.expr.types as ir
@@ -108,7 +110,7 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     decided), outbound_by_connection, inbound_by_connection (whether it proves a miss), outbound_uid, inbound_uid (of the process whose socket went past the proxy); plaintext: the callee's proxy took
     it without an identity, as it did not take others; passed_through: the caller's proxy passed it on without knowing where to;
     misnamed: the callee was told of another peer than its proxy logged; verdict: bypassed if a proxy missed the call or only
-    passed it through, else meshed if one saw it, else unknown.
+    passed it through, else meshed if both saw it, else unknown. Of a caller that nothing vouches for, the callee's proxy is enough.
     """
     table = staged("calls", calls(window, unanswered=False))
     logged = lines(window, MARGIN_NS - CLOCK_SLACK_NS)  # as for the calls: one stage
@@ -118,7 +120,7 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())), window)
     judged = staged("side_verdicts", judged)
     table = _with_side(_with_side(table, judged, "outbound", "out"), judged, "inbound", "into")
-    table = _with_bare_callers(with_line_facts(table, logged), window, present or Present())
+    table = _with_bare_ends(with_line_facts(table, logged), window, present or Present())
     return _judged(staged("line_facts", table))
 
 
@@ -139,21 +141,34 @@ def _with_side(table: ir.Table, judged: ir.Table, side: str, name: str) -> ir.Ta
     return joined.drop("judge_trace_id", "judge_span_id")
 
 
-def _with_bare_callers(table: ir.Table, window: Window, present: Present) -> ir.Table:
-    """The calls with `bare_caller`: no pod of the caller has a sidecar."""
+def _with_bare_ends(table: ir.Table, window: Window, present: Present) -> ir.Table:
+    """The calls with `bare_caller` and `bare_callee`: no pod of it has a sidecar."""
     if not (present.sockets or present.workloads):
-        return table.mutate(bare_caller=ibis.literal(False))
+        no = ibis.literal(False)
+        return table.mutate(bare_caller=no, bare_callee=no)
     bare = without_sidecar(window)
-    joined = table.left_join(bare, table.caller == bare.bare_service)
-    return joined.mutate(bare_caller=joined.bare_service.notnull()).drop("bare_service")
+    caller, callee = (bare.select(**{f"bare_{end}_service": bare.bare_service}) for end in ("caller", "callee"))
+    table = table.left_join(caller, table.caller == caller.bare_caller_service)
+    table = table.left_join(callee, table.callee == callee.bare_callee_service)
+    return table.mutate(
+        bare_caller=table.bare_caller_service.notnull(), bare_callee=table.bare_callee_service.notnull()
+    ).drop("bare_caller_service", "bare_callee_service")
 
 
 def _judged(table: ir.Table) -> ir.Table:
     """The calls with the verdicts of both sides, and of the whole."""
-    # Whoever came without an identity did not come through a proxy of the caller's, if there is any.
-    into_mesh = table["into"].isin((SEEN, MISSED)).fill_null(False)
-    bare = (table.plaintext | (table.bare_caller & into_mesh)) & table.caller.notnull()
-    table = table.mutate(out=ibis.ifelse(bare & (table.out != SEEN).fill_null(True), MISSED, table.out))
+    known = (SEEN, MISSED)
+    out, into = table.out.isin(known).fill_null(False), table["into"].isin(known).fill_null(False)
+    # Whoever came without an identity did not come through a proxy of the caller's, if there is any; whoever came with one did.
+    bare = (table.plaintext | (table.bare_caller & into)) & table.caller.notnull()
+    table = table.mutate(
+        out=ibis.cases(
+            (bare & (table.out != SEEN).fill_null(True), MISSED),
+            (table.authenticated & ~out & table.caller.notnull(), SEEN),
+            else_=table.out,
+        ),
+        into=ibis.ifelse(table.bare_callee & out & ~into, MISSED, table["into"]),
+    )
     table = table.mutate(
         outbound_verdict=_verdict(table.out),
         inbound_verdict=_verdict(table["into"]),
@@ -164,8 +179,18 @@ def _judged(table: ir.Table) -> ir.Table:
     outside = (table.inbound_reason == "witness_not_deployed").fill_null(False)
     table = table.mutate(passed_through=table.passed_through & ~outside)
     missed = (table.outbound_verdict == MISSED) | (table.inbound_verdict == MISSED) | table.passed_through
-    seen = (table.outbound_verdict == SEEN) | (table.inbound_verdict == SEEN) | (table.proxy_spans > 0)
-    return table.mutate(verdict=ibis.cases((missed, BYPASSED), (seen, MESHED), else_=UNKNOWN))
+    meshed = ((table.outbound_verdict == SEEN) | table.caller.isnull()) & (table.inbound_verdict == SEEN)
+    return table.mutate(verdict=ibis.cases((missed, BYPASSED), (meshed, MESHED), else_=UNKNOWN))
+
+
+def without_misses(caller: str | None, outbound: str, inbound: str) -> str:
+    """The verdict of a call whose misses were taken back, from what is left of both sides."""
+    return MESHED if inbound == SEEN and (outbound == SEEN or caller is None) else UNKNOWN
+
+
+def is_unjudged(row: Mapping[str, Any]) -> bool:
+    """Whether a call's verdict is unknown and neither side of it is known."""
+    return row["verdict"] == UNKNOWN and SEEN not in {row["outbound_verdict"], row["inbound_verdict"]}
 
 
 def _with_connections(units: ir.Table, table: ir.Table, window: Window, present: Present) -> ir.Table:

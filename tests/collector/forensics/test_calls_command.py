@@ -23,8 +23,10 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> str:
             make_span(span_id=1, kind="CLIENT", service_name="web", **ids, **at),
             make_span(span_id=2, parent_span_id=1, service_name="pay", **ids, **at),
         ]
+        line = {"request_id": f"request-{n}", **at}
+        records.append(make_proxy_record(service_name="web", direction="outbound", record_id=100 + n, **line))
         if n != 6:
-            records.append(make_proxy_record(service_name="pay", request_id=f"request-{n}", record_id=n + 1, **at))
+            records.append(make_proxy_record(service_name="pay", record_id=n + 1, **line))
     path = tmp_path_factory.mktemp("calls") / "evidence.duckdb"
     with Store.open(path) as opened, Writer(opened) as writer:
         batches = {"spans": to_arrow("spans", spans), "proxy_records": to_arrow("proxy_records", records)}

@@ -70,7 +70,7 @@ def test_a_socket_that_bypassed_is_proof_whatever_the_spans_say() -> None:
 
 def test_a_socket_with_the_proxy_at_its_other_end_is_proof_of_passage() -> None:
     assert only(call(server=PROXIED), sockets=[inbound("127.0.0.6", 50_000, "captured")]) == (
-        "meshed",
+        "unknown",  # on the caller's side nobody looked
         "",
         "witness_not_deployed",
         "seen",
@@ -177,7 +177,8 @@ def test_plaintext_is_held_against_the_caller_where_the_proxy_took_others_with_a
     assert (verdicts[T0 + 20 * S]["side"], verdicts[T0 + 20 * S]["way"]) == ("client", "plaintext_accepted")
     assert verdicts[T0 + 10 * S]["verdict"] == "meshed"
     alone = call(20 * S)
-    assert judged(alone, proxy_records=proxied(alone, inbound={}))[0]["verdict"] == "meshed"
+    assert judged(alone, proxy_records=proxied(alone, inbound={}))[0]["verdict"] == "unknown"
+    assert judged(alone, proxy_records=proxied(alone, outbound={}, inbound={}))[0]["verdict"] == "meshed"
 
 
 def test_a_call_that_was_passed_through_to_a_pods_own_address() -> None:
@@ -191,7 +192,12 @@ def test_a_call_that_was_passed_through_to_a_pods_own_address() -> None:
 def test_what_lies_outside_the_mesh_is_passed_through_by_design() -> None:
     spans = call()
     records = proxied(spans, outbound={"upstream_cluster": "PassthroughCluster"})
-    assert judged(spans, proxy_records=records)[0]["verdict"] == "meshed"
+    [row] = judged(spans, proxy_records=records)
+    assert (row["verdict"], row["outbound_verdict"], row["inbound_reason"]) == (
+        "unknown",
+        "seen",
+        "witness_not_deployed",
+    )
 
 
 def test_an_identity_in_a_header_that_the_proxy_did_not_log_is_forged() -> None:
@@ -209,6 +215,20 @@ def test_a_caller_without_a_sidecar_is_told_where_the_callee_has_one() -> None:
     [row] = judged(spans, sockets=[inbound("127.0.0.6", 50_000, "captured")], socket_watches=watches)
     assert (row["verdict"], row["side"], row["way"]) == ("bypassed", "client", "no_sidecar")
     assert only(call(), socket_watches=watches)[0] == "unknown"  # no mesh at all
+
+
+def test_a_callee_without_a_sidecar_is_told_where_the_caller_has_one() -> None:
+    spans = call()
+    pay = [make_workload(address="10.0.0.2", service_name="pay", mesh="none")]
+    [row] = judged(spans, proxy_records=proxied(spans, outbound={}), workloads=pay)
+    assert (row["verdict"], row["side"], row["way"]) == ("bypassed", "server", "no_sidecar")
+    assert judged(call(), workloads=pay)[0]["verdict"] == "unknown"  # nothing says that the caller is in a mesh
+
+
+def test_an_identity_at_the_callees_proxy_proves_the_callers() -> None:
+    spans = call()
+    [row] = judged(spans, proxy_records=proxied(spans, inbound=NAMED))
+    assert (row["verdict"], row["outbound_verdict"], row["inbound_verdict"]) == ("meshed", "seen", "seen")
 
 
 def test_linkerds_opaque_ports_leave_no_lines_and_accuse_nobody() -> None:
@@ -231,8 +251,9 @@ def test_calls_are_chosen_by_trace_service_and_verdict() -> None:
     def chosen(**wanted: str) -> pl.Series:
         return call_verdicts(query, Window(), CallFilter(**wanted))["verdict"]
 
-    assert sorted(chosen()) == ["bypassed", "meshed"]
+    assert sorted(chosen()) == ["bypassed", "unknown"]
     assert chosen(verdict="bypassed").to_list() == ["bypassed"]
-    assert chosen(verdict="meshed", service="web").to_list() == ["meshed"]
+    assert chosen(verdict="unknown", service="web").to_list() == ["unknown"]
+    assert chosen(verdict="meshed").to_list() == []
     assert chosen(service="nobody").to_list() == []
-    assert chosen(trace_id=f"{spans[2]['trace_id']:032x}").to_list() == ["meshed"]
+    assert chosen(trace_id=f"{spans[2]['trace_id']:032x}").to_list() == ["unknown"]
