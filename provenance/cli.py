@@ -42,7 +42,7 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "sql": Command("collector.commands.sql", "collector", "run one SELECT on a file or a collector"),
     "import": Command(
-        "collector.commands.import_", "collector", "read OTLP, Jaeger, Zipkin or Parquet files into a DuckDB file"
+        "collector.commands.import_", "collector", "read spans, access logs, flows and lists of pods from files into a DuckDB file"
     ),
     "export": Command("collector.commands.export", "collector", "write evidence as OTLP or Parquet"),
     "verify": Command(
