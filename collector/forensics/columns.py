@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import ibis
 import ibis.expr.types as ir
+import polars as pl
 
 REQUEST_ID_LENGTH: Final = 36
 """Envoy packs its sampling decision into character 14 of any x-request-id of exactly this length."""
@@ -105,3 +106,14 @@ def _with_port(host: str, port: int | None) -> str:
     if port is None:
         return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def pairs_of(value: object) -> list[tuple[str, str]]:
+    """A MAP of text as a frame has it: a dictionary from Polars 2.1 on, before that a list of structs; none for NULL."""
+    match value:
+        case Mapping():
+            return [(str(k), str(v)) for k, v in value.items()]
+        case pl.Series() | list():
+            return [(str(entry["key"]), str(entry["value"])) for entry in value]
+        case _:
+            return []

@@ -13,6 +13,7 @@ import polars as pl
 
 from collector.forensics.beacon import MAX_LOG10, MIN_UNIQUE_SECONDS, observation
 from collector.forensics.beacons import score_pairs
+from collector.forensics.columns import pairs_of
 from collector.forensics.departures import (
     HOUR_NS,
     HOURS,
@@ -232,7 +233,7 @@ def _facts(query: Query) -> dict[str, tuple[str | None, Mapping[str, str] | None
     table = ibis.table(ibis_schema("resources"), name="resources").select("service_name", "attributes")
     facts: dict[str, tuple[str | None, Mapping[str, str] | None]] = {}
     for name, attributes in query(compile_sql(table)).iter_rows():
-        said = {pair["key"]: pair["value"] for pair in attributes or ()}
+        said = dict(pairs_of(attributes))
         labels = {k.removeprefix(p): v for k, v in said.items() for p in _LABEL_KEYS if k.startswith(p)} or None
         namespace = said.get("k8s.namespace.name")
         if name in facts:

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import polars as pl
-
+from collector.forensics.columns import pairs_of
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import Query, Window, socket_watches, workloads
 
@@ -181,7 +180,7 @@ def _watches(window: Window) -> Any:
 def _united(rows: list[dict[str, Any]], *, bare: bool) -> Workload:
     annotations: dict[str, set[str]] = {}
     for row in rows:
-        for key, value in _pairs(row["attributes"]):
+        for key, value in pairs_of(row["attributes"]):
             annotations.setdefault(key, set()).add(value)
     off = any(set(values) & annotations.get(name, set()) for name, values in _OFF.items())
     return Workload(
@@ -190,15 +189,6 @@ def _united(rows: list[dict[str, Any]], *, bare: bool) -> Workload:
         host_network=any(row["host_network"] for row in rows),
         unproxied=bare or off or any(row["mesh"] == "none" for row in rows),
     )
-
-
-def _pairs(value: object) -> Iterable[tuple[str, str]]:
-    """A MAP as Polars has it: a list of structs."""
-    if isinstance(value, pl.Series):
-        value = value.to_list()
-    if isinstance(value, Mapping):
-        return [(str(k), str(v)) for k, v in value.items()]
-    return [(str(e["key"]), str(e["value"])) for e in value] if isinstance(value, list) else []
 
 
 def way_of(row: Mapping[str, Any], known: Knowledge) -> Named:

@@ -21,8 +21,7 @@ def plain_types(table: pa.Table) -> pa.Table:
 
     DuckDB's `sum` of a BIGINT is a 128-bit integer, which Arrow knows only as a decimal. Intervals, enumerations and
     unions become text, and so does a column of times with one that is infinite or beyond the years 1 to 9999; within
-    lists, structs and maps too. A map becomes a list of structs of `key` and `value`: to Polars a map is that up to
-    version 2.0 and a dictionary from 2.1 on.
+    lists, structs and maps too, and a map with such a value becomes a list of structs of `key` and `value`.
     The second column `a` is `a_1`, as a join's `SELECT *` may give it.
     """
     return pa.table([_plain(column) for column in table.columns], names=_unique(table.schema.names))
@@ -54,8 +53,6 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _may_be_odd(type_: pa.DataType) -> bool:
-    if pa.types.is_map(type_):
-        return True
     if pa.types.is_nested(type_) and not pa.types.is_union(type_):
         return any(_may_be_odd(type_.field(i).type) for i in range(type_.num_fields))
     checks = (pa.types.is_temporal, pa.types.is_union, pa.types.is_dictionary)  # an interval is temporal
@@ -77,8 +74,7 @@ def _array(array: pa.Array) -> pa.Array:
         return pa.StructArray.from_arrays(children, [f.name for f in type_], mask=array.is_null())
     if pa.types.is_map(type_):
         entry = pa.struct([("key", type_.key_type), ("value", type_.item_type)])
-        pairs = array.cast(pa.list_(entry))
-        return _array(pairs) if _may_be_odd(entry) else pairs
+        return _array(array.cast(pa.list_(entry)))
     if pa.types.is_nested(type_):
         return _list(array)
     return _moments(array)

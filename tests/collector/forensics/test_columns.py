@@ -37,3 +37,9 @@ def test_what_counts_as_an_error(columns, failed):
     table = spans()
     sql = compile_sql(table.select(error=is_error(table)))
     assert store([make_span(**columns)])(sql)["error"].to_list() == [failed]
+
+
+@pytest.mark.parametrize("value", [{"a": "b"}, [{"key": "a", "value": "b"}], pl.Series([{"key": "a", "value": "b"}])])
+def test_a_map_is_read_in_every_form_that_polars_gives_it(value: object) -> None:
+    assert pairs_of(value) == [("a", "b")]
+    assert pairs_of(None) == []
