@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
     try:
-        scope = scope_of(arguments, time.time_ns())
+        scope = scope_of(arguments, time.time_ns(), is_complete=not is_collector(arguments.source))
     except ConfigError as error:
         return _refuse(str(error), EXIT_USAGE)
     if not has_terminal():

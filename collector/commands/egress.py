@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from collector.client import Access, add_access_arguments, open_source
+from collector.client import Access, add_access_arguments, is_collector, open_source
 from collector.commands.output import FORMATS, write_frame
 from collector.commands.terminal import complain, escape
 from collector.commands.times import parse_moment
@@ -104,6 +104,7 @@ def _examine(options: argparse.Namespace, policies: "Policies | None", now_unix_
             internal=tuple(_places(options.internal, "--internal")),
             external=tuple(_places(options.external, "--external")),
             baseline=baseline,
+            settle_ns=View().settle_ns if is_collector(options.source) else 0,
         )
         return examine_destinations(source.query, Window(since, until), view)
     finally:

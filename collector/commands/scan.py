@@ -12,7 +12,7 @@ from typing import Any, Final, TextIO
 
 import polars as pl
 
-from collector.client import Access, add_access_arguments, open_source
+from collector.client import Access, add_access_arguments, is_collector, open_source
 from collector.commands.output import FORMATS, write_frame
 from collector.commands.scope import add_arguments, scope_of, thresholds_of
 from collector.commands.terminal import complain, escape
@@ -91,7 +91,7 @@ def render_findings(findings: pl.DataFrame, width: int) -> Iterator[str]:
 
 
 def _scan(options: argparse.Namespace, now_unix_nano: int) -> Scan:
-    scope = scope_of(options, now_unix_nano)
+    scope = scope_of(options, now_unix_nano, is_complete=not is_collector(options.source))
     source = open_source(options.source, Access.of(options))
     try:
         if source.lacks:
