@@ -18,12 +18,16 @@ from collector.commands.scope import add_arguments, scope_of, thresholds_of
 from collector.commands.terminal import complain, escape
 from collector.errors import CollectorError, exit_code
 from collector.forensics.findings import KINDS
-from collector.forensics.scan import Scan, examine
+from collector.forensics.scan import Scan, examine, is_nothing_there
 from collector.forensics.tables import NS_PER_S
 
 EXIT_CLEAN: Final = 0
 EXIT_FINDINGS: Final = 1
 
+NOTHING_THERE: Final = (
+    "no span, access-log line, flow or socket is from then: nothing was looked at (`provenance sql SOURCE "
+    '"SELECT make_timestamp_ns(min(start_time_unix_nano)), make_timestamp_ns(max(start_time_unix_nano)) FROM spans"` shows what there is)'
+)
 _WIDTHS: Final = (60, 120)
 """Narrower tears words apart, wider tires the eye."""
 
@@ -96,14 +100,18 @@ def _scan(options: argparse.Namespace, now_unix_nano: int) -> Scan:
     try:
         if source.lacks:
             complain("scan", source.lacks)
-        return examine(
+        window = scope.window(now_unix_nano)
+        scan = examine(
             source.query,
             kinds=options.kind or KINDS,
-            window=scope.window(now_unix_nano),
+            window=window,
             shadow=scope.shadow(),
             egress=scope.egress(),
             latency=scope.latency(),
         )
+        if scan.findings.is_empty() and is_nothing_there(source.query, window):
+            complain("scan", NOTHING_THERE)
+        return scan
     finally:
         source.close()
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collector.forensics.shadow import ShadowParams
     from collector.forensics.tables import Window
     from collector.forensics.thresholds import Thresholds
-    from collector.policy import EgressPolicy
+    from collector.policy.policies import Policies
 
 THRESHOLDS_ENV: Final = "PROVENANCE_THRESHOLDS"
 
@@ -42,7 +42,7 @@ class Scope:
     until: Moment | None = None
     entry_services: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
-    policy: "EgressPolicy | None" = None
+    policy: "Policies | None" = None
     thresholds: "Thresholds | None" = None
     is_complete: bool = False
 
@@ -122,7 +122,8 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         metavar="FILE",
         type=Path,
-        help="TOML whose [egress] lists what may be reached (default: the collector's); an empty list allows nothing",
+        help="what may be reached: TOML with [egress], Istio's, Linkerd's or Kubernetes' YAML or JSON, or a directory of them "
+        "(default: the collector's list); an empty list allows nothing",
     )
     add(
         "--thresholds",
@@ -160,9 +161,9 @@ def scope_of(options: argparse.Namespace, now_unix_nano: int, *, is_complete: bo
     """The scope that the options name; raises ConfigError, also if its window is empty now. `is_complete` as in `Scope`."""
     policy = None
     if options.policy is not None:
-        from collector.policy import read_policy
+        from collector.policy.policies import read_policies
 
-        policy = read_policy(options.policy)
+        policy = read_policies([options.policy])
     since, until = getattr(options, "since", None), getattr(options, "until", None)
     scope = Scope(
         since=None if since is None else parse_moment(since),
