@@ -108,12 +108,17 @@ def add_access_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, metavar="FILE", help=f"{text} (environment: {_VARIABLES[name]})")
 
 
+def is_collector(text: str) -> bool:
+    """Whether a source is a collector's URL. A file that can be opened has no collector: nothing more is on its way there."""
+    return text.startswith(("http://", "https://"))
+
+
 def open_source(text: str, access: Access | None = None) -> Source:
     """A source for a file's path or an http(s) URL; raises SourceUnreachableError, which says what to try.
 
     Without `access` the environment says how a collector is asked.
     """
-    if text.startswith(("http://", "https://")):
+    if is_collector(text):
         return CollectorSource(text, Access.of(argparse.Namespace()) if access is None else access)
     if "://" in text:
         scheme = text.partition("://")[0]

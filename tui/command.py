@@ -36,15 +36,16 @@ def main(argv: Sequence[str]) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
+    from collector.client import is_collector, open_source
+
     try:
-        scope = scope_of(arguments, time.time_ns())
+        scope = scope_of(arguments, time.time_ns(), is_complete=not is_collector(arguments.source))
     except ConfigError as error:
         return _refuse(str(error), EXIT_USAGE)
     if not has_terminal():
         return _refuse(
             "the workbench needs a terminal; `provenance scan SOURCE` prints the findings instead", EXIT_USAGE
         )
-    from collector.client import open_source
     from tui.source import SourceEvidence
 
     try:
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     evidence = SourceEvidence(
         source,
         lambda: open_source(arguments.source),
-        is_live=arguments.source.startswith(("http://", "https://")),
+        is_live=is_collector(arguments.source),
         scope=scope,
     )
     try:

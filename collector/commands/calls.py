@@ -10,7 +10,7 @@ from typing import Final
 
 import polars as pl
 
-from collector.client import Access, add_access_arguments, open_source
+from collector.client import Access, add_access_arguments, is_collector, open_source
 from collector.commands.output import FORMATS, write_frame
 from collector.commands.scope import add_arguments, scope_of
 from collector.commands.terminal import complain
@@ -63,7 +63,7 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
 
 
 def _judge(options: argparse.Namespace, now: int) -> pl.DataFrame:
-    scope = scope_of(options, now)
+    scope = scope_of(options, now, is_complete=not is_collector(options.source))
     wanted = CallFilter(trace_id=options.trace, service=options.service, verdict=options.verdict)
     source = open_source(options.source, Access.of(options))
     try:

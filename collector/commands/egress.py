@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
-from collector.client import Access, add_access_arguments, open_source
+from collector.client import Access, add_access_arguments, is_collector, open_source
 from collector.commands.output import FORMATS, write_frame
+from collector.commands.scan import NOTHING_THERE
 from collector.commands.terminal import complain, escape
-from collector.commands.times import parse_moment
+from collector.commands.times import parse_moment, rfc3339
 from collector.errors import CollectorError, ConfigError, exit_code
 from collector.forensics.destinations import Destinations, View, destination_of, examine_destinations, size
+from collector.forensics.scan import is_nothing_there
 from collector.forensics.tables import NS_PER_S, Window
 
 if TYPE_CHECKING:
@@ -104,8 +106,13 @@ def _examine(options: argparse.Namespace, policies: "Policies | None", now_unix_
             internal=tuple(_places(options.internal, "--internal")),
             external=tuple(_places(options.external, "--external")),
             baseline=baseline,
+            settle_ns=View().settle_ns if is_collector(options.source) else 0,
         )
-        return examine_destinations(source.query, Window(since, until), view)
+        window = Window(since, until)
+        found = examine_destinations(source.query, window, view)
+        if found.rows.is_empty() and is_nothing_there(source.query, window):
+            complain("egress", NOTHING_THERE)
+        return found
     finally:
         source.close()
 
@@ -150,12 +157,7 @@ def _exact(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _rfc3339(rows: pl.DataFrame, end: str) -> pl.Series:
-    return pl.Series(end, [_moment(t) for t in rows[f"{end}_unix_nano"].to_list()], dtype=pl.String)
-
-
-def _moment(unix_nano: int) -> str:
-    seconds, rest = divmod(unix_nano, NS_PER_S)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+    return pl.Series(end, [rfc3339(t) for t in rows[f"{end}_unix_nano"].to_list()], dtype=pl.String)
 
 
 def _readable(rows: pl.DataFrame) -> pl.DataFrame:

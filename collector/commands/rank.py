@@ -14,7 +14,7 @@ import polars as pl
 from collector.client import Access, add_access_arguments, open_source
 from collector.commands.output import FORMATS, write_frame
 from collector.commands.terminal import complain, escape
-from collector.commands.times import parse_range
+from collector.commands.times import LIMIT_NS, parse_range, rfc3339
 from collector.errors import CollectorError, ConfigError, exit_code
 from collector.forensics.anatomy import take_apart_windows
 from collector.forensics.comparison import SPANS, Drawn, draw
@@ -75,6 +75,8 @@ def main(argv: Sequence[str], *, now: Callable[[], int] = time.time_ns) -> int:
 def _ranked(options: argparse.Namespace, now_unix_nano: int) -> pl.DataFrame:
     incident = _window("--incident", options.incident, now_unix_nano)
     baseline = _before(incident) if options.baseline is None else _window("--baseline", options.baseline, now_unix_nano)
+    if _overlap(incident, baseline):
+        complain("rank", "the baseline overlaps the incident: what rose in both is not seen to rise")
     source = open_source(options.source, Access.of(options))
     try:
         if source.lacks:
@@ -96,9 +98,9 @@ def _drawn(query: Query, name: str, window: Window, limit: int) -> Drawn:
     drawn = draw(query, window, limit)
     if drawn.frame.is_empty():
         raise ConfigError(
-            f"no trace begins in the {name}, {window.since_unix_nano}..{window.until_unix_nano} (Unix ns); "
-            'expected a window with spans: `provenance sql SOURCE "SELECT min(start_time_unix_nano), '
-            'max(start_time_unix_nano) FROM spans"` shows what there is'
+            f"no trace begins in the {name}, {rfc3339(window.since_unix_nano or 0)}..{rfc3339(window.until_unix_nano or 0)}; "
+            'expected a window with spans: `provenance sql SOURCE "SELECT make_timestamp_ns(min(start_time_unix_nano)), '
+            'make_timestamp_ns(max(start_time_unix_nano)) FROM spans"` shows what there is'
         )
     if drawn.share < 1:
         complain("rank", f"{drawn.share:.1%} of the {name}'s traces are compared; --spans takes more")
@@ -138,6 +140,12 @@ def _window(flag: str, text: str, now_unix_nano: int) -> Window:
         return Window(*parse_range(text, now_unix_nano))
     except ConfigError as e:
         raise ConfigError(f"{flag}: {e}") from e
+
+
+def _overlap(one: Window, other: Window) -> bool:
+    return max(one.since_unix_nano or 0, other.since_unix_nano or 0) < min(
+        one.until_unix_nano or LIMIT_NS, other.until_unix_nano or LIMIT_NS
+    )
 
 
 def _before(incident: Window) -> Window:

@@ -12,18 +12,22 @@ from typing import Any, Final, TextIO
 
 import polars as pl
 
-from collector.client import Access, add_access_arguments, open_source
+from collector.client import Access, add_access_arguments, is_collector, open_source
 from collector.commands.output import FORMATS, write_frame
 from collector.commands.scope import add_arguments, scope_of, thresholds_of
 from collector.commands.terminal import complain, escape
 from collector.errors import CollectorError, exit_code
 from collector.forensics.findings import KINDS
-from collector.forensics.scan import Scan, examine
+from collector.forensics.scan import Scan, examine, is_nothing_there
 from collector.forensics.tables import NS_PER_S
 
 EXIT_CLEAN: Final = 0
 EXIT_FINDINGS: Final = 1
 
+NOTHING_THERE: Final = (
+    "no span, access-log line, flow or socket is from then: nothing was looked at (`provenance sql SOURCE "
+    '"SELECT make_timestamp_ns(min(start_time_unix_nano)), make_timestamp_ns(max(start_time_unix_nano)) FROM spans"` shows what there is)'
+)
 _WIDTHS: Final = (60, 120)
 """Narrower tears words apart, wider tires the eye."""
 
@@ -91,19 +95,23 @@ def render_findings(findings: pl.DataFrame, width: int) -> Iterator[str]:
 
 
 def _scan(options: argparse.Namespace, now_unix_nano: int) -> Scan:
-    scope = scope_of(options, now_unix_nano)
+    scope = scope_of(options, now_unix_nano, is_complete=not is_collector(options.source))
     source = open_source(options.source, Access.of(options))
     try:
         if source.lacks:
             complain("scan", source.lacks)
-        return examine(
+        window = scope.window(now_unix_nano)
+        scan = examine(
             source.query,
             kinds=options.kind or KINDS,
-            window=scope.window(now_unix_nano),
+            window=window,
             shadow=scope.shadow(),
             egress=scope.egress(),
             latency=scope.latency(),
         )
+        if scan.findings.is_empty() and is_nothing_there(source.query, window):
+            complain("scan", NOTHING_THERE)
+        return scan
     finally:
         source.close()
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collector.forensics.shadow import ShadowParams
     from collector.forensics.tables import Window
     from collector.forensics.thresholds import Thresholds
-    from collector.policy import EgressPolicy
+    from collector.policy.policies import Policies
 
 THRESHOLDS_ENV: Final = "PROVENANCE_THRESHOLDS"
 
@@ -34,14 +34,17 @@ class Scope:
         probes: How user agents of health checks and scrapers begin, or, with a leading slash, their paths.
         policy: What may be reached outside; None: what the collector has stored.
         thresholds: What the detectors decide by; None: their defaults.
+        is_complete: Whether everything has arrived that ever will: then the newest rows are judged like all others, which those of an
+            import are.
     """
 
     since: Moment | None = None
     until: Moment | None = None
     entry_services: tuple[str, ...] = ()
     probes: tuple[str, ...] = ()
-    policy: "EgressPolicy | None" = None
+    policy: "Policies | None" = None
     thresholds: "Thresholds | None" = None
+    is_complete: bool = False
 
     @property
     def is_moving(self) -> bool:
@@ -71,13 +74,15 @@ class Scope:
             entry_services=base.entry_services + self.entry_services,
             probe_user_agents=base.probe_user_agents + tuple(p for p in self.probes if not p.startswith("/")),
             probe_paths=base.probe_paths + tuple(p for p in self.probes if p.startswith("/")),
+            settle_ns=0 if self.is_complete else base.settle_ns,
         )
 
     def egress(self) -> "EgressParams":
         """For `examine_egress`."""
         from collector.forensics.egress import EgressParams
 
-        return replace(EgressParams() if self.thresholds is None else self.thresholds.egress, policy=self.policy)
+        base = EgressParams() if self.thresholds is None else self.thresholds.egress
+        return replace(base, policy=self.policy, settle_ns=0 if self.is_complete else base.settle_ns)
 
     def latency(self) -> "LatencyParams":
         """For `find_latency`."""
@@ -117,7 +122,8 @@ def add_rules_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         metavar="FILE",
         type=Path,
-        help="TOML whose [egress] lists what may be reached (default: the collector's); an empty list allows nothing",
+        help="what may be reached: TOML with [egress], Istio's, Linkerd's or Kubernetes' YAML or JSON, or a directory of them "
+        "(default: the collector's list); an empty list allows nothing",
     )
     add(
         "--thresholds",
@@ -151,13 +157,13 @@ def _probe(text: str) -> str:
     return text.strip()
 
 
-def scope_of(options: argparse.Namespace, now_unix_nano: int) -> Scope:
-    """The scope that the options name; raises ConfigError, also if its window is empty now."""
+def scope_of(options: argparse.Namespace, now_unix_nano: int, *, is_complete: bool = False) -> Scope:
+    """The scope that the options name; raises ConfigError, also if its window is empty now. `is_complete` as in `Scope`."""
     policy = None
     if options.policy is not None:
-        from collector.policy import read_policy
+        from collector.policy.policies import read_policies
 
-        policy = read_policy(options.policy)
+        policy = read_policies([options.policy])
     since, until = getattr(options, "since", None), getattr(options, "until", None)
     scope = Scope(
         since=None if since is None else parse_moment(since),
@@ -166,6 +172,7 @@ def scope_of(options: argparse.Namespace, now_unix_nano: int) -> Scope:
         probes=tuple(options.probe),
         policy=policy,
         thresholds=thresholds_of(options),
+        is_complete=is_complete,
     )
     scope.bounds(now_unix_nano)
     return scope

@@ -40,6 +40,12 @@ class Moment:
         return max(0, now_unix_nano - self.nanoseconds) if self.is_relative else self.nanoseconds
 
 
+def rfc3339(unix_nano: int) -> str:
+    """The moment as RFC 3339 in UTC, to the nanosecond."""
+    seconds, rest = divmod(unix_nano, NS_PER_S)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+
+
 def parse_moment(text: str) -> Moment:
     """The moment that a text names; without an offset it is UTC. Raises ConfigError, also where 64 bits of nanoseconds end."""
     text = text.strip()

@@ -147,6 +147,7 @@ def _senders(options: argparse.Namespace) -> Iterator[tuple[str, "Sender"]]:
         yield f"slack {url.shown} {url.key}", Webhook(url, "slack")
     for command in options.exec:
         program = Program(command)
+        program.check_is_there()
         yield f"{program.name} {program.key}", program
 
 

@@ -201,5 +201,5 @@ def _seen(head: bytes, text: bytes) -> str:
     """The first bytes, for a message."""
     if text.startswith((b"{", b"[")):
         keys = [key.decode("utf-8", "replace") for _, key in _keys(text[:4096])][:4]
-        return f"it is JSON with the keys {', '.join(keys)}" if keys else "it is JSON without keys"
+        return f"it is JSON with the keys {', '.join(keys)}" if keys else f"it begins with {head[:_SHOWN_BYTES]!r}"
     return f"it begins with {head[:_SHOWN_BYTES]!r}"

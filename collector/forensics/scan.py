@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ibis
+import ibis.expr.types as ir
 import polars as pl
 
 from collector.forensics.egress import EgressParams, examine_egress
 from collector.forensics.findings import KINDS, Finding, Kind, to_frame
 from collector.forensics.latency import LatencyParams, find_latency
 from collector.forensics.shadow import ShadowParams, examine_shadow, percent
-from collector.forensics.tables import Query, Window
+from collector.forensics.tables import Query, Window, compile_sql, flows, proxy_records, sockets, spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +70,19 @@ def examine(
             case "latency":
                 found += find_latency(query, window, latency)
     return Scan(to_frame(found), tuple(notes))
+
+
+def is_nothing_there(query: Query, window: Window) -> bool:
+    """Whether no witness saw anything that was there in the window: then a scan of it says nothing. Raises what `query` raises."""
+    return query(compile_sql(_first_seen(window))).is_empty()
+
+
+def _first_seen(window: Window) -> ir.Table:
+    times = [window.of(table).select("start_time_unix_nano") for table in (spans(), proxy_records(), flows())]
+    # A socket is there for as long as it is seen.
+    lasted = sockets().mutate(start_time_unix_nano=ibis._.last_seen_unix_nano)
+    lasted = Window(window.since_unix_nano).of(lasted)
+    begun = Window(until_unix_nano=window.until_unix_nano).of(
+        lasted.mutate(start_time_unix_nano=ibis._.first_seen_unix_nano)
+    )
+    return ibis.union(*times, begun.select("start_time_unix_nano")).limit(1)

@@ -17,6 +17,11 @@ METADATA_HOSTS: Final = frozenset({"169.254.169.254", "fd00:ec2::254", "metadata
 CLUSTER_DOMAINS: Final = ("svc.cluster.local", "pod.cluster.local", "svc")
 
 
+def _is_of_a_search_domain(host: str) -> bool:
+    """Whether it is one label: the Internet has no such names, so a resolver's search domain completes it. Loopback's is not known."""
+    return "." not in host and host != "localhost" and address_of(host) is None
+
+
 @dataclass(frozen=True, slots=True)
 class Territory:
     """The rules.
@@ -62,7 +67,7 @@ class Territory:
         in_cluster = any(host.endswith(f".{domain}") for domain in CLUSTER_DOMAINS[:2]) or (
             len(labels) == 3 and labels[2] == "svc"
         )
-        return True if in_cluster else None
+        return True if in_cluster or _is_of_a_search_domain(host) else None
 
     def crosses(self, sources: Sequence[str], hosts: Sequence[str], addresses: Sequence[str]) -> list[bool]:
         """Of flows, one element each: whether it begins inside and ends outside."""

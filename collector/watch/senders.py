@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -173,6 +174,13 @@ class Program:
         self._timeout_s = timeout_s
         self._environ = os.environ if environ is None else environ
         self._stopping = threading.Event()
+
+    def check_is_there(self) -> None:
+        """Raises ConfigError where there is no such program now: better told at the start than with the first finding."""
+        if shutil.which(self._argv[0]) is None:
+            raise ConfigError(
+                f"--exec: {self._argv[0]} is no program that can be executed; expected one on PATH, or the path of one"
+            )
 
     def send(self, events: Sequence[Event]) -> Outcome:
         """One run."""

@@ -4,7 +4,7 @@
 
 Without a header line the fields are version 2's, in their order; a header line names them in any order. A record is one direction
 of a connection over some minutes. The answering direction is turned round, so that `source` is who opened the connection: told
-by `tcp-flags` (SYN with ACK), else by ports (from below 32768 to an ephemeral one); `attributes.reply` says so.
+by `tcp-flags` (SYN with ACK), else by ports (from a well-known one to another, or from below 32768 to an ephemeral one); `attributes.reply` says so.
 Times are whole seconds. NODATA is no flow; SKIPDATA says that AWS lost some, and is counted.
 Source: "Flow log records", Amazon VPC user guide.
 """
@@ -40,6 +40,9 @@ PROTOCOLS: Final = {
 
 EPHEMERAL: Final = 32768
 """Linux hands out ports from here on to who opens a connection."""
+
+WELL_KNOWN: Final = 1024
+"""Below it services answer, and load balancers and NAT gateways, which open connections from any port above, do not begin."""
 
 SYN, ACK = 2, 16
 
@@ -101,7 +104,7 @@ def is_answer(protocol: str, source_port: int | None, destination_port: int | No
         return bool(tcp_flags & ACK)
     if protocol not in {"6", "17"} or not source_port or not destination_port:
         return False
-    return source_port < EPHEMERAL <= destination_port
+    return source_port < EPHEMERAL <= destination_port or source_port < WELL_KNOWN <= destination_port
 
 
 def _seconds(text: str) -> int | None:

@@ -62,6 +62,13 @@ def test_a_ranking_as_json(capsys, evidence):
     assert first["reason"] == "GET / itself takes 205 ms instead of 5 ms a call (60 calls)"
 
 
+def test_a_baseline_that_overlaps_the_incident_is_told(capsys, evidence):
+    overlapping = ("--incident", f"{T0 + MINUTE}..{T0 + 2 * MINUTE}", "--baseline", f"{T0}..{T0 + MINUTE + 1}")
+    code, _, err = told(capsys, rank, evidence, *overlapping)
+    assert code == 0
+    assert "the baseline overlaps the incident" in err
+
+
 def test_relative_windows_and_no_baseline_are_the_same(capsys, evidence):
     _, named, _ = told(capsys, rank, evidence, *WINDOWS, "--format", "json")
     _, relative, _ = told(capsys, rank, evidence, "--incident", "60s..0s", "--format", "json")

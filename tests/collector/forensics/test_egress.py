@@ -314,7 +314,13 @@ def test_an_outbound_line_to_an_address_that_answered_names_the_mesh():
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("legacy.default.svc.cluster.local", 0), ("legacy", 0), ("legacy.example.com", 1), ("10.1.2.3", 0)],
+    [
+        ("legacy.default.svc.cluster.local", 0),
+        ("legacy", 0),
+        ("nobody-logs", 0),
+        ("legacy.example.com", 1),
+        ("10.1.2.3", 0),
+    ],
 )
 def test_a_workload_without_opentelemetry_is_in_the_mesh(host, expected):
     logged = [make_proxy_record(service_name="legacy", downstream_local_address="10.1.2.3:8080")]

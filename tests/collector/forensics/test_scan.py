@@ -80,6 +80,26 @@ def test_a_clean_scan_exits_0_and_says_so(good: str, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "no findings\n"
 
 
+def test_a_window_without_anything_in_it_is_told(good: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([good, "--kind", "latency", "--since", "2026-12-01"]) == 0
+    assert "nothing was looked at" in capsys.readouterr().err
+
+
+def test_of_an_import_the_newest_calls_are_judged_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = {"kind": "CLIENT", "server_address": "api.example", "server_port": 443, "received_unix_nano": T0}
+    spans = [make_span(span_id=i + 1, trace_id=i + 1, start_time_unix_nano=T0 + i * S, **out) for i in range(3)]
+    path = tmp_path / "evidence.duckdb"
+    with Store.open(path) as opened, Writer(opened) as writer:
+        writer.append({"spans": to_arrow("spans", spans).to_batches()[0]}).result(30)
+    policy = tmp_path / "entry.yaml"
+    policy.write_text(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: other}\n"
+        "spec: {hosts: [other.example], ports: [{number: 443, name: tls, protocol: TLS}]}\n"
+    )
+    assert main([str(path), "--kind", "egress", "--policy", str(policy)]) == 1
+    assert "no ServiceEntry has api.example:443" in " ".join(capsys.readouterr().out.split())
+
+
 def test_json_lines_carry_the_whole_finding(bad: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([bad, "--kind", "shadow,egress", "--format", "ndjson"]) == 1
     [line] = capsys.readouterr().out.splitlines()

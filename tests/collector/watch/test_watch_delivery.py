@@ -282,6 +282,12 @@ def test_a_program_that_fails_is_tried_again(command: str, why: str) -> None:
     assert Program(command).send(events("a")) == Later(why)
 
 
+def test_a_program_that_is_not_there_can_be_told_at_once() -> None:
+    Program("sh -c true").check_is_there()
+    with pytest.raises(ConfigError, match="/nowhere/at-all is no program"):
+        Program("/nowhere/at-all --now").check_is_there()
+
+
 def test_a_program_that_hangs_is_killed_with_its_children() -> None:
     begun = time.monotonic()
     outcome = Program("sh -c 'sleep 60 & sleep 60'", timeout_s=0.3).send(events("a"))

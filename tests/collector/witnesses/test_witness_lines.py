@@ -177,6 +177,11 @@ SAMPLES: list[tuple[Format, str, dict[str, Any]]] = [
         "srcaddr dstaddr start tcp-flags srcport dstport protocol bytes\n10.0.0.1 10.0.0.2 1418530010 18 50000 40000 6 9",
         {"source_address": "10.0.0.2", "destination_port": 50000, "bytes_in": 9, "duration_ns": None},
     ),
+    (  # a load balancer or a NAT gateway opens connections from any port above the well-known ones
+        "vpcflow",
+        "2 123456789010 eni-1 10.0.0.5 203.0.113.4 443 20641 6 18 3249 1790000000 1790000060 ACCEPT OK",
+        {"source_address": "203.0.113.4", "source_port": 20641, "destination_port": 443, "bytes_in": 3249, "bytes_out": None},
+    ),
     (
         "conntrack",
         CONNTRACK,
