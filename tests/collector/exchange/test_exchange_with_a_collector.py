@@ -78,7 +78,7 @@ def test_a_parquet_export_is_not_for_a_collector(
     assert run_import(tmp_path / "f.pb", "--into", tmp_path / "db") == 0
     assert run_export(tmp_path / "db", "--format", "parquet", "--out", tmp_path / "out") == 0
     assert run_import(tmp_path / "out", "--into", collector) == 2
-    assert "Parquet goes into a file" in capsys.readouterr().err
+    assert "spans of Parquet can then be exported as OTLP" in capsys.readouterr().err
 
 
 @pytest.mark.slow

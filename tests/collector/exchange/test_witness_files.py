@@ -91,7 +91,7 @@ def test_who_an_address_is(tmp_path: Path) -> None:
     assert first["first_seen_unix_nano"] == 1767225600 * 10**9
     assert first["last_seen_unix_nano"] == 5 * 10**18 // 3
     kept = {"sidecar.istio.io/inject": "true", "traffic.sidecar.istio.io/excludeOutboundPorts": "8080"}
-    assert {pair["key"]: pair["value"] for pair in first["attributes"]} == kept
+    assert dict(first["attributes"]) == kept
     assert (last["address"], last["service_name"], last["mesh"], last["host_network"]) == (
         "10.0.0.9",
         "job-1",

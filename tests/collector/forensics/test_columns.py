@@ -1,8 +1,9 @@
 """What several relations read from the same columns."""
 
+import polars as pl
 import pytest
 
-from collector.forensics.columns import is_error, request_key_of
+from collector.forensics.columns import is_error, pairs_of, request_key_of
 from collector.forensics.tables import compile_sql, spans
 from tests.collector.forensics.factories import make_span, store
 
