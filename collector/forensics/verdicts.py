@@ -110,7 +110,7 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     decided), outbound_by_connection, inbound_by_connection (whether it proves a miss), outbound_uid, inbound_uid (of the process whose socket went past the proxy); plaintext: the callee's proxy took
     it without an identity, as it did not take others; passed_through: the caller's proxy passed it on without knowing where to;
     misnamed: the callee was told of another peer than its proxy logged; verdict: bypassed if a proxy missed the call or only
-    passed it through, else meshed if both saw it, else unknown. Of a caller that nothing vouches for, the callee's proxy is enough.
+    passed it through, else meshed if both saw it, else unknown. Of a caller that nothing vouches for, the callee's proxy is enough, unless it came in plaintext.
     """
     table = staged("calls", calls(window, unanswered=False))
     logged = lines(window, MARGIN_NS - CLOCK_SLACK_NS)  # as for the calls: one stage
@@ -179,7 +179,8 @@ def _judged(table: ir.Table) -> ir.Table:
     outside = (table.inbound_reason == "witness_not_deployed").fill_null(False)
     table = table.mutate(passed_through=table.passed_through & ~outside)
     missed = (table.outbound_verdict == MISSED) | (table.inbound_verdict == MISSED) | table.passed_through
-    meshed = ((table.outbound_verdict == SEEN) | table.caller.isnull()) & (table.inbound_verdict == SEEN)
+    whole = (table.outbound_verdict == SEEN) | (table.caller.isnull() & ~table.plaintext)
+    meshed = whole & (table.inbound_verdict == SEEN)
     return table.mutate(verdict=ibis.cases((missed, BYPASSED), (meshed, MESHED), else_=UNKNOWN))
 
 

@@ -192,7 +192,7 @@ def _direct(  # noqa: PLR0917 - a table's columns
 
 def pod_list(pods: tuple[Pod, ...], started: str) -> dict[str, Any]:
     """The pods as `kubectl get pods -A -o json` would list them; `started` is RFC 3339."""
-    return {"kind": "List", "items": [_listed(pod, started) for pod in pods]}
+    return {"apiVersion": "v1", "kind": "List", "items": [_listed(pod, started) for pod in pods]}
 
 
 def _listed(pod: Pod, started: str) -> dict[str, Any]:

@@ -181,6 +181,16 @@ def test_plaintext_is_held_against_the_caller_where_the_proxy_took_others_with_a
     assert judged(alone, proxy_records=proxied(alone, outbound={}, inbound={}))[0]["verdict"] == "meshed"
 
 
+def test_plaintext_from_nobody_is_not_meshed() -> None:
+    bare, named = call(20 * S)[1:], call(10 * S)
+    bare[0] |= {"parent_span_id": None, "provenance_request_id": "bare"}
+    line = {"request_id": "bare", "path": "/charge", "start_time_unix_nano": bare[0]["start_time_unix_nano"]}
+    records = [make_proxy_record(direction="inbound", service_name="pay", **line), *proxied(named, inbound=NAMED)]
+    verdicts = {row["start_time_unix_nano"]: row["verdict"] for row in judged(bare + named, proxy_records=records)}
+    assert verdicts[bare[0]["start_time_unix_nano"]] == "unknown"
+    assert verdicts[T0 + 10 * S] == "meshed"
+
+
 def test_a_call_that_was_passed_through_to_a_pods_own_address() -> None:
     spans = call(client={"network_peer_address": "10.0.0.2"})
     records = proxied(spans, outbound={"upstream_cluster": "PassthroughCluster"}, inbound={})
