@@ -293,8 +293,8 @@ def _with_entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.T
     if not params.infer_entries:
         return table.mutate(entry=declared)
     entries = _entries(table, window, params)
-    joined = table.left_join(entries, table.callee == entries.entry_service)
-    return staged("with_entries", joined.mutate(entry=declared | joined.entry_service.notnull()).drop("entry_service"))
+    # As a join it would be built over all calls: of stages the engine does not know how large they are.
+    return staged("with_entries", table.mutate(entry=declared | table.callee.isin(entries.entry_service)))
 
 
 def _entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
