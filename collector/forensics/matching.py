@@ -42,6 +42,23 @@ _SIDES: Final = {"outbound": "caller", "inbound": "callee"}
 """Whose proxy it is."""
 
 
+NEEDED: Final = (
+    "trace_id",
+    "client_span_id",
+    "server_span_id",
+    "caller",
+    "callee",
+    "path",
+    "request_key",
+    "client_request_key",
+    "start_time_unix_nano",
+    "end_time_unix_nano",
+    "server_start_time_unix_nano",
+    "server_end_time_unix_nano",
+)
+"""The columns of calls that their lines are found by."""
+
+
 def path_of(url_or_path: ir.StringValue) -> ir.StringValue:
     """The path without scheme, host, query and fragment; NULL where nothing is left."""
     # Most are paths already, and two regular expressions a line take longer than to read it.
@@ -145,7 +162,9 @@ def _crowded(calls: ir.Table, logged: ir.Table, side: str) -> ir.Table:
     two = mine.filter(mine.client_request_key != mine.request_key)
     other = _key_hash(two[_SIDES[side]], two.client_request_key)
     two = two.select(key_hash=f"{side}_hash").union(two.select(key_hash=other))
-    return _repeated(mine.select(key_hash=f"{side}_hash")).union(_repeated(_of_side(logged, side))).union(two).distinct()
+    return (
+        _repeated(mine.select(key_hash=f"{side}_hash")).union(_repeated(_of_side(logged, side))).union(two).distinct()
+    )
 
 
 def _repeated(table: ir.Table) -> ir.Table:
@@ -199,25 +218,28 @@ def _attach(calls: ir.Table, alone: ir.Table, claimed: ir.Table, uncertain: ir.T
     """The calls with the line that is `alone` with their request id, else the one that `_pair` found."""
     begin, end = ("start", "end") if side == "outbound" else ("server_start", "server_end")
     alone = alone.select(
-        "start", "end", line_path="path", line_key="request_key", line_service="service", line_id="record_id", line_hash="key_hash"
+        "start",
+        "end",
+        line_path="path",
+        line_key="request_key",
+        line_service="service",
+        line_id="record_id",
+        line_hash="key_hash",
     )
     table = calls.left_join(alone, calls[f"{side}_hash"] == alone.line_hash)
     service = table[_SIDES[side]]
     same = ((table.line_key == table.request_key) & (table.line_service == service)).fill_null(False)
-    fits = same & _fit(
-        table.path, table[f"{begin}_time_unix_nano"], table[f"{end}_time_unix_nano"], table.line_path, table.start, table.end
-    )
+    call = (table.path, table[f"{begin}_time_unix_nano"], table[f"{end}_time_unix_nano"])
+    fits = same & _fit(call, (table.line_path, table.start, table.end)).fill_null(False)
     unit = table.server_span_id
     if side == "outbound":
         unit = ibis.coalesce(table.client_span_id, unit)
     pairs = _of_side(claimed, side)
     pairs = pairs.select(pair_trace_id="trace_id", pair_span_id="unit_span_id", pair_record_id="record_id")
     open_ = _of_side(uncertain, side).select(open_service="service", open_key="request_key")
-    table = table.mutate(unit=unit, fits=fits.fill_null(False), odd=same & ~fits.fill_null(False))
+    table = table.mutate(unit=unit, fits=fits, odd=same & ~fits)
     joined = table.left_join(pairs, [table.trace_id == pairs.pair_trace_id, table.unit == pairs.pair_span_id])
-    joined = joined.left_join(
-        open_, [joined[_SIDES[side]] == open_.open_service, joined.request_key == open_.open_key]
-    )
+    joined = joined.left_join(open_, [joined[_SIDES[side]] == open_.open_service, joined.request_key == open_.open_key])
     record_id = ibis.ifelse(joined.fits, joined.line_id, joined.pair_record_id)
     return joined.select(
         *calls.columns,
@@ -301,22 +323,22 @@ def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
 
 
 def _compatible(table: ir.Table) -> ir.BooleanValue:
-    return _fit(table.unit_path, table.unit_start, table.unit_end, table.path, table.start, table.end)
+    unit = (table.unit_path, table.unit_start, table.unit_end)
+    return _fit(unit, (table.path, table.start, table.end))
 
 
-def _fit(
-    unit_path: ir.StringValue,
-    unit_start: ir.IntegerValue,
-    unit_end: ir.IntegerValue,
-    path: ir.StringValue,
-    start: ir.IntegerValue,
-    end: ir.IntegerValue,
-) -> ir.BooleanValue:
+_Bounds = tuple[ir.StringValue, ir.IntegerValue, ir.IntegerValue]
+"""Path, start and end."""
+
+
+def _fit(unit: _Bounds, line: _Bounds) -> ir.BooleanValue:
     """Same path, as far as the call's is known, and an overlap in time."""
+    path, start, end = unit
+    line_path, line_start, line_end = line
     return (
-        (unit_path.isnull() | (unit_path == path))
-        & (start <= unit_end + CLOCK_SLACK_NS)
-        & (unit_start <= end + CLOCK_SLACK_NS)
+        (path.isnull() | (path == line_path))
+        & (line_start <= end + CLOCK_SLACK_NS)
+        & (start <= line_end + CLOCK_SLACK_NS)
     )
 
 

@@ -35,10 +35,10 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.addresses import without_sidecar
-from collector.forensics.calls import MARGIN_NS, calls, proxy_spans
+from collector.forensics.calls import MARGIN_NS, Narrow, calls, proxy_spans
 from collector.forensics.connections import Present, connection_proofs
 from collector.forensics.line_facts import with_line_facts
-from collector.forensics.matching import CLOCK_SLACK_NS, lines
+from collector.forensics.matching import CLOCK_SLACK_NS, NEEDED, lines
 from collector.forensics.sampling import sampled
 from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window
@@ -87,6 +87,25 @@ _LOOPBACK: Final = ("localhost", "::1", "[::1]")
 _UNIT: Final = ("side", "trace_id", "server_span_id")
 
 
+READ: Final = (
+    *NEEDED,
+    "caller_instance",
+    "callee_instance",
+    "operation",
+    "stamp_status",
+    "destination_address",
+    "destination_port",
+    "peer_address",
+    "peer_port",
+    "remote_address",
+    "remote_port",
+    "principal",
+    "proxy_spans_inbound",
+    "proxy_spans_outbound",
+)
+"""The columns of calls that they are judged by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Coverage:
     """How near in time a proxy's other lines must be, ns, for the absence of one to count."""
@@ -100,8 +119,13 @@ def judged_calls(window: Window, coverage: Coverage | None = None, present: Pres
     return window.of(judge(window.widened(MARGIN_NS), coverage, present))
 
 
-def judge(window: Window, coverage: Coverage | None = None, present: Present | None = None) -> ir.Table:
-    """The answered calls that began in the window with what both proxies prove.
+def judge(
+    window: Window,
+    coverage: Coverage | None = None,
+    present: Present | None = None,
+    narrow: Narrow = lambda table: table,
+) -> ir.Table:
+    """The answered calls that began in the window with what both proxies prove; `narrow` leaves `READ` of their columns, and its own.
 
     Verdicts near the ends of the window lack evidence from beyond: see `judged_calls`.
 
@@ -112,7 +136,7 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     misnamed: the callee was told of another peer than its proxy logged; verdict: bypassed if a proxy missed the call or only
     passed it through, else meshed if both saw it, else unknown. Of a caller that nothing vouches for, the callee's proxy is enough.
     """
-    table = staged("calls", calls(window, unanswered=False))
+    table = staged("calls", calls(window, unanswered=False, narrow=narrow))
     logged = lines(window, MARGIN_NS - CLOCK_SLACK_NS)  # as for the calls: one stage
     sides = staged("sides", _sides(table))
     present = present or Present()
@@ -124,7 +148,7 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     replicas = _replicas(sides, logged)
     covered = staged("covered", _covered(units, replicas, logged, coverage or Coverage()))
     excused = staged("sampled_logs", sampled(_excusable(sides, replicas)))
-    judged = _reasons(units, replicas, excused, logged, covered, window)
+    judged = _reasons(_with_proxy(units, replicas), excused, logged, covered, window)
     judged = staged("side_verdicts", judged)
     table = _with_side(_with_side(table, judged, "outbound", "out"), judged, "inbound", "into")
     table = _with_bare_ends(with_line_facts(table, logged), window, present)
@@ -433,15 +457,12 @@ def _moment(waiting: ir.Table, at: ir.IntegerValue, role: str) -> ir.Table:
     )
 
 
-def _reasons(
-    units: ir.Table, replicas: ir.Table, excused: ir.Table, logged: ir.Table, covered: ir.Table, window: Window
-) -> ir.Table:
+def _reasons(table: ir.Table, excused: ir.Table, logged: ir.Table, covered: ir.Table, window: Window) -> ir.Table:
     """(side, trace_id, server_span_id, reason): 'seen', 'missed', or why it is unknown."""
     logs = logged.group_by("side", "service").agg(able=_able(logged).any())
     logs = logs.select(log_side=logs.side, log_service=logs.service, log_able=logs.able)
     sampled_ = excused.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
     traced = _traced(window)
-    table = _with_proxy(units, replicas)
     table = table.left_join(logs, [table.side == logs.log_side, table.service == logs.log_service])
     table = table.left_join(traced, [table.service == traced.traced_service])
     table = table.left_join(
