@@ -36,7 +36,7 @@ def explains(incident: Incident, finding: dict[str, Any]) -> bool:
 
 def disagreement(mesh: Mesh) -> dict[str, list[str]]:
     """Incidents that nothing found, and findings that nothing planted."""
-    return compared(mesh, scan(store(mesh.spans, mesh.proxy_records, mesh.egress_allow)).to_dicts())
+    return compared(mesh, scan(store(mesh.spans, mesh.proxy_records, mesh.egress_allow, optimized=True)).to_dicts())
 
 
 def compared(mesh: Mesh, findings: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -64,7 +64,7 @@ def test_four_incidents_are_four_findings(seed: int) -> None:
 @pytest.mark.parametrize("kinds", [(), ("bypass",)], ids=["quiet", "bypass"])
 def test_sockets_alone_prove_a_bypass_and_accuse_nobody(seed: int, kinds: tuple[Any, ...]) -> None:
     mesh = simulate(seed, kinds=kinds)
-    findings = scan(store(mesh.spans, sockets=mesh.sockets), kinds=("shadow",)).to_dicts()
+    findings = scan(store(mesh.spans, sockets=mesh.sockets, optimized=True), kinds=("shadow",)).to_dicts()
     assert compared(mesh, findings) == {"missing": [], "unexpected": []}
-    calls = call_verdicts(store(mesh.spans, sockets=mesh.sockets), Window())
+    calls = call_verdicts(store(mesh.spans, sockets=mesh.sockets, optimized=True), Window())
     assert set(calls.filter(pl.col("caller").is_not_null())["verdict"]) <= {"meshed", "bypassed"}
