@@ -7,6 +7,7 @@ of steps is fixed, so cyclic parents end too.
 What is not a call: a SERVER span right below a SERVER or INTERNAL span of the same replica (an app mounted in an app).
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import ibis
@@ -53,13 +54,20 @@ _NAMED: Final = (
 """What both sides of a call are read from."""
 
 
-def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> ir.Table:
+Narrow = Callable[[ir.Table], ir.Table]
+"""Makes less of the columns of calls, before anything is joined to them."""
+
+
+def calls(
+    window: Window, *, unanswered: bool = True, records: bool = True, narrow: Narrow = lambda table: table
+) -> ir.Table:
     """One row a call that started in the window, by the client span's clock if there is one.
 
     Args:
         window: When the calls began.
         unanswered: Also rows for CLIENT spans that no server span answered (databases, egress, uninstrumented callees).
         records: Also match access logs; without, the four record columns are NULL and false.
+        narrow: Applied before the access logs are matched, which takes `matching.NEEDED` of the columns.
 
     Columns:
         trace_id, client_span_id, server_span_id: ids as the engine has them; a span id is NULL where that span is missing.
@@ -87,7 +95,7 @@ def calls(window: Window, *, unanswered: bool = True, records: bool = True) -> i
         outbound_ambiguous, inbound_ambiguous: no line, but one of the same request id there is nobody else's for certain.
     """
     answered = staged("answered", _answered(window))
-    table = answered.union(_unanswered(window, answered)) if unanswered else answered
+    table = narrow(answered.union(_unanswered(window, answered)) if unanswered else answered)
     if not records:
         return _without_records(window.of(table))
     # Before the filter: the lines of a call just outside the window would seem to be nobody's, and so anybody's.

@@ -38,6 +38,25 @@ _GROUP: Final = ("side", "service", "request_key")
 _UNIT: Final = ("side", "trace_id", "unit_span_id")
 
 _SLOT: Final = (*_GROUP, "episode")
+_SIDES: Final = {"outbound": "caller", "inbound": "callee"}
+"""Whose proxy it is."""
+
+
+NEEDED: Final = (
+    "trace_id",
+    "client_span_id",
+    "server_span_id",
+    "caller",
+    "callee",
+    "path",
+    "request_key",
+    "client_request_key",
+    "start_time_unix_nano",
+    "end_time_unix_nano",
+    "server_start_time_unix_nano",
+    "server_end_time_unix_nano",
+)
+"""The columns of calls that their lines are found by."""
 
 
 def path_of(url_or_path: ir.StringValue) -> ir.StringValue:
@@ -94,23 +113,66 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
 def match_records(calls: ir.Table, window: Window, margin_ns: int) -> ir.Table:
     """The calls with outbound_record_id, inbound_record_id, outbound_ambiguous and inbound_ambiguous.
 
-    `calls` has the columns of `collector.forensics.calls.calls`, without those four.
+    `calls` has the columns of `collector.forensics.calls.calls`, without those four. Where one call and one line have a request
+    id on a side, they are joined straight away; only those that have company there (`_crowded`) go through `_pair`.
     """
     logged = lines(window, margin_ns)
-    logged = logged.filter(logged.request_key.notnull())
+    logged = logged.filter(logged.request_key.notnull() & logged.service.notnull())
     logged = logged.select(*_GROUP, "direction", "path", "start", "end", "record_id")
-    pairs, unclear = _pair(_units(calls), logged)
+    logged = logged.mutate(key_hash=_key_hash(logged.service, logged.request_key))
+    calls = staged("keyed_calls", _keyed(calls))
+    crowded = {side: staged(f"crowded_{side}", _crowded(calls, logged, side)) for side in _SIDES}
+    crowd = ibis.union(*(_of_side(logged, side).semi_join(keys, "key_hash") for side, keys in crowded.items()))
+    crowd = staged("crowd", crowd)
+    pairs, unclear = _pair(_units(calls, crowded), crowd.drop("direction", "key_hash"))
     pairs = staged("pairs", pairs)
-    unclaimed = logged.anti_join(pairs, ["side", "record_id"])
+    unclaimed = crowd.anti_join(pairs, ["side", "record_id"])
     uncertain = unclaimed.select(*_GROUP).union(unclear.select(*_GROUP)).distinct()
     claimed = pairs.group_by(_UNIT).agg(record_id=pairs.record_id.min())
-    calls = calls.mutate(outbound_unit=ibis.coalesce(calls.client_span_id, calls.server_span_id))
-    calls = _attach(calls, claimed, uncertain, side="outbound", unit=calls.outbound_unit, service=calls.caller)
-    calls = _attach(calls, claimed, uncertain, side="inbound", unit=calls.server_span_id, service=calls.callee)
-    return _vouched(calls.drop("outbound_unit"), unclaimed)
+    for side, keys in crowded.items():
+        calls = _attach(calls, _of_side(logged, side).anti_join(keys, "key_hash"), claimed, uncertain, side)
+    return _vouched(staged("matched", calls.drop("outbound_hash", "inbound_hash")), logged, pairs)
 
 
-def _vouched(calls: ir.Table, unclaimed: ir.Table) -> ir.Table:
+def _of_side(table: ir.Table, side: str) -> ir.Table:
+    return table.filter(table.side == side)
+
+
+def _key_hash(service: ir.StringValue, request_key: ir.StringValue) -> ir.IntegerValue:
+    """One number for both: what shares it may belong together; whether it does, the texts decide."""
+    return (service + request_key).hash()
+
+
+def _keyed(calls: ir.Table) -> ir.Table:
+    """The calls with outbound_hash and inbound_hash: of the service and the request id; NULL where either isn't known."""
+    outbound = _key_hash(calls.caller, calls.request_key)
+    inbound = _key_hash(calls.callee, calls.request_key)
+    known = calls.request_key.notnull()
+    return calls.mutate(
+        outbound_hash=ibis.ifelse(known & calls.caller.notnull(), outbound, ibis.null("int64")),
+        inbound_hash=ibis.ifelse(
+            known & calls.callee.notnull() & calls.server_span_id.notnull(), inbound, ibis.null("int64")
+        ),
+    )
+
+
+def _crowded(calls: ir.Table, logged: ir.Table, side: str) -> ir.Table:
+    """(key_hash) of the request ids that more than one call or line has on this side, or that a call has two of."""
+    mine = calls.filter(calls[f"{side}_hash"].notnull())
+    two = mine.filter(mine.client_request_key != mine.request_key)
+    other = _key_hash(two[_SIDES[side]], two.client_request_key)
+    two = two.select(key_hash=f"{side}_hash").union(two.select(key_hash=other))
+    return (
+        _repeated(mine.select(key_hash=f"{side}_hash")).union(_repeated(_of_side(logged, side))).union(two).distinct()
+    )
+
+
+def _repeated(table: ir.Table) -> ir.Table:
+    counted = table.group_by("key_hash").agg(copies=table.count())
+    return counted.filter(counted.copies > 1).select("key_hash")
+
+
+def _vouched(calls: ir.Table, logged: ir.Table, pairs: ir.Table) -> ir.Table:
     """The calls from nobody with the caller whose own proxy logged them: a service without telemetry, but in the mesh.
 
     One call and one line that is nobody else's, of the same request id and path at the same time.
@@ -125,10 +187,13 @@ def _vouched(calls: ir.Table, unclaimed: ir.Table) -> ir.Table:
         unit_start=nobody.start_time_unix_nano,
         unit_end=nobody.end_time_unix_nano,
     )
-    sent = unclaimed.filter((unclaimed.side == "outbound") & (unclaimed.direction == "outbound"))
+    sent = logged.filter((logged.side == "outbound") & (logged.direction == "outbound"))
     sent = sent.select("service", "request_key", "path", "start", "end", "record_id")
     table = nobody.inner_join(sent, [nobody.request_key == sent.request_key, nobody.unit_path == sent.path])
     table = table.filter((table.service != table.callee) & _compatible(table))
+    # Those few first, then whose they are: to sort out the lines that are nobody's takes a look at each.
+    taken = calls.select(record_id="outbound_record_id").union(_of_side(pairs, "outbound").select("record_id"))
+    table = table.anti_join(taken.filter(taken.record_id.notnull()), "record_id")
     table = table.mutate(
         lines=table.record_id.count().over(group_by=["trace_id", "server_span_id"]),
         calls=table.server_span_id.count().over(group_by=["record_id"]),
@@ -149,28 +214,45 @@ def _vouched(calls: ir.Table, unclaimed: ir.Table) -> ir.Table:
     ).drop("vouched_trace_id", "vouched_span_id", "vouched_by", "vouched_record_id")
 
 
-def _attach(
-    calls: ir.Table, claimed: ir.Table, uncertain: ir.Table, *, side: str, unit: ir.Value, service: ir.StringValue
-) -> ir.Table:
-    pairs = claimed.filter(claimed.side == side).select(
-        pair_trace_id=claimed.trace_id, pair_span_id=claimed.unit_span_id, pair_record_id=claimed.record_id
+def _attach(calls: ir.Table, alone: ir.Table, claimed: ir.Table, uncertain: ir.Table, side: str) -> ir.Table:
+    """The calls with the line that is `alone` with their request id, else the one that `_pair` found."""
+    begin, end = ("start", "end") if side == "outbound" else ("server_start", "server_end")
+    alone = alone.select(
+        "start",
+        "end",
+        line_path="path",
+        line_key="request_key",
+        line_service="service",
+        line_id="record_id",
+        line_hash="key_hash",
     )
-    open_ = uncertain.filter(uncertain.side == side).select(
-        open_service=uncertain.service, open_key=uncertain.request_key
-    )
-    table = calls.left_join(pairs, [calls.trace_id == pairs.pair_trace_id, unit == pairs.pair_span_id])
-    table = table.left_join(open_, [service == open_.open_service, calls.request_key == open_.open_key])
-    return table.mutate(
+    table = calls.left_join(alone, calls[f"{side}_hash"] == alone.line_hash)
+    service = table[_SIDES[side]]
+    same = ((table.line_key == table.request_key) & (table.line_service == service)).fill_null(False)
+    call = (table.path, table[f"{begin}_time_unix_nano"], table[f"{end}_time_unix_nano"])
+    fits = same & _fit(call, (table.line_path, table.start, table.end)).fill_null(False)
+    unit = table.server_span_id
+    if side == "outbound":
+        unit = ibis.coalesce(table.client_span_id, unit)
+    pairs = _of_side(claimed, side)
+    pairs = pairs.select(pair_trace_id="trace_id", pair_span_id="unit_span_id", pair_record_id="record_id")
+    open_ = _of_side(uncertain, side).select(open_service="service", open_key="request_key")
+    table = table.mutate(unit=unit, fits=fits, odd=same & ~fits)
+    joined = table.left_join(pairs, [table.trace_id == pairs.pair_trace_id, table.unit == pairs.pair_span_id])
+    joined = joined.left_join(open_, [joined[_SIDES[side]] == open_.open_service, joined.request_key == open_.open_key])
+    record_id = ibis.ifelse(joined.fits, joined.line_id, joined.pair_record_id)
+    return joined.select(
+        *calls.columns,
         **{
-            f"{side}_record_id": table.pair_record_id,
-            f"{side}_ambiguous": table.pair_record_id.isnull() & table.open_key.notnull(),
-        }
-    ).drop("pair_trace_id", "pair_span_id", "pair_record_id", "open_service", "open_key")
+            f"{side}_record_id": record_id,
+            f"{side}_ambiguous": record_id.isnull() & (joined.odd | joined.open_key.notnull()),
+        },
+    )
 
 
-def _units(calls: ir.Table) -> ir.Table:
-    """What a line can be about: (side, service, request_key, path, start, end, trace_id, unit_span_id), per request id known."""
-    inbound = calls.filter(calls.server_span_id.notnull() & calls.callee.notnull())
+def _units(calls: ir.Table, crowded: dict[str, ir.Table]) -> ir.Table:
+    """What a line can be about, where it has company: (side, service, request_key, path, start, end, trace_id, unit_span_id), per request id known."""
+    inbound = calls.semi_join(crowded["inbound"], calls.inbound_hash == crowded["inbound"].key_hash)
     inbound = inbound.select(
         "request_key",
         "client_request_key",
@@ -182,7 +264,7 @@ def _units(calls: ir.Table) -> ir.Table:
         end=inbound.server_end_time_unix_nano,
         unit_span_id=inbound.server_span_id,
     )
-    outbound = calls.filter(calls.caller.notnull())
+    outbound = calls.semi_join(crowded["outbound"], calls.outbound_hash == crowded["outbound"].key_hash)
     outbound = outbound.select(
         "request_key",
         "client_request_key",
@@ -241,11 +323,22 @@ def _pair(units: ir.Table, logged: ir.Table) -> tuple[ir.Table, ir.Table]:
 
 
 def _compatible(table: ir.Table) -> ir.BooleanValue:
+    unit = (table.unit_path, table.unit_start, table.unit_end)
+    return _fit(unit, (table.path, table.start, table.end))
+
+
+_Bounds = tuple[ir.StringValue, ir.IntegerValue, ir.IntegerValue]
+"""Path, start and end."""
+
+
+def _fit(unit: _Bounds, line: _Bounds) -> ir.BooleanValue:
     """Same path, as far as the call's is known, and an overlap in time."""
+    path, start, end = unit
+    line_path, line_start, line_end = line
     return (
-        (table.unit_path.isnull() | (table.unit_path == table.path))
-        & (table.start <= table.unit_end + CLOCK_SLACK_NS)
-        & (table.unit_start <= table.end + CLOCK_SLACK_NS)
+        (path.isnull() | (path == line_path))
+        & (line_start <= end + CLOCK_SLACK_NS)
+        & (start <= line_end + CLOCK_SLACK_NS)
     )
 
 

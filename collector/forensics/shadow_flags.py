@@ -4,6 +4,7 @@ Every rule here is about one call; `shadow` gathers the flagged calls into findi
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import ibis
@@ -15,7 +16,7 @@ from collector.forensics.findings import EVIDENCE_LIMIT
 from collector.forensics.matching import path_of
 from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window, spans
-from collector.forensics.verdicts import MISSED, Coverage, judge
+from collector.forensics.verdicts import MISSED, READ, Coverage, judge
 from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED
 
 MINUTE_NS: Final = 60 * NS_PER_S
@@ -114,7 +115,8 @@ def flagged_calls(window: Window, params: ShadowParams, present: Present | None 
     inbound_reason, verdict, connection_id, entry (the callee takes unstamped calls by nature), one boolean per name in
     `FLAGS`, flagged: any of them, and `DETAILS`.
     """
-    judged = staged("judged", judge(window.widened(MARGIN_NS), params.coverage, present))
+    narrow = partial(_narrow, params=params)
+    judged = staged("judged", judge(window.widened(MARGIN_NS), params.coverage, present, narrow))
     table = staged("facts", _facts(judged, params))
     # What other calls say of a call is read before those outside the window are left out.
     table = window.of(_with_telemetry(_with_entries(table, window, params)))
@@ -204,6 +206,29 @@ def _shown(table: ir.Table) -> ir.Table:
     return table.mutate(shown=earliest < EVIDENCE_LIMIT)
 
 
+def _narrow(table: ir.Table, params: ShadowParams) -> ir.Table:
+    """What verdicts and flags are made of, and `altered` and `probe`: hashes and user agents are as wide as all the rest."""
+    # A body that broke off half-way hashes differently, and nobody touched it.
+    cut = table.error & (table.server_request_bytes < table.client_request_bytes).fill_null(False)
+    return table.select(
+        *READ,
+        "parent_span_id",
+        "parent_found",
+        "protocol",
+        "stamp_kid",
+        "client_stamp_kid",
+        "received_unix_nano",
+        altered=(table.client_request_hash != table.server_request_hash).fill_null(False) & ~cut,
+        probe=_probe(
+            params,
+            rpc=ibis.ifelse(table.protocol == "rpc", table.operation.re_replace("/[^/]*$", ""), ibis.null("string")),
+            method=table.method,
+            agent=table.user_agent,
+            path=table.path,
+        ),
+    )
+
+
 def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
     """What can be said of each call by itself, and whether its callee's middleware looks at calls like it."""
     stamped = table.stamp_kid.notnull() & table.stamp_status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True)
@@ -212,9 +237,6 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
     missing = table.stamp_status.isin((STAMP_ABSENT, STAMP_MALFORMED)) | (
         table.stamp_status.isnull() & table.stamp_kid.isnull()
     )
-    # A body that broke off half-way hashes differently, and nobody touched it.
-    cut = table.error & (table.server_request_bytes < table.client_request_bytes).fill_null(False)
-    altered = (table.client_request_hash != table.server_request_hash).fill_null(False) & ~cut
     newest = spans().received_unix_nano.max().as_scalar()
     return table.select(
         "trace_id",
@@ -245,14 +267,8 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         claimed=ibis.ifelse(stamped, table.stamp_kid.re_replace(r"/.*$", ""), ibis.null("string")),
         orphan=table.parent_span_id.notnull() & ~table.parent_found & table.caller.isnull(),
         settled=table.received_unix_nano <= newest - params.settle_ns,
-        tampered=altered | (table.stamp_status == STAMP_MISMATCHED).fill_null(False),
-        probe=_probe(
-            params,
-            rpc=ibis.ifelse(table.protocol == "rpc", table.operation.re_replace("/[^/]*$", ""), ibis.null("string")),
-            method=table.method,
-            agent=table.user_agent,
-            path=table.path,
-        ),
+        tampered=table.altered | (table.stamp_status == STAMP_MISMATCHED).fill_null(False),
+        probe="probe",
     )
 
 
@@ -293,8 +309,8 @@ def _with_entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.T
     if not params.infer_entries:
         return table.mutate(entry=declared)
     entries = _entries(table, window, params)
-    joined = table.left_join(entries, table.callee == entries.entry_service)
-    return staged("with_entries", joined.mutate(entry=declared | joined.entry_service.notnull()).drop("entry_service"))
+    # As a join it would be built over all calls: of stages the engine does not know how large they are.
+    return staged("with_entries", table.mutate(entry=declared | table.callee.isin(entries.entry_service)))
 
 
 def _entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:

@@ -35,10 +35,10 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.addresses import without_sidecar
-from collector.forensics.calls import MARGIN_NS, calls, proxy_spans
+from collector.forensics.calls import MARGIN_NS, Narrow, calls, proxy_spans
 from collector.forensics.connections import Present, connection_proofs
 from collector.forensics.line_facts import with_line_facts
-from collector.forensics.matching import CLOCK_SLACK_NS, lines
+from collector.forensics.matching import CLOCK_SLACK_NS, NEEDED, lines
 from collector.forensics.sampling import sampled
 from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window
@@ -87,6 +87,25 @@ _LOOPBACK: Final = ("localhost", "::1", "[::1]")
 _UNIT: Final = ("side", "trace_id", "server_span_id")
 
 
+READ: Final = (
+    *NEEDED,
+    "caller_instance",
+    "callee_instance",
+    "operation",
+    "stamp_status",
+    "destination_address",
+    "destination_port",
+    "peer_address",
+    "peer_port",
+    "remote_address",
+    "remote_port",
+    "principal",
+    "proxy_spans_inbound",
+    "proxy_spans_outbound",
+)
+"""The columns of calls that they are judged by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Coverage:
     """How near in time a proxy's other lines must be, ns, for the absence of one to count."""
@@ -100,8 +119,13 @@ def judged_calls(window: Window, coverage: Coverage | None = None, present: Pres
     return window.of(judge(window.widened(MARGIN_NS), coverage, present))
 
 
-def judge(window: Window, coverage: Coverage | None = None, present: Present | None = None) -> ir.Table:
-    """The answered calls that began in the window with what both proxies prove.
+def judge(
+    window: Window,
+    coverage: Coverage | None = None,
+    present: Present | None = None,
+    narrow: Narrow = lambda table: table,
+) -> ir.Table:
+    """The answered calls that began in the window with what both proxies prove; `narrow` leaves `READ` of their columns, and its own.
 
     Verdicts near the ends of the window lack evidence from beyond: see `judged_calls`.
 
@@ -112,33 +136,46 @@ def judge(window: Window, coverage: Coverage | None = None, present: Present | N
     misnamed: the callee was told of another peer than its proxy logged; verdict: bypassed if a proxy missed the call or only
     passed it through, else meshed if both saw it, else unknown. Of a caller that nothing vouches for, the callee's proxy is enough, unless it came in plaintext.
     """
-    table = staged("calls", calls(window, unanswered=False))
+    table = staged("calls", calls(window, unanswered=False, narrow=narrow))
     logged = lines(window, MARGIN_NS - CLOCK_SLACK_NS)  # as for the calls: one stage
-    units = _with_id_proof(staged("sides", _sides(table)), logged)
+    sides = staged("sides", _sides(table))
+    present = present or Present()
+    # Most calls are seen, and only a connection could gainsay that: without any, just the others need a reason.
+    units = sides if present.sockets or present.flows else sides.filter(~sides.seen)
+    units = _with_id_proof(units, sides, logged)
     units = staged("units", _with_opaque(staged("units_by_id", units), logged))
-    units = _with_connections(units, table, window, present or Present())
-    judged = _reasons(units, logged, staged("covered", _covered(units, logged, coverage or Coverage())), window)
+    units = _with_connections(units, table, window, present)
+    replicas = _replicas(sides, logged)
+    covered = staged("covered", _covered(units, replicas, logged, coverage or Coverage()))
+    excused = staged("sampled_logs", sampled(_excusable(sides, replicas)))
+    judged = _reasons(_with_proxy(units, replicas), excused, logged, covered, window)
     judged = staged("side_verdicts", judged)
     table = _with_side(_with_side(table, judged, "outbound", "out"), judged, "inbound", "into")
-    table = _with_bare_ends(with_line_facts(table, logged), window, present or Present())
+    table = _with_bare_ends(with_line_facts(table, logged), window, present)
     return _judged(staged("line_facts", table))
 
 
 def _with_side(table: ir.Table, judged: ir.Table, side: str, name: str) -> ir.Table:
-    """The calls with the verdict of one side, as `name`, and the connection that speaks of it."""
+    """The calls with the verdict of one side, as `name`, and the connection that speaks of it; who was not judged was seen."""
     mine = judged.filter(judged.side == side)
     mine = mine.select(
+        "reason",
+        "connection_id",
+        "by_connection",
+        "connection_uid",
         judge_trace_id=mine.trace_id,
         judge_span_id=mine.server_span_id,
-        **{
-            name: mine.reason,
-            f"{side}_connection_id": mine.connection_id,
-            f"{side}_by_connection": mine.by_connection,
-            f"{side}_uid": mine.connection_uid,
-        },
     )
     joined = table.left_join(mine, [table.trace_id == mine.judge_trace_id, table.server_span_id == mine.judge_span_id])
-    return joined.drop("judge_trace_id", "judge_span_id")
+    return joined.select(
+        *table.columns,
+        **{
+            name: joined.reason.fill_null(SEEN),
+            f"{side}_connection_id": joined.connection_id,
+            f"{side}_by_connection": joined.by_connection.fill_null(False),
+            f"{side}_uid": joined.connection_uid,
+        },
+    )
 
 
 def _with_bare_ends(table: ir.Table, window: Window, present: Present) -> ir.Table:
@@ -275,18 +312,18 @@ def _to_itself(answered: ir.Table) -> ir.BooleanValue:
     return (local & same).fill_null(False)
 
 
-def _with_id_proof(units: ir.Table, logged: ir.Table) -> ir.Table:
+def _with_id_proof(units: ir.Table, sides: ir.Table, logged: ir.Table) -> ir.Table:
     """The units with `without_id` only where it proves something, and `ambiguous` where a line may yet be about one of them."""
     always = logged.filter(logged.direction.notnull()).group_by("side", "service")
     always = always.agg(every_line=logged.request_key.notnull().all())
-    vouched = units.group_by("side", "service").agg(matched=units.recorded.any())
+    vouched = sides.group_by("side", "service").agg(matched=sides.recorded.any())
     giving = always.inner_join(vouched, ["side", "service"])
     giving = giving.filter(giving.every_line & giving.matched)
     giving = giving.select(giving_side=giving.side, giving_service=giving.service)
     table = units.left_join(giving, [units.side == giving.giving_side, units.service == giving.giving_service])
     table = table.mutate(without_id=table.without_id & table.giving_side.notnull())
     bare = table.filter(table.without_id & ~table.seen)
-    free = logged.filter(logged.side == "inbound").anti_join(units.filter(units.recorded), ["side", "record_id"])
+    free = logged.filter(logged.side == "inbound").anti_join(sides.filter(sides.recorded), ["side", "record_id"])
     free = free.select(
         free_service=free.service,
         free_path=free.path,
@@ -351,10 +388,10 @@ def _able(logged: ir.Table) -> ir.BooleanValue:
     return logged.direction.notnull() & logged.request_key.notnull() & usable
 
 
-def _replicas(units: ir.Table, logged: ir.Table) -> ir.Table:
+def _replicas(sides: ir.Table, logged: ir.Table) -> ir.Table:
     """(side, service) of the proxies whose lines name replicas by the same ids as the spans."""
     named = logged.filter(logged.instance.notnull()).select("side", "service", "instance").distinct()
-    spoken = units.filter(units.instance.notnull()).select("side", "service", "instance").distinct()
+    spoken = sides.filter(sides.instance.notnull()).select("side", "service", "instance").distinct()
     both = named.inner_join(spoken, ["side", "service", "instance"])
     return staged("replicas", both.select("side", "service").distinct())
 
@@ -367,12 +404,11 @@ def _with_proxy(table: ir.Table, replicas: ir.Table) -> ir.Table:
     return joined.mutate(proxy=proxy).drop("known_side", "known_service")
 
 
-def _covered(units: ir.Table, logged: ir.Table, coverage: Coverage) -> ir.Table:
+def _covered(units: ir.Table, replicas: ir.Table, logged: ir.Table, coverage: Coverage) -> ir.Table:
     """The unseen units with `proxy_lines` (files with lines of their proxy) and `covered`: in time, by all of them.
 
     Columns: side, trace_id, server_span_id, proxy_lines, covered.
     """
-    replicas = _replicas(units, logged)
     open_ = units.filter(~units.seen & units.service.notnull() & (units.request_key.notnull() | units.without_id))
     open_ = _with_proxy(open_, replicas)
     able = _with_proxy(logged.filter(_able(logged)), replicas).semi_join(open_, ["side", "service"])
@@ -422,15 +458,12 @@ def _moment(waiting: ir.Table, at: ir.IntegerValue, role: str) -> ir.Table:
     )
 
 
-def _reasons(units: ir.Table, logged: ir.Table, covered: ir.Table, window: Window) -> ir.Table:
+def _reasons(table: ir.Table, excused: ir.Table, logged: ir.Table, covered: ir.Table, window: Window) -> ir.Table:
     """(side, trace_id, server_span_id, reason): 'seen', 'missed', or why it is unknown."""
     logs = logged.group_by("side", "service").agg(able=_able(logged).any())
     logs = logs.select(log_side=logs.side, log_service=logs.service, log_able=logs.able)
-    replicas = _replicas(units, logged)
-    sampled_ = staged("sampled_logs", sampled(_excusable(units, replicas)))
-    sampled_ = sampled_.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
+    sampled_ = excused.rename(sampled_side="side", sampled_service="service", sampled_proxy="proxy")
     traced = _traced(window)
-    table = _with_proxy(units, replicas)
     table = table.left_join(logs, [table.side == logs.log_side, table.service == logs.log_service])
     table = table.left_join(traced, [table.service == traced.traced_service])
     table = table.left_join(
@@ -492,9 +525,9 @@ def _traced(window: Window) -> ir.Table:
     return names.select(traced_service=names.service_name).union(short).distinct()
 
 
-def _excusable(units: ir.Table, replicas: ir.Table) -> ir.Table:
+def _excusable(sides: ir.Table, replicas: ir.Table) -> ir.Table:
     """The calls that a sampled log would excuse, with `proxy`."""
-    known = units.filter(units.service.notnull() & units.request_key.notnull() & ~units.loopback)
+    known = sides.filter(sides.service.notnull() & sides.request_key.notnull() & ~sides.loopback)
     # Only where some calls are in the log and some are not, there is anything to excuse.
     logs = known.group_by("side", "service").agg(some=known.recorded.any(), all=known.recorded.all())
     known = known.semi_join(logs.filter(logs.some & ~logs["all"]), ["side", "service"])
