@@ -67,4 +67,6 @@ def test_sockets_alone_prove_a_bypass_and_accuse_nobody(seed: int, kinds: tuple[
     findings = scan(store(mesh.spans, sockets=mesh.sockets, optimized=True), kinds=("shadow",)).to_dicts()
     assert compared(mesh, findings) == {"missing": [], "unexpected": []}
     calls = call_verdicts(store(mesh.spans, sockets=mesh.sockets, optimized=True), Window())
-    assert set(calls.filter(pl.col("caller").is_not_null())["verdict"]) <= {"meshed", "bypassed"}
+    known = calls.filter(pl.col("caller").is_not_null())
+    assert set(known["inbound_verdict"]) <= {"seen", "missed"}
+    assert set(known["verdict"]) <= {"unknown", "bypassed"}  # on the callers' side nobody looked
