@@ -31,7 +31,9 @@ COMMANDS: Final[dict[str, Command]] = {
         "collector.commands.watch", "collector", "tell findings as they happen: Alertmanager, Slack, a program"
     ),
     "rank": Command(
-        "collector.commands.rank", "collector", "rank what made an incident's requests slow or broken, against a baseline"
+        "collector.commands.rank",
+        "collector",
+        "rank what made an incident's requests slow or broken, against a baseline",
     ),
     "cost": Command("collector.commands.cost", "collector", "what the mesh itself costs: proxies and network, by edge"),
     "tui": Command("tui.command", "tui", "open the workbench on a file or a collector"),
@@ -42,7 +44,9 @@ COMMANDS: Final[dict[str, Command]] = {
     ),
     "sql": Command("collector.commands.sql", "collector", "run one SELECT on a file or a collector"),
     "import": Command(
-        "collector.commands.import_", "collector", "read spans, access logs, flows and lists of pods from files into a DuckDB file"
+        "collector.commands.import_",
+        "collector",
+        "read spans, access logs, flows and lists of pods from files into a DuckDB file",
     ),
     "export": Command("collector.commands.export", "collector", "write evidence as OTLP or Parquet"),
     "verify": Command(

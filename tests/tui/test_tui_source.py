@@ -9,6 +9,7 @@ from collector.commands.scope import Scope
 from collector.commands.times import parse_moment
 from collector.errors import ConfigError, QueryError, SourceUnreachableError
 from collector.policy import parse_policy
+from collector.policy.policies import listed_alone
 from tests.collector.forensics.factories import T0, S, make_proxy_record, make_span, store
 from tui.screens.dialogs import sql_dialog
 from tui.snapshots import EdgesView, FindingsView, SearchView, TraceQuery, TraceView
@@ -101,7 +102,7 @@ def test_findings_follow_the_same_options_as_a_scan():
         make_span(kind="CLIENT", service_name="web", server_address="203.0.113.9", server_port=443),
         make_span(start_time_unix_nano=T0 + 600 * S),
     ]
-    policy = parse_policy("[egress]\nallow = []", name="x")
+    policy = listed_alone(parse_policy("[egress]\nallow = []", name="x"))
     query = store(spans)
     assert [f.destination for f in evidence_over(query, scope=Scope(policy=policy)).findings().items] == [
         "203.0.113.9:443"
