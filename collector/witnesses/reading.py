@@ -130,7 +130,7 @@ class Reader:
     def _read_line(self, line: "Line", header: Header, rows: list[Row], refused: list[Refused]) -> Header:
         """Add the line's row to `rows`, or say why there is none; returns the header for the lines after it."""
         try:
-            text = _text(line.data)
+            text = _text(line.data, "\r\n" if self.format == "zeek" else "\r\n ")
             if not text.strip():
                 return header
             if (said := self._header(text, header)) is not None:
@@ -280,15 +280,15 @@ def lines_of(data: bytes) -> list[bytes]:
     return [line + b"\n" for line in data.split(b"\n")[:-1]] + ([tail] if (tail := data.rpartition(b"\n")[2]) else [])
 
 
-def _text(line: bytes) -> str:
+def _text(line: bytes, around: str) -> str:
     if len(line) > MAX_LINE_BYTES:
         raise DecodeError("line too long")
     try:
         text = line.decode()
     except UnicodeDecodeError:
         raise DecodeError("not UTF-8") from None
-    # A tab at the end of a Zeek line is an empty column.
-    return text.strip("\r\n ")
+    # A tab at the end of a Zeek line is an empty column, and a space a value.
+    return text.strip(around)
 
 
 # --- what formats of an operator's own call things ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Among the clean calls are chunked bodies, redirects, calls that fail and are sen
 
 import argparse
 import http.client
+import itertools
 import json
 import random
 import socket
@@ -144,9 +145,11 @@ def between(options: argparse.Namespace) -> None:
     rng, lock = random.Random(options.seed), threading.Lock()
     out = options.ledger.open("w")
 
+    turns = {attacks: itertools.cycle(attacks) for attacks in (stamps.OF_UNARY, stamps.OF_STREAMS)}
+
     def choose(attacks: tuple[str, ...], headers: stamps.Metadata) -> str:
         with lock:
-            attack = rng.choice(attacks) if rng.random() < stamps.SHARE else stamps.CLEAN
+            attack = next(turns[attacks]) if rng.random() < stamps.SHARE else stamps.CLEAN
             out.write(json.dumps({"request_id": headers["x-request-id"], "attack": attack}) + "\n")
         return attack
 

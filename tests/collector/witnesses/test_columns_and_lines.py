@@ -7,7 +7,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from collector.witnesses import reading
@@ -111,6 +111,7 @@ def test_json_access_logs(odd: list[tuple[dict[str, Any], int]], spaced: bool, j
     put=st.binary(max_size=5) | st.sampled_from([b"\t", b" ", b"-", b'"', b"\xc2\xa0", b"\n#x\n", b"1e5", b"."]),
     times=st.integers(1, 40),
 )
+@example(format_="zeek", at=124, cut=1, put=b" ", times=1)  # a last column of one space
 def test_text_with_a_damage(format_: Format, at: int, cut: int, put: bytes, times: int) -> None:
     whole = {
         "istio": [ISTIO, ENVOY],
