@@ -50,7 +50,7 @@ EXPECTED: Final[dict[str, frozenset[str]]] = {
     "messages swapped": frozenset({"tampered"}),
     "last message dropped": frozenset({"tampered"}),
 }
-OF_UNARY: Final = (
+OF_UNARY: Final[tuple[str, ...]] = (
     "bit flipped in the body",
     "another method",
     "replayed",
@@ -59,7 +59,7 @@ OF_UNARY: Final = (
     "another kid",
     "no trace context",
 )
-OF_STREAMS: Final = ("messages swapped", "last message dropped", "no stamp", "another MAC")
+OF_STREAMS: Final[tuple[str, ...]] = ("messages swapped", "last message dropped", "no stamp", "another MAC")
 ANOTHERS_KEY: Final = "another service's key"
 
 Metadata = dict[str, str]
