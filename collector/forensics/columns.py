@@ -1,7 +1,7 @@
 """What several relations read from the same columns, once each: a request's key, whether a span failed, where it dialled."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import ibis
@@ -109,11 +109,15 @@ def _with_port(host: str, port: int | None) -> str:
 
 
 def pairs_of(value: object) -> list[tuple[str, str]]:
-    """A MAP of text as a frame has it: a dictionary from Polars 2.1 on, before that a list of structs; none for NULL."""
+    """A MAP of text as a frame or a cursor has it, without the entries that are NULL.
+
+    A dictionary from Polars 2.1 on and from DuckDB, before that a list of structs, from Arrow a list of pairs; NULL is none.
+    """
     match value:
         case Mapping():
-            return [(str(k), str(v)) for k, v in value.items()]
+            entries: Iterable[tuple[object, object]] = value.items()
         case pl.Series() | list():
-            return [(str(entry["key"]), str(entry["value"])) for entry in value]
+            entries = [(e["key"], e["value"]) if isinstance(e, Mapping) else (e[0], e[1]) for e in value]
         case _:
             return []
+    return [(str(key), str(item)) for key, item in entries if item is not None]

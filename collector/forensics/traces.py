@@ -4,7 +4,7 @@ What people type reaches SQL through Ibis literals only, never as text of the st
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,7 +13,7 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.errors import ConfigError
-from collector.forensics.columns import destination_of_row, is_error_row, request_key_of
+from collector.forensics.columns import destination_of_row, is_error_row, pairs_of, request_key_of
 from collector.forensics.critical_path import (
     Tree,
     build_tree,
@@ -165,14 +165,5 @@ def _attributes(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """Every attribute of a span as text, by key: those with a column of their own and those of the maps."""
     merged = {a.key: str(row[a.column]) for a in HOT_ATTRIBUTES if row[a.column] is not None}
     for column in ("attributes", "attributes_json"):
-        merged.update({key: value for key, value in _pairs(row[column]) if value is not None})
+        merged.update(pairs_of(row[column]))
     return [{"key": key, "value": merged[key]} for key in sorted(merged)]
-
-
-def _pairs(value: Sequence[Any] | Mapping[str, str] | None) -> list[tuple[str, str]]:
-    """A map as its engine hands it over: a mapping, or a list of key-value structs or pairs."""
-    if value is None:
-        return []
-    if isinstance(value, Mapping):
-        return list(value.items())
-    return [(p["key"], p["value"]) if isinstance(p, Mapping) else (p[0], p[1]) for p in value]

@@ -1,5 +1,6 @@
 """The lab's network: namespaces joined by a bridge, and the redirection that istio-init writes. What is run is decided by pure functions."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -21,14 +22,17 @@ _UNGUARDED: Final = (15008, 15090, STATUS, 15020)
 PROGRAMS: Final = {"ip": "iproute2", "iptables-restore": "iptables", "iptables": "iptables"}
 CGROUP: Final = "provenance-lab"
 
+PATH: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+"""Where programs are looked for: root's shell has the folders of administration, root's services often do not."""
+
 
 class LabError(CollectorError):
     """The lab's network could not be made, or not be removed."""
 
 
-def missing(programs: Argv = tuple(PROGRAMS)) -> list[str]:
-    """The programs that the lab needs and that are not installed."""
-    return [name for name in programs if shutil.which(name) is None]
+def missing(programs: Argv = tuple(PROGRAMS), path: str = PATH) -> list[str]:
+    """The programs that the lab needs and that are in none of the folders of `path`."""
+    return [name for name in programs if shutil.which(name, path=path) is None]
 
 
 def missing_message(names: Argv) -> str:
@@ -176,7 +180,8 @@ def _remove_cgroups(group: Path) -> None:
 
 
 def _run(argv: Argv, given: str | None = None) -> str:
-    done = subprocess.run(argv, input=given, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 our own
+    env = {**os.environ, "PATH": PATH}
+    done = subprocess.run(argv, input=given, env=env, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 our own
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise LabError(f"`{' '.join(argv)}` failed with status {done.returncode}: {said}")

@@ -83,9 +83,8 @@ def test_certificates_name_a_spiffe_id_and_keys_are_private(tmp_path):
     assert identity.key.stat().st_mode & 0o777 == 0o600
 
 
-def test_missing_programs_are_named_with_their_packages(monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert "iptables" in missing()
+def test_missing_programs_are_named_with_their_packages():
+    assert "iptables" in missing(path="/nonexistent")
     assert "apt-get install iproute2 iptables" in missing_message(["ip", "iptables"])
 
 

@@ -96,6 +96,8 @@ def test_after_a_kill_what_was_not_delivered_is_delivered_with_the_same_id(db: s
         assert first.stdout is not None
         assert "opened" in first.stdout.readline()
         wait_for(lambda: bool(down.requests))
+        # Until then a kill has the line written again: told twice with one id, rather than lost.
+        wait_for(lambda: "stdout" not in json.loads(state.read_text())["outbox"])
         first.kill()
         first.communicate()
         second = subprocess.run(

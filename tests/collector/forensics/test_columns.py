@@ -40,7 +40,15 @@ def test_what_counts_as_an_error(columns, failed):
     assert store([make_span(**columns)])(sql)["error"].to_list() == [failed]
 
 
-@pytest.mark.parametrize("value", [{"a": "b"}, [{"key": "a", "value": "b"}], pl.Series([{"key": "a", "value": "b"}])])
-def test_a_map_is_read_in_every_form_that_polars_gives_it(value: object) -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": "b", "c": None},
+        [{"key": "a", "value": "b"}, {"key": "c", "value": None}],
+        pl.Series([{"key": "a", "value": "b"}, {"key": "c", "value": None}]),
+        [("a", "b"), ("c", None)],
+    ],
+)
+def test_a_map_is_read_in_every_form_that_engines_give_it(value: object) -> None:
     assert pairs_of(value) == [("a", "b")]
     assert pairs_of(None) == []
