@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.lib.stride_tricks import sliding_window_view
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -177,10 +176,13 @@ class Lines:
         equal = np.ones(len(places), np.bool_)
         for column, text in enumerate(template.between):
             if text:
-                found = sliding_window_view(self.bytes, len(text))[places[:, column]]
-                equal &= found.view((np.void, len(text)))[:, 0] == np.void(text)
+                equal &= self._windows(len(text))[places[:, column]] == np.void(text)
         same[same] = equal
         return same
+
+    def _windows(self, length: int) -> np.ndarray[Any, np.dtype[np.void]]:
+        """So many bytes from every place on, as one value each."""
+        return np.ndarray((len(self.data) - length + 1,), f"V{length}", self.data, strides=(1,))
 
     def _columns(self, begins: Numbers, stops: Numbers, template: "_Template") -> dict[str, Values]:
         arrays = self._between(begins, stops)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.witness_lines import FORMS
+
 HERE = Path(__file__).parent
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(300)]  # a fifth of it where nothing else runs
@@ -83,6 +85,14 @@ def test_footprint() -> None:
     assert report["idle"]["memory_mb"]["VmRSS"] > 20
     assert report["ready_on_a_new_file"]["median_s"] > 0
     assert report["ready_on_the_filled_file"]["median_s"] > 0
+
+
+def test_witnesses() -> None:
+    report = report_of("bench_witnesses.py", "--quick")
+
+    assert set(report["formats"]) == set(FORMS)
+    assert all(figures["lines_per_cpu_s"] > 0 for figures in report["formats"].values())
+    assert report["import"]["lines_per_s"] > 0
 
 
 def test_soak_of_twenty_seconds_samples_every_second_and_draws(tmp_path: Path) -> None:
