@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from collector.exchange.records import Rows
 from collector.exchange.witness_files import STDIN, LineOptions, read_lines
 from tests.benchmarks.processes import BenchmarkError
 from tests.benchmarks.witness_lines import FORMS, file_of
+
+ROOT = Path(__file__).parents[2]
 
 
 def ours(form: str, data: bytes) -> int:
