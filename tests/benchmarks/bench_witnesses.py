@@ -20,7 +20,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from collector.exchange.records import Rows
-from collector.exchange.witness_files import STDIN, LineOptions, read_lines
+from collector.exchange.streams import STDIN, Stream
+from collector.exchange.witness_files import LineOptions, read_lines
 from tests.benchmarks.processes import BenchmarkError
 from tests.benchmarks.witness_lines import FORMS, file_of
 
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 def ours(form: str, data: bytes) -> int:
     """Rows."""
-    records = read_lines(io.BytesIO(data), STDIN, FORMS[form][0], LineOptions(), time.time_ns)
+    records = read_lines(Stream(STDIN, io.BytesIO(data)), STDIN, FORMS[form][0], LineOptions(), time.time_ns)
     return sum(batch.num_rows for record in records if isinstance(record, Rows) for batch in record.batches.values())
 
 
