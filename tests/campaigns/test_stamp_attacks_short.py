@@ -11,12 +11,12 @@ from tests.campaigns import stamps
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("transport", stamps.TRANSPORTS)
 def test_every_meddling_is_told_and_no_clean_call_is_accused(tmp_path: Path, transport: str) -> None:
-    report = stamps.run(tmp_path, calls=600, seed=4, transport=transport)
+    report = stamps.run(tmp_path, calls=300, seed=4, transport=transport)
 
     assert report["wrong"] == []
     assert set(report["matrix"]) == {stamps.CLEAN, stamps.ANOTHERS_KEY, *stamps.EXPECTED}
-    assert report["matrix"][stamps.CLEAN]["tried"] > 400
-    assert report["judged_calls"] > 600
+    assert report["matrix"][stamps.CLEAN]["tried"] > 200
+    assert report["judged_calls"] > 300
 
 
 def test_meddling_changes_what_it_says_and_nothing_else() -> None:

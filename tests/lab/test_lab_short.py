@@ -27,7 +27,7 @@ def reason():
 def test_every_way_is_played_and_no_clean_call_is_accused():
     if why := reason():
         pytest.skip(why)
-    argv = [sys.executable, "-m", "collector.lab", "--calls", "300", "--rate", "40", "--format", "json", "--all-only"]
+    argv = [sys.executable, "-m", "collector.lab", "--calls", "150", "--rate", "40", "--format", "json", "--all-only"]
     run = subprocess.run(argv, capture_output=True, text=True, timeout=390, check=False, cwd=Path(__file__).parents[2])
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
