@@ -20,8 +20,8 @@ from provenance.recording import record_as_the_environment_says
 from provenance.signing import sign_as_the_environment_says
 
 SHELLS: Final = (
-    ("grpc", "provenance.grpc.client", "client_patches"),
-    ("grpc", "provenance.grpc.server", "server_patches"),
+    ("grpc._channel", "provenance.grpc.client", "client_patches"),  # which grpc imports for the first channel
+    ("grpc._server", "provenance.grpc.server", "server_patches"),
     ("grpc", "provenance.grpc.aio_client", "client_patches"),
     ("grpc", "provenance.grpc.aio_server", "server_patches"),
     ("httpcore", "provenance.http.client", "client_patches"),

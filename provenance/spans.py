@@ -1,6 +1,7 @@
 """Which span is this call's own, and what a stamp looks like as attributes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Protocol, cast
 
 from opentelemetry.trace import SpanKind, get_current_span, get_tracer_provider
@@ -42,13 +43,17 @@ def own_span(kind: SpanKind, foreign: frozenset[str] = frozenset()) -> Recording
     span = get_current_span()
     if not span.is_recording() or getattr(span, "kind", None) is not kind or not hasattr(span, "attributes"):
         return None
-    # One walk over its keys: the SDK takes longer to say that a key is missing than to name all that are there.
-    return cast("RecordingSpan", span) if foreign.isdisjoint(span.attributes or ()) else None
+    return cast("RecordingSpan", span) if foreign.isdisjoint(_keys(span.attributes)) else None
+
+
+def _keys(attributes: Mapping[str, Any] | None) -> Iterable[str]:
+    """What is there: the SDK takes longer to say that one key is missing than to name all, and to name them than to copy them."""
+    return attributes.copy() if isinstance(attributes, MappingProxyType) else attributes or ()
 
 
 def add_attributes(span: RecordingSpan, ours: Attributes, where_missing: Attributes) -> None:
     """Set `ours`, and of `where_missing` what the span does not have yet."""
-    present = span.attributes or ()
+    present = _keys(span.attributes)
     if not where_missing.keys().isdisjoint(present):
         there = frozenset(present)
         where_missing = {key: value for key, value in where_missing.items() if key not in there}

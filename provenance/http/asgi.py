@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar
 from typing import Any, Final
 
 from opentelemetry.trace import SpanKind
@@ -33,6 +32,7 @@ from provenance.http.messages import (
     has_no_body,
     request_attributes,
     target_of,
+    watched_span,
 )
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
@@ -46,9 +46,6 @@ ENFORCED: Final = "provenance.enforced"
 
 FLUSH_SECONDS: Final = 5.0
 """How long the end of a lifespan waits for the last spans: orchestrators commonly kill after 10 to 30."""
-
-# An application that is called in-process, by another's handler, must not write on that other one's span.
-watched_span: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
 
 
 class ProvenanceMiddleware:

@@ -17,9 +17,8 @@ from provenance.addresses import MAX_PORT, socket_attributes
 from provenance.context import serving
 from provenance.enforcement import current_guard
 from provenance.faults import Contained
-from provenance.http.asgi import watched_span
 from provenance.http.guarded_wsgi import ENFORCED, Environ, GuardedWSGIApp, StartResponse, WSGIApp
-from provenance.http.messages import has_no_body, request_attributes
+from provenance.http.messages import has_no_body, request_attributes, watched_span
 from provenance.http.passing import PassingHash
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
