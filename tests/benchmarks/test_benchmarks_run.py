@@ -85,6 +85,22 @@ def test_footprint() -> None:
     assert report["ready_on_the_filled_file"]["median_s"] > 0
 
 
+def test_stamps() -> None:
+    report = report_of("bench_stamps.py", "--quick")
+
+    for transport in ("grpc", "grpc.aio", "http"):
+        for size in ("200", "2000", "64000", "1000000"):
+            part = report["by_transport"][transport][size]
+            ways = {"bare", "opentelemetry", "unsigned", "hmac", "ed25519"} | (
+                {"sidecars"} if transport == "grpc" else set()
+            )
+            assert set(part["per_call"]) == ways
+            assert all(way["cpu_us"] > 0 and way["wall_us"] > 0 for way in part["per_call"].values())
+            assert set(part["added_to_opentelemetry"]) == {"unsigned", "hmac", "ed25519"}
+    assert set(report["by_transport"]["grpc"]["2000"]["ours_of_what_sidecars_add"]) == {"unsigned", "hmac", "ed25519"}
+    assert report["metadata_bytes_added"]["hmac"] > report["metadata_bytes_added"]["unsigned"] > 0
+
+
 def test_soak_of_twenty_seconds_samples_every_second_and_draws(tmp_path: Path) -> None:
     report = report_of("soak.py", "--minutes", "0.33", "--rate", "5000", "--out", str(tmp_path / "soak.json"))
 
