@@ -166,7 +166,11 @@ class IncomingCall:
                 raw = None
             if isinstance(raw, bytes):
                 self._response, self._raw_response = response, raw
-                self._attributes = (self._attributes or {}) | {names.RESPONSE_SIZE: len(raw)}
+                if self._attributes is None:  # the call was described when it began
+                    self._response_size = len(raw)
+                    self.responses_ended()
+                else:
+                    self._attributes[names.RESPONSE_SIZE] = len(raw)
         self.failed()
 
     def serialise(self, response: Any) -> Any:
