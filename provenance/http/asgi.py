@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from opentelemetry.trace import SpanKind
@@ -34,6 +35,7 @@ from provenance.http.messages import (
     target_of,
     watched_span,
 )
+from provenance.http.refusals import refused_span
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.server"
@@ -82,12 +84,19 @@ async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, is_
     if guard is not None and (request is not None or is_last):
         # Inside the span, if there is to be one: what is refused is evidence too.
         scope[ENFORCED] = True
-        app = GuardedApp(app, guard, headers)
+        app = GuardedApp(app, guard, headers, partial(_describe_refused, scope, headers))
     with serving(headers.get(names.REQUEST_ID)):
         if request is None:
             await app(scope, receive, send)
         else:
             await _watch(request, app, scope, receive, send)
+
+
+def _describe_refused(scope: Scope, headers: dict[str, str]) -> None:
+    method, target = str(scope.get("method", "")), target_of(scope)
+    with Contained(PLACE), refused_span(headers, method=method, target=target) as span:
+        if span is not None:
+            WatchedRequest(span, scope, headers).finish()
 
 
 def _own_handle() -> Any:
