@@ -94,7 +94,9 @@ def measure(transport: str, rounds: int, calls: int) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         files = key_files(folder)
-        workers = {v: stack.enter_context(Worker(transport, v, files.get(v, ""))) for v in VARIANTS}
+        workers = {
+            v: stack.enter_context(Worker(transport, v, files.get(v.removesuffix(", packed"), ""))) for v in VARIANTS
+        }
         ways: dict[str, Callable[[int, int], Taken]] = {v: worker.call for v, worker in workers.items()}
         if transport == "grpc":
             pair = stack.enter_context(pair_before(workers["bare"].port, folder))
@@ -161,13 +163,17 @@ def added_bytes() -> dict[str, int]:
 
 
 def own_code(rounds: int) -> dict[str, dict[str, float]]:
-    """What our own code takes of a call, without gRPC, in one thread (`stamp_paths`)."""
+    """What our own code takes of a call, without gRPC, in one thread (`stamp_paths`); and what exporting its spans takes more."""
     from tests.benchmarks import stamp_paths
 
     with TemporaryDirectory() as folder:
         files = key_files(Path(folder))
-        keys = {"unsigned": None, "hmac": files["hmac"]}
-        return {variant: stamp_paths.measure(rounds=rounds, keys=file) for variant, file in keys.items()}
+        return {
+            variant: stamp_paths.measure(
+                rounds=rounds, keys=files.get(variant.removesuffix(", packed")), packed=variant.endswith(", packed")
+            )
+            for variant in OURS
+        }
 
 
 TELEMETRY = """
@@ -214,7 +220,7 @@ def main() -> None:
     report = {
         "inputs": {"rounds": rounds, "calls_per_round": calls, "sizes": SIZES, "load_average": os.getloadavg()},
         "by_transport": {each: measure(each, rounds, calls) for each in options.transport or TRANSPORTS},
-        "own_code_us_at_2000_bytes": own_code(rounds=3 if options.quick else 200),
+        "own_code_us_at_2000_bytes": own_code(rounds=3 if options.quick else 1500),
         "start_cpu_ms": start(1 if options.quick else 7),
         "metadata_bytes_added": added_bytes(),
     }

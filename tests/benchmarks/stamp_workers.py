@@ -19,7 +19,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-VARIANTS: Final = ("bare", "opentelemetry", "unsigned", "hmac", "ed25519")
+VARIANTS: Final = ("bare", "opentelemetry", "unsigned", "hmac", "ed25519", "unsigned, packed", "hmac, packed")
 METHOD: Final = "/bench.Echo/Call"
 HOST: Final = "127.0.0.1"
 
@@ -51,8 +51,10 @@ def instrumented(transport: str, variant: str, keys: str) -> None:
         from provenance.instrumentor import ProvenanceInstrumentor
         from provenance.signing import sign_with
 
+        if variant.endswith(", packed"):
+            os.environ["PROVENANCE_ATTRIBUTES"] = "packed"
         ProvenanceInstrumentor().instrument()
-        if variant != "unsigned":
+        if keys:
             sign_with(keys)
 
 
