@@ -18,7 +18,6 @@ import logging
 import os
 import re
 import time
-import tomllib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -223,6 +222,8 @@ def guard_as_the_environment_says() -> None:
 
 def read_list(allow: str) -> list[Entry]:
     """The entries of a file, or of a text with commas. Raises ModeError."""
+    import tomllib  # few services have a list
+
     path = Path(allow)
     if "," in allow or not (path.suffix or os.sep in allow) or not _is_file(path, allow):
         return [parse_entry(text, ALLOW) for text in _parts(allow.split(","))]

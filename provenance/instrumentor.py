@@ -15,13 +15,14 @@ from provenance.egress_guard import guard_as_the_environment_says
 from provenance.enforcement import enforce_as_the_environment_says
 from provenance.faults import report
 from provenance.forks import Lock
+from provenance.packing import pack_as_the_environment_says
 from provenance.patching import Patch
 from provenance.recording import record_as_the_environment_says
 from provenance.signing import sign_as_the_environment_says
 
 SHELLS: Final = (
-    ("grpc", "provenance.grpc.client", "client_patches"),
-    ("grpc", "provenance.grpc.server", "server_patches"),
+    ("grpc._channel", "provenance.grpc.client", "client_patches"),  # which grpc imports for the first channel
+    ("grpc._server", "provenance.grpc.server", "server_patches"),
     ("grpc", "provenance.grpc.aio_client", "client_patches"),
     ("grpc", "provenance.grpc.aio_server", "server_patches"),
     ("httpcore", "provenance.http.client", "client_patches"),
@@ -54,6 +55,7 @@ class ProvenanceInstrumentor(BaseInstrumentor):  # type: ignore[misc]  # as abov
         sign_as_the_environment_says()
         enforce_as_the_environment_says()
         record_as_the_environment_says()
+        pack_as_the_environment_says()
         guard_as_the_environment_says()
         for patch in self._patches:
             patch.apply()

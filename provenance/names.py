@@ -3,6 +3,8 @@
 Keys from OpenTelemetry's semantic conventions keep their names; what the conventions lack is `provenance.*`.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 # --- on the wire: HTTP headers and gRPC metadata (lowercase: HTTP/2 and gRPC demand it) ---------------------------
@@ -63,6 +65,9 @@ EGRESS_STATUS: Final = "provenance.egress.status"
 PEER_PRINCIPAL: Final = "provenance.peer.principal"
 """The authenticated identity of the peer (SPIFFE id, Linkerd identity), where a proxy vouched for one."""
 
+PACKED: Final = "provenance.call"
+"""Instead of the attributes in `PACKABLE`, where a service packs them: all of them in one text (`provenance.packing`)."""
+
 STAMP_ABSENT: Final = "absent"
 STAMP_MALFORMED: Final = "malformed"
 STAMP_MISMATCHED: Final = "mismatched"
@@ -78,3 +83,25 @@ SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 NETWORK_PEER_ADDRESS: Final = "network.peer.address"
 NETWORK_PEER_PORT: Final = "network.peer.port"
+
+PACKABLE: Final[Mapping[str, type[str] | type[int]]] = MappingProxyType(
+    dict.fromkeys(
+        (
+            REQUEST_HASH,
+            KEYED_HASH,
+            HASH_KEY,
+            REQUEST_ID_ATTRIBUTE,
+            STAMP_STATUS,
+            STAMP_KID,
+            STAMP_NONCE,
+            STAMP_MAC,
+            STAMP_TEXT_HASH,
+            PEER_PRINCIPAL,
+            SERVER_ADDRESS,
+            NETWORK_PEER_ADDRESS,
+        ),
+        str,
+    )
+    | dict.fromkeys((REQUEST_SIZE, RESPONSE_SIZE, STAMP_TIME, SERVER_PORT, NETWORK_PEER_PORT), int)
+)
+"""What `PACKED` may hold, and of which type each is."""

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from provenance import names
-from provenance.context import outgoing_request_id, usable
+from provenance.context import REQUEST_ID_BYTES, outgoing_request_id, usable
 from provenance.digest import render_content_digest
 from provenance.incoming import promised_hash
 from provenance.keys import Key
 from provenance.recording import PLAIN, Recording, current_recording
 from provenance.signing import signing_key
 from provenance.spans import RecordingSpan, current_service, stamp_attributes
-from provenance.stamp import NONCE_BYTES, Seen, Stamp, render, span_id_of, text_hash, trusted
+from provenance.stamp import NONCE_BYTES, Seen, Stamp, render, signed_stamp, trusted
 
 _NS_PER_MS: Final = 1_000_000
 
@@ -84,16 +84,14 @@ def stamp_call(
     headers = []
     digest = None if replaced is _WITH_DIGEST else _combined(own, names.CONTENT_DIGEST)
     if hash_hex is not None and digest is None:
-        digest = render_content_digest(hash_hex)
-        headers.append((names.CONTENT_DIGEST, digest))
-    traceparent = _combined(own, names.TRACEPARENT)
+        headers.append((names.CONTENT_DIGEST, render_content_digest(hash_hex)))
+        promised: str | None = hash_hex
+    else:
+        promised = promised_hash(digest)
     signed = None
     if key is not None:
-        seen = Seen(request.method, request.target, promised_hash(digest), traceparent)
-        # A kid that a key has is in bounds, and so is what a key makes.
-        known = (key.kid, stamp.time_unix_ms, stamp.nonce, span_id_of(traceparent))
-        signed = text_hash(trusted(*known, None), seen)
-        stamp = trusted(*known, key.sign(signed))
+        seen = Seen(request.method, request.target, promised, _combined(own, names.TRACEPARENT))
+        stamp, signed = signed_stamp(stamp, seen, key)
     headers.append((names.STAMP, render(stamp)))
     attributes = stamp_attributes(stamp, signed, recording)
     if hash_hex is not None:
@@ -108,12 +106,15 @@ def stamp_call(
 def stamp_now(span: RecordingSpan | None, request: Request) -> Outgoing:
     """`stamp_call` with this moment, fresh randomness and this process's identity and key."""
     service, own = current_service(span), request.own
+    randomness = os.urandom(NONCE_BYTES + REQUEST_ID_BYTES)
     return stamp_call(
         request,
-        trusted(service, time.time_ns() // _NS_PER_MS, os.urandom(NONCE_BYTES), None, None),
+        trusted(service, time.time_ns() // _NS_PER_MS, randomness[:NONCE_BYTES], None, None),
         key=signing_key(service),
         recording=current_recording(),
-        request_id=usable(own[names.REQUEST_ID][0]) if names.REQUEST_ID in own else outgoing_request_id(),
+        request_id=usable(own[names.REQUEST_ID][0])
+        if names.REQUEST_ID in own
+        else outgoing_request_id(randomness[NONCE_BYTES:]),
     )
 
 

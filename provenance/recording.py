@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 from provenance import names
 from provenance.faults import report
 from provenance.keys import HMAC, Key, KeysError
+from provenance.packing import recorded
 from provenance.signing import HASH_SERVICE, hash_key
 
 ENVIRONMENT: Final = "PROVENANCE_HASH"
@@ -72,7 +73,7 @@ def sealed(key: Signer, nonce: bytes, mac: bytes, text_hash: bytes) -> bytes:
 
 def late_request(span_attributes: Mapping[str, Any] | None, hash_hex: str, size: int) -> dict[str, str | int]:
     """The attributes of a hash that is known once the body went by; the span has its stamp already."""
-    nonce = None if not _is_keyed else (span_attributes or {}).get(names.STAMP_NONCE)
+    nonce = recorded(span_attributes, names.STAMP_NONCE) if _is_keyed else None
     return current_recording().request(nonce, hash_hex, size)
 
 

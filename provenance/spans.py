@@ -1,15 +1,19 @@
 """Which span is this call's own, and what a stamp looks like as attributes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Protocol, cast
 
 from opentelemetry.trace import SpanKind, get_current_span, get_tracer_provider
 
 from provenance import names
+from provenance.packing import is_packed, pack
 from provenance.recording import PLAIN, Recording
 from provenance.stamp import Stamp, make_kid
 
 Attributes = Mapping[str, str | int]
+
+_UNTOLD: Final[Any] = object()
 
 
 class RecordingSpan(Protocol):
@@ -21,6 +25,9 @@ class RecordingSpan(Protocol):
 
     def is_recording(self) -> bool:
         """False once it has ended."""
+
+    def set_attribute(self, key: str, value: str) -> None:
+        """Add this one."""
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Add these."""
@@ -40,15 +47,23 @@ def own_span(kind: SpanKind, foreign: frozenset[str] = frozenset()) -> Recording
     The stamp travels all the same: a call that is not sampled, or that nobody instruments, is still a stamped call.
     """
     span = get_current_span()
-    if not span.is_recording() or getattr(span, "kind", None) is not kind or not hasattr(span, "attributes"):
+    if not span.is_recording() or getattr(span, "kind", None) is not kind:
         return None
-    # One walk over its keys: the SDK takes longer to say that a key is missing than to name all that are there.
-    return cast("RecordingSpan", span) if foreign.isdisjoint(span.attributes or ()) else None
+    attributes = getattr(span, "attributes", _UNTOLD)  # asked once: the SDK makes a view of them each time
+    return cast("RecordingSpan", span) if attributes is not _UNTOLD and foreign.isdisjoint(_keys(attributes)) else None
+
+
+def _keys(attributes: Mapping[str, Any] | None) -> Iterable[str]:
+    """What is there: the SDK takes longer to say that one key is missing than to name all, and to name them than to copy them."""
+    return attributes.copy() if isinstance(attributes, MappingProxyType) else attributes or ()
 
 
 def add_attributes(span: RecordingSpan, ours: Attributes, where_missing: Attributes) -> None:
-    """Set `ours`, and of `where_missing` what the span does not have yet."""
-    present = span.attributes or ()
+    """Set `ours`, and of `where_missing` what the span does not have yet; packed, who unpacks does not put it over what is there."""
+    if is_packed() and (text := pack({**ours, **where_missing})) is not None:
+        span.set_attribute(names.PACKED, text)
+        return
+    present = _keys(span.attributes)
     if not where_missing.keys().isdisjoint(present):
         there = frozenset(present)
         where_missing = {key: value for key, value in where_missing.items() if key not in there}

@@ -13,7 +13,7 @@ import re
 from binascii import a2b_base64
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 from provenance.digest import DigestError, parse_content_digest
@@ -150,6 +150,31 @@ def span_id_of(traceparent: str | None) -> bytes | None:
     return None if match is None else bytes.fromhex(match[2])
 
 
+class Signer(Protocol):
+    """A key, as far as it signs."""
+
+    @property
+    def kid(self) -> str:
+        """Its id."""
+
+    def sign(self, message: bytes) -> bytes:
+        """The MAC or signature."""
+
+
+def signed_stamp(unsigned: Stamp, seen: Seen, key: Signer) -> tuple[Stamp, bytes]:
+    """The stamp with this key's id and MAC, and the span id of the trace context that its call carries; and the hash of what is signed.
+
+    The kid of a key is in bounds, and so is what it makes.
+    """
+    span_id = span_id_of(seen.traceparent)
+    stamp = trusted(key.kid, unsigned.time_unix_ms, unsigned.nonce, span_id, None)
+    # Who has a span id of it has read it: its trace id is where it must be.
+    trace_id = None if span_id is None or seen.traceparent is None else seen.traceparent[3:35]
+    signed = _hashed(_lines(stamp, seen, trace_id))
+    _SET_MAC(stamp, key.sign(signed))  # nobody else has it yet
+    return stamp, signed
+
+
 def signed_text(stamp: Stamp, seen: Seen) -> str:
     """What a stamp's MAC is over, in lines.
 
@@ -157,17 +182,24 @@ def signed_text(stamp: Stamp, seen: Seen) -> str:
     keeps the trace. Where the caller sent no trace context, one that a proxy began is not the caller's to sign.
     """
     match = None if stamp.span_id is None or seen.traceparent is None else _TRACEPARENT.fullmatch(seen.traceparent)
-    trace_id = "-" if match is None else match[1]
+    return _lines(stamp, seen, None if match is None else match[1])
+
+
+def _lines(stamp: Stamp, seen: Seen, trace_id: str | None) -> str:
     span_id = "-" if stamp.span_id is None else stamp.span_id.hex()
     return (
-        f"provenance {stamp.version}\n{_rendered(stamp.kid)}\n{stamp.time_unix_ms}\n{stamp.nonce.hex()}\n{trace_id}\n{span_id}\n"
+        f"provenance {stamp.version}\n{_rendered(stamp.kid)}\n{stamp.time_unix_ms}\n{stamp.nonce.hex()}\n{trace_id or '-'}\n{span_id}\n"
         f"{seen.method.upper()}\n{canonical_target(seen.target)}\n{seen.digest_hex or '-'}"
     )
 
 
 def text_hash(stamp: Stamp, seen: Seen) -> bytes:
     """The SHA-256 of `signed_text`: what is signed, and what a callee records."""
-    return hashlib.sha256(signed_text(stamp, seen).encode("utf-8", "surrogateescape"), usedforsecurity=False).digest()
+    return _hashed(signed_text(stamp, seen))
+
+
+def _hashed(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape"), usedforsecurity=False).digest()
 
 
 def canonical_target(target: str) -> str:

@@ -22,9 +22,9 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Members = np.ndarray[Any, np.dtype[np.int8]]
 
-_EMPTY, _STRING, _BOOL, _INT, _DOUBLE, _ARRAY, _KVLIST, _BYTES = range(8)
+_EMPTY, STRING, _BOOL, INT, _DOUBLE, _ARRAY, _KVLIST, _BYTES = range(8)
 _MEMBERS: Final = tuple(f"{m}_value" for m in VALUE_MEMBERS)
-_WANTED: Final = {"VARCHAR": _STRING, "BIGINT": _INT}
+_WANTED: Final = {"VARCHAR": STRING, "BIGINT": INT}
 
 NOT_UTF8: Final = "string is not UTF-8: the bad bytes were replaced"
 DUPLICATE_KEY: Final = "attribute key twice in one set: the last value was kept"
@@ -176,11 +176,11 @@ def _pivot_one(
 
 def maps(attributes: Attributes, remaining: Mask, notes: Notes) -> tuple[pa.MapArray, pa.MapArray]:
     """The columns `attributes` and `attributes_json` of the attributes in `remaining`."""
-    is_string = attributes.member == _STRING
+    is_string = attributes.member == STRING
     texts = np.flatnonzero(remaining & is_string)
     others = np.flatnonzero(remaining & ~is_string)
     return (
-        _map(attributes, texts, attributes.columns[_STRING - 1].take(pa.array(texts))),
+        _map(attributes, texts, attributes.columns[STRING - 1].take(pa.array(texts))),
         _map(attributes, others, _json(attributes, others, notes)),
     )
 
@@ -211,7 +211,7 @@ def _json_of(attributes: Attributes, kind: int, chosen: Indices, notes: Notes) -
     if kind == _EMPTY:
         return pa.array(["null"] * len(chosen), pa.string())
     column = attributes.columns[kind - 1].take(pa.array(chosen))
-    if kind in {_BOOL, _INT}:
+    if kind in {_BOOL, INT}:
         return column.cast(pa.string())
     plain = column.to_pylist()
     match kind:

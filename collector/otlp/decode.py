@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from collector.errors import DecodeError
 from collector.otlp import attributes as attrs
-from collector.otlp import projection
+from collector.otlp import packed, projection
 from collector.otlp.attributes import Indices, Mask, Notes
 from collector.otlp.origins import Origin, read_resource, read_scope, resource_rows, scope_rows
 from collector.otlp.projection import EVENT, LINK, REQUEST, RESOURCE_SPANS, SCOPE_SPANS, SPAN, TooManyRowsError, lengths
@@ -392,7 +392,7 @@ def _span_rows(spans: _Spans, received_unix_nano: Indices, notes: Notes) -> pa.R
     start, end = _nanos(columns.column("start_time_unix_nano")), _nanos(columns.column("end_time_unix_nano"))
     status = columns.column("status")
     code = np.nan_to_num(status.field("code").to_numpy(zero_copy_only=False)).astype(np.int64)
-    attributes = attrs.read(columns.column("attributes"), notes)
+    attributes = packed.unpack(attrs.read(columns.column("attributes"), notes))
     hot, remaining = attrs.pivot(attributes)
     texts, others = attrs.maps(attributes, remaining, notes)
     return _batch(

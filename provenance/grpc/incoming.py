@@ -24,24 +24,20 @@ _OPENTELEMETRY: Final = "opentelemetry."
 _NOT_SERIALISED: Final = object()
 
 
-_BEHAVIOURS: Final = {
-    (False, False): "unary_unary",
-    (False, True): "unary_stream",
-    (True, False): "stream_unary",
-    (True, True): "stream_stream",
-}
-"""Where a handler has its behaviour, by whether its requests and its responses are streams."""
+_DESERIALIZER: Final = 2
+_SERIALIZER: Final = 3
+_BEHAVIOURS: Final = {(False, False): 4, (False, True): 5, (True, False): 6, (True, True): 7}
+"""Where a handler, which is a named tuple, has its behaviour, by whether its requests and its responses are streams."""
 
 
 def observed(handler: Any, method: str, *, may_serialise_early: bool, observe: "Observe") -> Any:
     """The handler of a call, with an `IncomingCall` that listens; `observe` makes the behaviour's shell."""
     call = IncomingCall(handler, method, may_serialise_early=may_serialise_early)
-    name = _BEHAVIOURS[bool(handler.request_streaming), bool(handler.response_streaming)]
-    return handler._replace(
-        request_deserializer=call.deserialise,
-        response_serializer=call.serialise,
-        **{name: observe(handler, getattr(handler, name), call)},
-    )
+    behaviour = _BEHAVIOURS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    fields = list(handler)  # `_replace` takes twice as long, and this is done for every call
+    fields[_DESERIALIZER], fields[_SERIALIZER] = call.deserialise, call.serialise
+    fields[behaviour] = observe(handler, fields[behaviour], call)
+    return handler._make(fields)
 
 
 @lru_cache(maxsize=64)  # a server's interceptors are the same at every call
@@ -170,7 +166,11 @@ class IncomingCall:
                 raw = None
             if isinstance(raw, bytes):
                 self._response, self._raw_response = response, raw
-                self._attributes = (self._attributes or {}) | {names.RESPONSE_SIZE: len(raw)}
+                if self._attributes is None:  # the call was described when it began
+                    self._response_size = len(raw)
+                    self.responses_ended()
+                else:
+                    self._attributes[names.RESPONSE_SIZE] = len(raw)
         self.failed()
 
     def serialise(self, response: Any) -> Any:

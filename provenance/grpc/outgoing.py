@@ -14,7 +14,7 @@ from provenance.digest import StreamHash, request_hash
 from provenance.egress_guard import check_address
 from provenance.faults import Contained, report
 from provenance.grpc.incoming import HTTP_METHOD
-from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
+from provenance.outgoing import Outgoing, Request, stamp_now
 from provenance.patching import Patch
 from provenance.recording import late_request
 from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
@@ -122,33 +122,33 @@ def stamp_stream(patch: Patch, own: Metadata, callee: Callee) -> Stamped | None:
 
 def _stamp(own: Metadata, callee: Callee, hash_hex: str | None, size: int) -> Stamped:
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_RPC)
-    headers = own_headers((text(key), text(value)) for key, value in own)
+    headers: dict[str, list[str]] = {}
+    for key, value in own:
+        headers.setdefault(text(key).lower(), []).append(text(value))
     outgoing = stamp_now(span, Request(HTTP_METHOD, callee.method, hash_hex, size, headers))
-    return Stamped(add_metadata(own, outgoing), span, outgoing.attributes, callee.address)
+    kept = own if outgoing.replaced.isdisjoint(headers) else _without(own, outgoing.replaced)
+    return Stamped(add_metadata(kept, outgoing), span, outgoing.attributes, callee.address)
+
+
+def _without(own: Metadata, replaced: frozenset[str]) -> Metadata:
+    """Without what somebody forwarded from another call: it is not this call's."""
+    return tuple(entry for entry in own if text(entry[0]).lower() not in replaced)
 
 
 def add_metadata(own: Metadata, outgoing: Outgoing) -> Metadata:
     """The caller's metadata, as it is and in its order, and the stamp's after it.
 
-    Only what somebody forwarded from another call goes: it is not this call's.
-
     Raises:
         MetadataFullError: The call would come close to the limit of what servers accept.
     """
-    all_of_it = []
-    size = 0
-    for entry in own:
-        key, value = entry
-        if text(key).lower() not in outgoing.replaced:
-            all_of_it.append(entry)
-            size += len(key) + len(value) + _METADATA_ENTRY_OVERHEAD
-    for entry in outgoing.headers:
-        all_of_it.append(entry)
-        size += len(entry[0]) + len(entry[1]) + _METADATA_ENTRY_OVERHEAD
+    metadata = own + outgoing.headers
+    size = len(metadata) * _METADATA_ENTRY_OVERHEAD
+    for key, value in metadata:
+        size += len(key) + len(value)
     if size > METADATA_ROOM_BYTES:
         message = f"{size} bytes of metadata with a stamp, over {METADATA_ROOM_BYTES}: the call goes without one"
         raise MetadataFullError(message)
-    return tuple(all_of_it)
+    return metadata
 
 
 class HashedRequests:

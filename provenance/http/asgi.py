@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final
 
 from opentelemetry.trace import SpanKind
@@ -33,7 +33,9 @@ from provenance.http.messages import (
     has_no_body,
     request_attributes,
     target_of,
+    watched_span,
 )
+from provenance.http.refusals import refused_span
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.server"
@@ -46,9 +48,6 @@ ENFORCED: Final = "provenance.enforced"
 
 FLUSH_SECONDS: Final = 5.0
 """How long the end of a lifespan waits for the last spans: orchestrators commonly kill after 10 to 30."""
-
-# An application that is called in-process, by another's handler, must not write on that other one's span.
-watched_span: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
 
 
 class ProvenanceMiddleware:
@@ -85,12 +84,19 @@ async def serve(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, is_
     if guard is not None and (request is not None or is_last):
         # Inside the span, if there is to be one: what is refused is evidence too.
         scope[ENFORCED] = True
-        app = GuardedApp(app, guard, headers)
+        app = GuardedApp(app, guard, headers, partial(_describe_refused, scope, headers))
     with serving(headers.get(names.REQUEST_ID)):
         if request is None:
             await app(scope, receive, send)
         else:
             await _watch(request, app, scope, receive, send)
+
+
+def _describe_refused(scope: Scope, headers: dict[str, str]) -> None:
+    method, target = str(scope.get("method", "")), target_of(scope)
+    with Contained(PLACE), refused_span(headers, method=method, target=target) as span:
+        if span is not None:
+            WatchedRequest(span, scope, headers).finish()
 
 
 def _own_handle() -> Any:

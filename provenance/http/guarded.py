@@ -1,6 +1,6 @@
 """Enforce mode for ASGI: refused requests get 401, and what was altered on the way never reaches the application in full."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from provenance import names
@@ -15,17 +15,19 @@ class GuardedApp:
     """Calls `app` if the stamp proves the sender, and hands it the body's last piece only if it is the body that was promised.
 
     Of a body in pieces the application has the earlier ones by then; it is told that the client is gone, as it is where one
-    breaks off, and what it still answers is not sent.
+    breaks off, and what it still answers is not sent. `refused` is called before a request is refused that it has not seen.
     """
 
     app: ASGIApp
     guard: Guard
     headers: Mapping[str, str]
+    refused: Callable[[], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         refusal = self.guard.refusal(self.headers, method=scope.get("method", ""), target=target_of(scope))
         if refusal is not None:
+            self.refused()
             await _refuse(send, refusal)
             return
         promised, body = promised_hash(self.headers.get(names.CONTENT_DIGEST)), RunningHash()

@@ -24,7 +24,8 @@ class AlteredBodyError(OSError):
 class GuardedWSGIApp:
     """Calls `app` if the stamp proves the sender, with a body that can only be read to its end if it is what was promised.
 
-    `watch` makes the request's input one that knows its hash at its end, and calls back then.
+    `watch` makes the request's input one that knows its hash at its end, and calls back then. `refused` is called before a request
+    is refused that the application has not seen.
     """
 
     app: WSGIApp
@@ -32,12 +33,14 @@ class GuardedWSGIApp:
     headers: Mapping[str, str]
     target: str
     watch: Callable[[Environ, Callable[[str], None]], None]
+    refused: Callable[[], None]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         method = str(environ.get("REQUEST_METHOD", ""))
         refusal = self.guard.refusal(self.headers, method=method, target=self.target)
         if refusal is not None:
+            self.refused()
             return _refuse(start_response, refusal)
         promised = promised_hash(self.headers.get(names.CONTENT_DIGEST))
         if promised is None:

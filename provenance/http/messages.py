@@ -1,6 +1,7 @@
 """What the shells of HTTP servers share: ASGI's types, and what a request says of itself. Pure."""
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -10,12 +11,16 @@ from provenance.digest import RunningHash
 from provenance.identity import certified_principal
 from provenance.incoming import incoming_attributes
 from provenance.recording import current_recording
+from provenance.spans import RecordingSpan
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# An application that is called in-process, by another's handler, must not write on that other one's span.
+watched_span: ContextVar[RecordingSpan | None] = ContextVar("provenance.watched_span", default=None)
 
 
 def target_of(scope: Scope) -> str:

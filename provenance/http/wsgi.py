@@ -7,6 +7,7 @@ hands on to the application where it does not. Spans that start within an applic
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -17,10 +18,10 @@ from provenance.addresses import MAX_PORT, socket_attributes
 from provenance.context import serving
 from provenance.enforcement import current_guard
 from provenance.faults import Contained
-from provenance.http.asgi import watched_span
 from provenance.http.guarded_wsgi import ENFORCED, Environ, GuardedWSGIApp, StartResponse, WSGIApp
-from provenance.http.messages import has_no_body, request_attributes
+from provenance.http.messages import has_no_body, request_attributes, watched_span
 from provenance.http.passing import PassingHash
+from provenance.http.refusals import refused_span
 from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
 
 PLACE: Final = "http.wsgi"
@@ -54,11 +55,19 @@ def serve(app: WSGIApp, environ: Environ, start_response: StartResponse) -> Iter
     guard = current_guard()
     if guard is not None and ENFORCED not in environ:
         environ[ENFORCED] = True
-        app = GuardedWSGIApp(app, guard, headers, environ_target(environ), _check_at_the_end)
+        refused = partial(_describe_refused, environ, headers)
+        app = GuardedWSGIApp(app, guard, headers, environ_target(environ), _check_at_the_end, refused)
     if request is None:
         with serving(headers.get(names.REQUEST_ID)):
             return app(environ, start_response)
     return _watch(request, app, environ, start_response)
+
+
+def _describe_refused(environ: Environ, headers: dict[str, str]) -> None:
+    method = str(environ.get("REQUEST_METHOD", ""))
+    with Contained(PLACE), refused_span(headers, method=method, target=environ_target(environ)) as span:
+        if span is not None:
+            WatchedRequest(span, environ, headers, None).finish()
 
 
 def _check_at_the_end(environ: Environ, check: Callable[[str], None]) -> None:

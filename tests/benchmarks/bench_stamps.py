@@ -1,7 +1,8 @@
-"""What a stamp costs a call: processor time of client and server together, bare, with OpenTelemetry, and with ours on top.
+"""What a stamp costs a call: processor and wall time of client and server together, bare, with OpenTelemetry, with ours on top, and
+bare through a pair of real Envoys.
 
-Prints one JSON object. Every variant is a process of its own with a gRPC server and a client in it; they live side by side and take
-turns, block by block, so that they share the machine's moods. Medians of the blocks; differences are paired within a round.
+Prints one JSON object. Every variant is a process of its own with a server and a client in it (`stamp_workers`); they live side by side
+and take turns, block by block, so that they share the machine's moods. Medians of the blocks; differences are paired within a round.
 """
 
 import argparse
@@ -10,68 +11,27 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from concurrent import futures
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Self, cast
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.benchmarks.sidecars import Pair, pair_before
+from tests.benchmarks.stamp_workers import METHOD, TRANSPORTS, VARIANTS
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
 SIZES = (200, 2_000, 64_000, 1_000_000)
-VARIANTS = ("bare", "opentelemetry", "unsigned", "hmac", "ed25519")
-METHOD = "/bench.Echo/Call"
+OURS = VARIANTS[2:]
+SIDECARS = "sidecars"
+UNITS = ("cpu_us", "wall_us")
 
-
-# --- one variant, in a process of its own -----------------------------------------------------------------------------------
-
-
-def instrumented(variant: str, keys: str) -> None:
-    """Set up what the variant has; spans are made and ended, and exported to nobody."""
-    if variant == "bare":
-        return
-    from opentelemetry import trace
-    from opentelemetry.instrumentation.grpc import GrpcInstrumentorClient, GrpcInstrumentorServer
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-
-    trace.set_tracer_provider(TracerProvider(resource=Resource({"service.name": "bench"})))
-    GrpcInstrumentorClient().instrument()
-    GrpcInstrumentorServer().instrument()
-    if variant != "opentelemetry":
-        from provenance.instrumentor import ProvenanceInstrumentor
-        from provenance.signing import sign_with
-
-        ProvenanceInstrumentor().instrument()
-        if variant != "unsigned":
-            sign_with(keys)
-
-
-def serve_blocks(variant: str, keys: str) -> None:
-    """Answer every line `size calls` with the processor time that these calls took, in µs a call."""
-    instrumented(variant, keys)
-    import grpc
-    from google.protobuf.wrappers_pb2 import BytesValue
-
-    server = grpc.server(futures.ThreadPoolExecutor(1), options=[("grpc.max_receive_message_length", -1)])
-    handler = grpc.unary_unary_rpc_method_handler(
-        lambda request, _: BytesValue(value=b"ok"), BytesValue.FromString, BytesValue.SerializeToString
-    )
-    service, name = METHOD[1:].split("/")
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)])
-    call = channel.unary_unary(METHOD, BytesValue.SerializeToString, BytesValue.FromString)
-    for line in sys.stdin:
-        size, calls = map(int, line.split())
-        request = BytesValue(value=os.urandom(size))
-        begun = time.process_time()
-        for _ in range(calls):
-            call(request)
-        print((time.process_time() - begun) / calls * 1e6, flush=True)
-    server.stop(None)
+Taken = dict[str, float]
+"""By unit, of a call, in µs."""
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------------
@@ -88,43 +48,100 @@ def key_files(folder: Path) -> dict[str, str]:
     return files
 
 
-def measure(rounds: int, calls: int) -> dict[str, Any]:
-    """Processor µs a call by size and variant, and what each variant adds to OpenTelemetry's."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = key_files(Path(folder))
+class Worker:
+    """One variant's process; `call` has it make a block of calls."""
+
+    def __init__(self, transport: str, variant: str, keys: str) -> None:
+        program = Path(__file__).with_name("stamp_workers.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(program), transport, variant, keys],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._told, self._said = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
+        self.port = int(self._said.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def call(self, size: int, calls: int, port: int = 0) -> Taken:
+        """What these calls took."""
+        print(size, calls, port, file=self._told, flush=True)
+        answer: Taken = json.loads(self._said.readline())
+        return answer
+
+    def __exit__(self, *_: object) -> None:
+        self._told.close()
+        try:
+            self._process.wait(30)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._said.close()
+
+
+def through(pair: Pair, bare: Worker, size: int, calls: int) -> Taken:
+    """A block of bare calls through both Envoys, whose processor time counts too."""
+    before = pair.cpu_seconds()
+    taken = bare.call(size, calls, pair.port)
+    envoys = (pair.cpu_seconds() - before) / calls * 1e6
+    return {**taken, "cpu_us": taken["cpu_us"] + envoys}
+
+
+def measure(transport: str, rounds: int, calls: int) -> dict[str, Any]:
+    """By size: what a call takes in every variant, and what each adds to OpenTelemetry's; for gRPC, through a pair of Envoys too."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        files = key_files(folder)
         workers = {
-            variant: subprocess.Popen(
-                [sys.executable, __file__, "--variant", variant, "--keys", files.get(variant, "")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for variant in VARIANTS
+            v: stack.enter_context(Worker(transport, v, files.get(v.removesuffix(", packed"), ""))) for v in VARIANTS
         }
-
-        def block(variant: str, size: int, calls: int) -> float:
-            worker = workers[variant]
-            told, said = cast("IO[str]", worker.stdin), cast("IO[str]", worker.stdout)
-            print(size, calls, file=told, flush=True)
-            return float(said.readline())
-
+        ways: dict[str, Callable[[int, int], Taken]] = {v: worker.call for v, worker in workers.items()}
+        if transport == "grpc":
+            pair = stack.enter_context(pair_before(workers["bare"].port, folder))
+            ways[SIDECARS] = partial(through, pair, workers["bare"])
         report = {}
         for size in SIZES:
-            few = max(5, calls if size < SIZES[-1] else calls // 10)
-            for variant in VARIANTS:
-                block(variant, size, max(5, few // 5))
-            taken = [{variant: block(variant, size, few) for variant in VARIANTS} for _ in range(rounds)]
-            report[str(size)] = {
-                "cpu_us_per_call": {v: round(statistics.median(each[v] for each in taken), 1) for v in VARIANTS},
-                "added_to_opentelemetry_us": {
-                    v: round(statistics.median(each[v] - each["opentelemetry"] for each in taken), 1)
-                    for v in VARIANTS[2:]
-                },
-            }
-        for worker in workers.values():
-            cast("IO[str]", worker.stdin).close()
-            worker.wait(30)
+            few = max(5, calls if size < SIZES[-1] else calls // 5)
+            for way in ways.values():
+                way(size, max(5, few))
+            report[str(size)] = compared([{name: way(size, few) for name, way in ways.items()} for _ in range(rounds)])
     return report
+
+
+def compared(taken: Sequence[Mapping[str, Taken]]) -> dict[str, Any]:
+    """Medians of the rounds by way, of the differences within a round, and ours as a part of what the Envoys add; pure."""
+    ways = tuple(taken[0])
+    report: dict[str, Any] = {
+        "per_call": {w: {unit: median([each[w][unit] for each in taken]) for unit in UNITS} for w in ways},
+        "added_to_opentelemetry": {w: _added(taken, w, "opentelemetry") for w in OURS},
+    }
+    if SIDECARS in ways:
+        pair = report["sidecars_added_to_bare"] = _added(taken, SIDECARS, "bare")
+        report["ours_of_what_sidecars_add"] = {
+            w: {
+                unit: round(report["added_to_opentelemetry"][w][unit]["median"] / pair[unit]["median"], 3)
+                for unit in UNITS
+            }
+            for w in OURS
+        }
+    return report
+
+
+def _added(taken: Sequence[Mapping[str, Taken]], way: str, to: str) -> dict[str, dict[str, float]]:
+    """Median and quartiles of the differences."""
+    added = {}
+    for unit in UNITS:
+        differences = [each[way][unit] - each[to][unit] for each in taken]
+        low, middle, high = statistics.quantiles(differences, n=4) if len(differences) > 1 else differences * 3
+        added[unit] = {"quarter": round(low, 1), "median": round(middle, 1), "three_quarters": round(high, 1)}
+    return added
+
+
+def median(values: Sequence[float]) -> float:
+    """To a tenth of a µs."""
+    return round(statistics.median(values), 1)
 
 
 def added_bytes() -> dict[str, int]:
@@ -146,13 +163,17 @@ def added_bytes() -> dict[str, int]:
 
 
 def own_code(rounds: int) -> dict[str, dict[str, float]]:
-    """What our own code takes of a call, without gRPC, in one thread (`stamp_paths`)."""
+    """What our own code takes of a call, without gRPC, in one thread (`stamp_paths`); and what exporting its spans takes more."""
     from tests.benchmarks import stamp_paths
 
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         files = key_files(Path(folder))
-        keys = {"unsigned": None, "hmac": files["hmac"]}
-        return {variant: stamp_paths.measure(rounds=rounds, keys=file) for variant, file in keys.items()}
+        return {
+            variant: stamp_paths.measure(
+                rounds=rounds, keys=files.get(variant.removesuffix(", packed")), packed=variant.endswith(", packed")
+            )
+            for variant in OURS
+        }
 
 
 TELEMETRY = """
@@ -170,14 +191,14 @@ trace.set_tracer_provider(provider)
 for each in (GrpcAioInstrumentorClient, GrpcAioInstrumentorServer, GrpcInstrumentorClient, GrpcInstrumentorServer):
     each().instrument()
 """
-OURS = "from provenance.instrumentor import ProvenanceInstrumentor; ProvenanceInstrumentor().instrument()"
+INSTRUMENT = "from provenance.instrumentor import ProvenanceInstrumentor; ProvenanceInstrumentor().instrument()"
 
 
 def start(rounds: int) -> dict[str, float]:
     """Processor ms until a gRPC service is instrumented: with OpenTelemetry alone, and what ours adds; medians of pairs."""
     taken: dict[str, list[float]] = {"opentelemetry": [], "added": []}
     for _ in range(rounds):
-        alone, both = (_start_ms(program) for program in (TELEMETRY, TELEMETRY + OURS))
+        alone, both = (_start_ms(program) for program in (TELEMETRY, TELEMETRY + INSTRUMENT))
         taken["opentelemetry"].append(alone)
         taken["added"].append(both - alone)
     return {name: round(statistics.median(values), 1) for name, values in taken.items()}
@@ -193,17 +214,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only to see that it works")
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
-    parser.add_argument("--keys", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--transport", choices=TRANSPORTS, action="append", help="only this one; may be given again")
     options = parser.parse_args()
-    if options.variant:
-        serve_blocks(options.variant, options.keys)
-        return
-    rounds, calls = (1, 10) if options.quick else (15, 300)
+    rounds, calls = (2, 10) if options.quick else (45, 100)
     report = {
-        "inputs": {"rounds": rounds, "calls_per_round": calls, "sizes": SIZES, "kind": "unary-unary, sync"},
-        "by_size": measure(rounds, calls),
-        "own_code_us_at_2000_bytes": own_code(rounds=3 if options.quick else 200),
+        "inputs": {"rounds": rounds, "calls_per_round": calls, "sizes": SIZES, "load_average": os.getloadavg()},
+        "by_transport": {each: measure(each, rounds, calls) for each in options.transport or TRANSPORTS},
+        "own_code_us_at_2000_bytes": own_code(rounds=3 if options.quick else 1500),
         "start_cpu_ms": start(1 if options.quick else 7),
         "metadata_bytes_added": added_bytes(),
     }

@@ -6,10 +6,12 @@ The difference to what `bench_stamps` measures of whole calls is the metadata th
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 METHOD = "/bench.Echo/Call"
+EXPORTED_CALLS = 50
 RESPONSE = b"ok"
 
 
@@ -50,7 +52,7 @@ class Context:
         return "ipv4:127.0.0.1:40000"
 
 
-def sides(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def sides(size: int, processor: Any = None) -> tuple[Callable[[], None], Callable[[], None]]:
     """One call of the client's shell, and one of the server's, each within a span of its own that ends at once."""
     import grpc
     from opentelemetry import trace
@@ -61,7 +63,10 @@ def sides(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
     from provenance.grpc import client, server
     from provenance.grpc.outgoing import Callee
 
-    tracer = TracerProvider(resource=Resource({"service.name": "bench"}), shutdown_on_exit=False).get_tracer("bench")
+    provider = TracerProvider(resource=Resource({"service.name": "bench"}), shutdown_on_exit=False)
+    if processor is not None:
+        provider.add_span_processor(processor)
+    tracer = provider.get_tracer("bench")
     address: dict[str, str | int] = {"server.address": "127.0.0.1", "server.port": 50051}
     patch: Any = SimpleNamespace(active=True)
     own = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),)
@@ -107,7 +112,7 @@ def bare_span() -> Callable[[], None]:
 
 
 def best_us(function: Callable[[], None], *, calls: int, rounds: int) -> float:
-    """Processor µs a call, in the best round: what the machine did beside is not ours."""
+    """Processor µs a call, in the best of many short rounds: what the machine did beside is not ours."""
     taken = []
     for _ in range(rounds):
         begun = time.thread_time_ns()
@@ -117,17 +122,60 @@ def best_us(function: Callable[[], None], *, calls: int, rounds: int) -> float:
     return min(taken)
 
 
-def measure(*, calls: int = 200, rounds: int = 120, size: int = 2000, keys: str | None = None) -> dict[str, float]:
-    """µs of the client's side, the server's, and both; `keys` is a file to sign with."""
-    from provenance import signing
+def export(size: int, *, rounds: int) -> float:
+    """Processor µs to encode a call's two spans as OTLP, beyond what they take without what is ours: in batches, as exporters do."""
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept = InMemorySpanExporter()
+    client_side, server_side = sides(size, SimpleSpanProcessor(kept))
+    for _ in range(EXPORTED_CALLS):
+        client_side()
+        server_side()
+    with_ours = kept.get_finished_spans()
+    without = [
+        ReadableSpan(
+            each.name,
+            each.context,
+            resource=each.resource,
+            attributes={key: value for key, value in (each.attributes or {}).items() if key.startswith("rpc.")},
+            kind=each.kind,
+            instrumentation_scope=each.instrumentation_scope,
+            start_time=each.start_time,
+            end_time=each.end_time,
+        )
+        for each in with_ours
+    ]
+    ours, others = (best_us(partial(_encode, each), calls=1, rounds=rounds) for each in (with_ours, without))
+    return (ours - others) / EXPORTED_CALLS
+
+
+def _encode(spans: Any) -> None:
+    from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+    encode_spans(spans).SerializeToString()
+
+
+def measure(
+    *, calls: int = 20, rounds: int = 1200, size: int = 2000, keys: str | None = None, packed: bool = False
+) -> dict[str, float]:
+    """µs of the client's side, the server's, and both, and of exporting both spans; `keys` is a file to sign with."""
+    from provenance import packing, signing
 
     signing.sign_with(keys)
+    os.environ[packing.ENVIRONMENT] = "packed" if packed else "separate"
+    packing.pack_as_the_environment_says()
     try:
         client_side, server_side = sides(size)
         client_side()
         span = best_us(bare_span(), calls=calls, rounds=rounds)
         client = best_us(client_side, calls=calls, rounds=rounds) - span
         server = best_us(server_side, calls=calls, rounds=rounds) - span
-        return {"client": round(client, 1), "server": round(server, 1), "both": round(client + server, 1)}
+        exported = export(size, rounds=max(3, rounds // 10))
+        taken = {"client": client, "server": server, "both": client + server, "export": exported}
+        return {name: round(us, 1) for name, us in taken.items()}
     finally:
         signing.sign_with(None)
+        os.environ[packing.ENVIRONMENT] = "separate"
+        packing.pack_as_the_environment_says()

@@ -95,6 +95,21 @@ def test_witnesses() -> None:
     assert report["import"]["lines_per_s"] > 0
 
 
+def test_stamps() -> None:
+    report = report_of("bench_stamps.py", "--quick")
+
+    ours = {"unsigned", "hmac", "ed25519", "unsigned, packed", "hmac, packed"}
+    for transport in ("grpc", "grpc.aio", "http"):
+        for size in ("200", "2000", "64000", "1000000"):
+            part = report["by_transport"][transport][size]
+            sidecars = {"sidecars"} if transport == "grpc" else set()
+            assert set(part["per_call"]) == {"bare", "opentelemetry"} | ours | sidecars
+            assert all(way["cpu_us"] > 0 and way["wall_us"] > 0 for way in part["per_call"].values())
+            assert set(part["added_to_opentelemetry"]) == ours
+    assert set(report["by_transport"]["grpc"]["2000"]["ours_of_what_sidecars_add"]) == ours
+    assert report["metadata_bytes_added"]["hmac"] > report["metadata_bytes_added"]["unsigned"] > 0
+
+
 def test_soak_of_twenty_seconds_samples_every_second_and_draws(tmp_path: Path) -> None:
     report = report_of("soak.py", "--minutes", "0.33", "--rate", "5000", "--out", str(tmp_path / "soak.json"))
 

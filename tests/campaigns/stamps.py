@@ -5,7 +5,7 @@ that forwards most calls as they are and does something to the others. What it d
 the verdict of each call afterwards. Among the clean calls are streams, calls that fail and are sent again by the proxy with the same
 stamp, and calls that the caller cancels.
 
-Usage: python -m tests.campaigns.stamps [--calls N] [--seed N] [--out FILE]
+Usage: python -m tests.campaigns.stamps [--calls N] [--seed N] [--attributes packed] [--out FILE]
 """
 
 import argparse
@@ -262,7 +262,9 @@ def wait_for_the_end() -> None:
 # --- the campaign -----------------------------------------------------------------------------------------------------------
 
 
-def run(directory: Path, *, calls: int, seed: int, transport: str = "grpc") -> dict[str, Any]:
+def run(
+    directory: Path, *, calls: int, seed: int, transport: str = "grpc", attributes: str = "separate"
+) -> dict[str, Any]:
     """The matrix: by what was done, how often, and the verdicts on it."""
     directory.mkdir(exist_ok=True)
     from provenance.keys import HMAC, KeySet, new_key, render_key_set
@@ -277,6 +279,7 @@ def run(directory: Path, *, calls: int, seed: int, transport: str = "grpc") -> d
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "PROVENANCE_"))}
     environment |= {
         "PROVENANCE_KEYS": str(file),
+        "PROVENANCE_ATTRIBUTES": attributes,
         "PYTHONPATH": str(ROOT),
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.grpc_port}",
         "OTEL_BSP_MAX_QUEUE_SIZE": "65536",
@@ -393,6 +396,9 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=100_000, help="of the honest caller (default: 100,000)")
     parser.add_argument("--seed", type=int, default=1, help="of every random choice (default: 1)")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    parser.add_argument(
+        "--attributes", choices=("separate", "packed"), default="separate", help="as the services set it"
+    )
     parser.add_argument("--transport", choices=TRANSPORTS, help="only over this one (default: over each in turn)")
     for hidden in ("--role", "--target", "--service"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
@@ -403,7 +409,13 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         report = {
-            transport: run(Path(folder) / transport, calls=options.calls, seed=options.seed, transport=transport)
+            transport: run(
+                Path(folder) / transport,
+                calls=options.calls,
+                seed=options.seed,
+                transport=transport,
+                attributes=options.attributes,
+            )
             for transport in ([options.transport] if options.transport else TRANSPORTS)
         }
     text = json.dumps(report, indent=2)

@@ -37,7 +37,7 @@ from requests.adapters import HTTPAdapter
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from provenance import faults
+from provenance import enforcement, faults
 from provenance.digest import render_content_digest
 from provenance.http import aiohttp as aiohttp_shell
 from provenance.http import django as django_shell
@@ -632,6 +632,28 @@ def test_an_aiohttp_middleware_may_send_a_request_again(open_shop: Any, spans: A
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_refused_call_leaves_one_server_span_that_says_what_came(
+    open_shop: Any, spans: Any, no_faults: None, server: str
+) -> None:
+    shop = open_shop("urllib3", server)
+    enforcement.enforce(enforcement.Guard(lambda _kid: None))
+    try:
+        answer = send_urllib3("POST", f"{shop.url}/buy?to=ann", body=BODY)
+    finally:
+        enforcement.enforce(None)
+
+    assert answer.status == 401
+    assert shop.seen.headers == {}
+    [client], [refused] = spans.of(SpanKind.CLIENT), spans.of(SpanKind.SERVER)
+    assert refused.parent.span_id == client.context.span_id
+    assert refused.context.trace_id == client.context.trace_id
+    assert refused.attributes["provenance.stamp.status"] == "unsigned"
+    assert refused.attributes["provenance.stamp.nonce"] == client.attributes["provenance.stamp.nonce"]
+    assert 401 in {refused.attributes.get(f"http.{name}") for name in ("status_code", "response.status_code")}
+    assert "provenance.request.hash" not in refused.attributes, "nobody read the body"
 
 
 @pytest.mark.parametrize("server", ["flask", "django", "django, asgi"])
