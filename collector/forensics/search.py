@@ -262,7 +262,9 @@ def _search(wanted: TraceFilter, meaning: _Meaning, has_arrivals: bool, few: boo
     if conditions or few:
         hits = table.filter(conditions) if conditions else table
         members = scope.semi_join(hits.select("trace_id").distinct(), "trace_id")
-    if few:
+    # So they do where most that were found are left out again.
+    is_sifted = wanted.errors_only or wanted.min_duration_ns is not None or wanted.max_duration_ns is not None
+    if few and not is_sifted:
         grouped = members.group_by("trace_id").aggregate(**_choosing(members, wanted), **_naming(members))
         return _listed(grouped, wanted).select(*SEARCH_SCHEMA)
     # Names and counts take longer than choosing: in a second pass, for those alone that are listed.
