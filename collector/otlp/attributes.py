@@ -180,9 +180,14 @@ def maps(attributes: Attributes, remaining: Mask, notes: Notes) -> tuple[pa.MapA
     texts = np.flatnonzero(remaining & is_string)
     others = np.flatnonzero(remaining & ~is_string)
     return (
-        _map(attributes, texts, attributes.columns[_STRING - 1].take(pa.array(texts))),
+        _map(attributes, texts, _taken(attributes.columns[_STRING - 1], texts)),
         _map(attributes, others, _json(attributes, others, notes)),
     )
+
+
+def _taken(column: pa.Array, chosen: Indices) -> pa.Array:
+    """The chosen values; no copy where it is all of them."""
+    return column if len(chosen) == len(column) else column.take(pa.array(chosen))
 
 
 def _map(attributes: Attributes, chosen: Indices, items: pa.Array) -> pa.MapArray:
@@ -210,7 +215,7 @@ def _json(attributes: Attributes, chosen: Indices, notes: Notes) -> pa.Array:
 def _json_of(attributes: Attributes, kind: int, chosen: Indices, notes: Notes) -> pa.Array:
     if kind == _EMPTY:
         return pa.array(["null"] * len(chosen), pa.string())
-    column = attributes.columns[kind - 1].take(pa.array(chosen))
+    column = _taken(attributes.columns[kind - 1], chosen)
     if kind in {_BOOL, _INT}:
         return column.cast(pa.string())
     plain = column.to_pylist()

@@ -205,9 +205,7 @@ def _parts(
 def _open(payloads: Sequence[bytes], notes: Notes) -> _Envelope:
     """Three levels of messages, each decoded as one array and let go before the next one; the spans stay serialised."""
     origins = projection.MAX_ORIGINS
-    encoded, request = _unnested(
-        REQUEST.rows(pa.array(payloads, pa.binary())), "resource_spans", RESOURCE_SPANS, origins
-    )
+    encoded, request = _unnested(REQUEST.rows(_as_array(payloads)), "resource_spans", RESOURCE_SPANS, origins)
     messages = RESOURCE_SPANS.rows(encoded)
     resources = [read_resource(*origin) for origin in _pairs(messages, "resource")]
     encoded, resource = _unnested(messages, "scope_spans", SCOPE_SPANS, origins)
@@ -217,6 +215,15 @@ def _open(payloads: Sequence[bytes], notes: Notes) -> _Envelope:
     for origin in (*resources, *scopes):
         notes.update(dict(origin.notes))
     return _Envelope(resources, scopes, encoded, resource[scope], scope, request[resource[scope]])
+
+
+def _as_array(payloads: Sequence[bytes]) -> pa.BinaryArray:
+    """One value a payload; a single one, which may be large, is not copied."""
+    if len(payloads) > 1:
+        return pa.array(payloads, pa.binary())
+    [payload] = payloads
+    bounds = pa.array([0, len(payload)], pa.int32()).buffers()[1]
+    return pa.BinaryArray.from_buffers(pa.binary(), 1, [None, bounds, pa.py_buffer(payload)])
 
 
 def _unnested(
