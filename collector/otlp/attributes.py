@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from collector.otlp import values
-from collector.otlp.projection import KEY_VALUE, VALUE_MEMBERS, lengths
+from collector.otlp.projection import KEY_VALUE, VALUE_MEMBERS, owners
 from collector.schema import HOT_ATTRIBUTES, HotAttribute
 
 Notes = Counter[str]
@@ -64,8 +64,8 @@ def strings(array: pa.Array, notes: Notes) -> pa.Array:
 def read(lists: pa.ListArray, notes: Notes) -> Attributes:
     """Each owner's list of serialised KeyValues. Raises DecodeError when one of them is not a KeyValue."""
     encoded = lists.flatten()
-    owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
     member, columns, key = _one_member_each(encoded)
+    owner = owners(lists)
     dictionary = key.dictionary_encode()
     keys = strings(dictionary.dictionary, notes).to_pylist()
     code = dictionary.indices.to_numpy(zero_copy_only=False).astype(np.int64)
