@@ -11,6 +11,7 @@ Spans may be delivered twice: (trace_id, span_id) counts once. Plain OpenTelemet
 attribute.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,7 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.forensics.columns import address_of, host_of, is_error, port_of
+from collector.forensics.stages import staged
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, spans
 
@@ -56,8 +58,24 @@ _READ: Final = (
     "provenance_request_id",
 )
 
-_LOCAL: Final = (*_READ, "host", "port", "address", "destination")
-"""What is known of a span here; the last four say where a client span dialled, as `with_destination` tells it."""
+LINKING: Final = (
+    "trace_id",
+    "span_id",
+    "parent_span_id",
+    "service_name",
+    "name",
+    "kind",
+    "witness",
+    "start_time_unix_nano",
+    "duration_ns",
+)
+"""What tells a call from other spans, and whose it is."""
+
+FAILING: Final = ("status_code", "http_response_status_code", "rpc_grpc_status_code")
+"""What `columns.is_error` reads."""
+
+_DIALLED: Final = ("host", "port", "address", "destination")
+"""Where a client span dialled, as `with_destination` tells it."""
 
 _KEY: Final = ["caller", "callee", "operation", "external"]
 
@@ -83,19 +101,24 @@ class Calls:
     """The spans of a window as calls.
 
     Attributes:
-        entries: One row an entry: `_LOCAL` columns, `app_parent`, and of the span that called it, where it is known,
+        entries: One row an entry: the columns that were asked for, `_DIALLED`, `app_parent`, and of the span that called it, where it is known,
             `parent_service`, `parent_name`, `parent_kind`, `parent_duration_ns`, `parent_address`.
-        exits: One row an exit: `_LOCAL` columns and `app_parent`.
+        exits: One row an exit: the same columns and `app_parent`.
     """
 
     entries: ir.Table
     exits: ir.Table
 
 
-def calls_in(window: Window, table: ir.Table | None = None) -> Calls:
-    """Entries and exits that start in the window, as Ibis expressions over `table` (default: the unbound spans)."""
-    app = _with_app_parent(window.of(spans() if table is None else table, margin_ns=PARENT_MARGIN_NS))
-    parent = app.view().select(
+def calls_in(window: Window, table: ir.Table | None = None, columns: Sequence[str] = _READ) -> Calls:
+    """Entries and exits that start in the window, as Ibis expressions over `table` (default: the unbound spans).
+
+    Of `_READ` they have `columns`, which must have `LINKING`: an engine carries each through a few joins, whether it is used or not.
+    """
+    scope = window.of(spans() if table is None else table, margin_ns=PARENT_MARGIN_NS)
+    everything = deduplicated(with_destination(scope).select(*columns, *_DIALLED))
+    app = _with_app_parent(everything)
+    parent = everything.filter(everything.witness != "proxy").select(
         caller_trace="trace_id",
         caller_span="span_id",
         parent_service="service_name",
@@ -104,8 +127,9 @@ def calls_in(window: Window, table: ir.Table | None = None) -> Calls:
         parent_duration_ns="duration_ns",
         parent_address="address",
     )
-    linked = app.left_join(parent, [("trace_id", "caller_trace"), ("app_parent", "caller_span")])
+    linked = app.left_join(staged("parents", parent), [("trace_id", "caller_trace"), ("app_parent", "caller_span")])
     linked = linked.mutate(is_entry=_is_entry(linked), is_exit=linked.kind.isin(["CLIENT", "PRODUCER"]))
+    linked = staged("linked", linked)
     entries = window.of(linked.filter(linked.is_entry))
     candidates = linked.filter(linked.is_exit)
     exits = window.of(_without_calls_below(linked, candidates))
@@ -119,7 +143,7 @@ def deduplicated(table: ir.Table) -> ir.Table:
     """
     key = ["trace_id", "span_id"]
     counted = table.group_by(key).aggregate(copies=table.count())
-    repeated = counted.filter(counted.copies > 1)
+    repeated = staged("repeated", counted.filter(counted.copies > 1).select(*key))
     copies = table.semi_join(repeated, key)
     numbered = copies.mutate(
         copy_number=ibis.row_number().over(
@@ -160,7 +184,7 @@ def edge_calls(window: Window) -> ir.Table:
     A call is counted where it arrived; where nothing arrived, where it left. An exit whose destination answered other calls of the
     window with a span of a service counts for that service.
     """
-    found = calls_in(window)
+    found = calls_in(window, columns=(*LINKING, *FAILING))
     arrived = found.entries.select(
         caller="parent_service",
         callee="service_name",
@@ -240,7 +264,7 @@ def bucketed(table: ir.Table, window: Window, buckets: int) -> ir.Table:
 
 def _figures(window: Window, buckets: int) -> ir.Table:
     """Of every edge its totals (bucket is NULL) and its buckets, in one statement: what is a call is then found out once."""
-    calls = bucketed(edge_calls(window), window, buckets)
+    calls = bucketed(staged("edge_calls", edge_calls(window)), window, buckets)
     duration = calls.duration_ns
     counted = {"calls": calls.count(), "duration_ns_p50": duration.quantile(0.5)}
     totals = calls.group_by(_KEY).aggregate(
@@ -265,21 +289,22 @@ def _spread(row: dict[str, list[int]], column: str, buckets: int, empty: int | N
     return values
 
 
-def _with_app_parent(table: ir.Table) -> ir.Table:
-    """The application's spans (`_LOCAL`) with `app_parent`: the nearest ancestor that no proxy wrote, NULL where there is none."""
-    everything = deduplicated(with_destination(table).select(*_LOCAL))
+def _with_app_parent(everything: ir.Table) -> ir.Table:
+    """The application's spans with `app_parent`: the nearest ancestor that no proxy wrote, NULL where there is none."""
     up = everything.filter(everything.witness == "proxy").select(
         up_trace="trace_id", up_id="span_id", above="parent_span_id"
     )
     # Two doublings: at most four proxies' spans in a row are stepped over (Linkerd writes up to four a hop).
     for _ in range(2):
+        up = staged("above_proxies", up)
         step = up.view().select(step_trace="up_trace", step_id="up_id", step_above="above")
         joined = up.left_join(step, [("up_trace", "step_trace"), ("above", "step_id")])
         nearest = joined.step_id.notnull().ifelse(joined.step_above, joined.above)
         up = joined.select("up_trace", "up_id", above=nearest).view()
     app = everything.filter(everything.witness != "proxy")
     joined = app.left_join(up, [("trace_id", "up_trace"), ("parent_span_id", "up_id")])
-    return joined.select(*_LOCAL, app_parent=joined.up_id.notnull().ifelse(joined.above, joined.parent_span_id)).view()
+    nearest = joined.up_id.notnull().ifelse(joined.above, joined.parent_span_id)
+    return joined.select(*everything.columns, app_parent=nearest).view()
 
 
 def _is_entry(linked: ir.Table) -> ir.BooleanValue:
@@ -291,9 +316,16 @@ def _is_entry(linked: ir.Table) -> ir.BooleanValue:
 
 def _without_calls_below(linked: ir.Table, candidates: ir.Table) -> ir.Table:
     """The candidates with neither an entry nor another candidate up to `_LEVELS` spans below, within their service."""
-    level = linked.filter(linked.is_entry | linked.is_exit)
-    for _ in range(_LEVELS):
-        above = level.select("trace_id", span_id="app_parent").filter(ibis._.span_id.notnull()).distinct()
-        candidates = candidates.anti_join(above, ["trace_id", "span_id"])
-        level = linked.filter(~linked.is_entry).semi_join(above, ["trace_id", "span_id"])
-    return candidates
+    called = linked.mutate(is_call=linked.is_entry | linked.is_exit)
+    below = called.filter(called.is_call).select(above_trace="trace_id", above_id="app_parent")
+    left = staged("leaves", candidates.anti_join(below, [("trace_id", "above_trace"), ("span_id", "above_id")]))
+    # From here on downwards: what is directly below these is no call, and mostly there is nothing.
+    level = left.select("trace_id", leaf_id="span_id", above_id="span_id")
+    children = called.select(child_trace="trace_id", child_id="span_id", child_of="app_parent", is_call="is_call")
+    for depth in range(_LEVELS):
+        below = level.inner_join(children.view(), [("trace_id", "child_trace"), ("above_id", "child_of")])
+        below = staged("below", below.select("trace_id", "leaf_id", "is_call", above_id="child_id"))
+        if depth:
+            left = left.anti_join(below.filter(below.is_call), [("trace_id", "trace_id"), ("span_id", "leaf_id")])
+        level = below.select("trace_id", "leaf_id", "above_id")
+    return left

@@ -175,6 +175,8 @@ def _newest(query: Query, wanted: TraceFilter, known: ShortCuts) -> pl.DataFrame
     end = min(last, wanted.window.until_unix_nano or last) + 1
     begin = max(first, wanted.window.since_unix_nano or first)
     width = max(1, (last - first) * wanted.limit * _SPANS_PER_TRACE // max(count, 1))
+    if end > last:
+        width += 2 * _delay_ns(query, last)
     for _ in range(_LOOKS):
         since = end - width
         if since <= begin:
@@ -192,6 +194,21 @@ def _extent(query: Query, known: ShortCuts) -> tuple[int | None, int | None, int
     """From when to when spans were received, by the collector's own clock, and how many; a guess is good enough."""
     [row] = query(compiled_once(_extent_of, known.has_arrivals)).rows()
     return row[0], row[1], row[2]
+
+
+def _delay_ns(query: Query, last: int) -> int:
+    """How long after their start spans arrive, half of them at least: services send what they gathered for some seconds.
+
+    So long the newest moments are empty, and a look at them alone would be in vain.
+    """
+    [delay] = query(fill(compiled_once(_delay_of), since=last - NS_PER_S)).to_series()
+    return 0 if delay is None else max(0, int(delay))
+
+
+def _delay_of() -> ir.Table:
+    table = spans()
+    latest = table.filter(table.received_unix_nano >= number("since"))
+    return latest.aggregate(delay_ns=(latest.received_unix_nano - latest.start_time_unix_nano).quantile(0.5))
 
 
 def _extent_of(has_arrivals: bool) -> ir.Table:  # noqa: FBT001 what is compiled once is told apart by values
@@ -262,7 +279,9 @@ def _search(wanted: TraceFilter, meaning: _Meaning, has_arrivals: bool, few: boo
     if conditions or few:
         hits = table.filter(conditions) if conditions else table
         members = scope.semi_join(hits.select("trace_id").distinct(), "trace_id")
-    if few:
+    # So they do where most that were found are left out again.
+    is_sifted = wanted.errors_only or wanted.min_duration_ns is not None or wanted.max_duration_ns is not None
+    if few and not is_sifted:
         grouped = members.group_by("trace_id").aggregate(**_choosing(members, wanted), **_naming(members))
         return _listed(grouped, wanted).select(*SEARCH_SCHEMA)
     # Names and counts take longer than choosing: in a second pass, for those alone that are listed.

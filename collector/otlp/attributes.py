@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from collector.otlp import values
-from collector.otlp.projection import KEY_VALUE, VALUE_MEMBERS, lengths
+from collector.otlp.projection import KEY_VALUE, VALUE_MEMBERS, owners
 from collector.schema import HOT_ATTRIBUTES, HotAttribute
 
 Notes = Counter[str]
@@ -64,8 +64,8 @@ def strings(array: pa.Array, notes: Notes) -> pa.Array:
 def read(lists: pa.ListArray, notes: Notes) -> Attributes:
     """Each owner's list of serialised KeyValues. Raises DecodeError when one of them is not a KeyValue."""
     encoded = lists.flatten()
-    owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
     member, columns, key = _one_member_each(encoded)
+    owner = owners(lists)
     dictionary = key.dictionary_encode()
     keys = strings(dictionary.dictionary, notes).to_pylist()
     code = dictionary.indices.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -180,9 +180,14 @@ def maps(attributes: Attributes, remaining: Mask, notes: Notes) -> tuple[pa.MapA
     texts = np.flatnonzero(remaining & is_string)
     others = np.flatnonzero(remaining & ~is_string)
     return (
-        _map(attributes, texts, attributes.columns[STRING - 1].take(pa.array(texts))),
+        _map(attributes, texts, _taken(attributes.columns[STRING - 1], texts)),
         _map(attributes, others, _json(attributes, others, notes)),
     )
+
+
+def _taken(column: pa.Array, chosen: Indices) -> pa.Array:
+    """The chosen values; no copy where it is all of them."""
+    return column if len(chosen) == len(column) else column.take(pa.array(chosen))
 
 
 def _map(attributes: Attributes, chosen: Indices, items: pa.Array) -> pa.MapArray:
@@ -210,7 +215,7 @@ def _json(attributes: Attributes, chosen: Indices, notes: Notes) -> pa.Array:
 def _json_of(attributes: Attributes, kind: int, chosen: Indices, notes: Notes) -> pa.Array:
     if kind == _EMPTY:
         return pa.array(["null"] * len(chosen), pa.string())
-    column = attributes.columns[kind - 1].take(pa.array(chosen))
+    column = _taken(attributes.columns[kind - 1], chosen)
     if kind in {_BOOL, INT}:
         return column.cast(pa.string())
     plain = column.to_pylist()

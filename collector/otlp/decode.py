@@ -28,7 +28,17 @@ from collector.otlp import attributes as attrs
 from collector.otlp import packed, projection
 from collector.otlp.attributes import Indices, Mask, Notes
 from collector.otlp.origins import Origin, read_resource, read_scope, resource_rows, scope_rows
-from collector.otlp.projection import EVENT, LINK, REQUEST, RESOURCE_SPANS, SCOPE_SPANS, SPAN, TooManyRowsError, lengths
+from collector.otlp.projection import (
+    EVENT,
+    LINK,
+    REQUEST,
+    RESOURCE_SPANS,
+    SCOPE_SPANS,
+    SPAN,
+    TooManyRowsError,
+    lengths,
+    owners,
+)
 from collector.schema import arrow_schema
 
 KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
@@ -205,9 +215,7 @@ def _parts(
 def _open(payloads: Sequence[bytes], notes: Notes) -> _Envelope:
     """Three levels of messages, each decoded as one array and let go before the next one; the spans stay serialised."""
     origins = projection.MAX_ORIGINS
-    encoded, request = _unnested(
-        REQUEST.rows(pa.array(payloads, pa.binary())), "resource_spans", RESOURCE_SPANS, origins
-    )
+    encoded, request = _unnested(REQUEST.rows(_as_array(payloads)), "resource_spans", RESOURCE_SPANS, origins)
     messages = RESOURCE_SPANS.rows(encoded)
     resources = [read_resource(*origin) for origin in _pairs(messages, "resource")]
     encoded, resource = _unnested(messages, "scope_spans", SCOPE_SPANS, origins)
@@ -219,6 +227,15 @@ def _open(payloads: Sequence[bytes], notes: Notes) -> _Envelope:
     return _Envelope(resources, scopes, encoded, resource[scope], scope, request[resource[scope]])
 
 
+def _as_array(payloads: Sequence[bytes]) -> pa.BinaryArray:
+    """One value a payload; a single one, which may be large, is not copied."""
+    if len(payloads) > 1:
+        return pa.array(payloads, pa.binary())
+    [payload] = payloads
+    bounds = pa.array([0, len(payload)], pa.int32()).buffers()[1]
+    return pa.BinaryArray.from_buffers(pa.binary(), 1, [None, bounds, pa.py_buffer(payload)])
+
+
 def _unnested(
     messages: pa.RecordBatch, column: str, kind: projection.Projected, most: int
 ) -> tuple[pa.BinaryArray, Indices]:
@@ -226,7 +243,7 @@ def _unnested(
     lists = messages.column(column)
     items = lists.flatten()
     kind.limit(len(items), most)
-    return items, np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
+    return items, owners(lists)
 
 
 def _pairs(messages: pa.RecordBatch, column: str) -> Iterator[tuple[bytes, bytes]]:
@@ -438,10 +455,11 @@ def _witness(spans: _Spans, component: pa.Array) -> pa.Array:
 
 def _event_rows(spans: _Spans, notes: Notes) -> pa.RecordBatch:
     lists = spans.columns.column("events")
-    owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
-    if len(owner) == 0:
+    encoded = lists.flatten()
+    if len(encoded) == 0:
         return _batch_without_rows("span_events")
-    columns = EVENT.rows(lists.flatten())
+    columns = EVENT.rows(encoded)
+    owner = owners(lists)
     kept = _without(np.arange(len(owner)), _beyond_int64(columns.column("time_unix_nano")), BAD_EVENT, notes)
     columns, owner = _chosen(columns, kept), owner[kept]
     return _batch(
@@ -458,10 +476,11 @@ def _event_rows(spans: _Spans, notes: Notes) -> pa.RecordBatch:
 
 def _link_rows(spans: _Spans, notes: Notes) -> pa.RecordBatch:
     lists = spans.columns.column("links")
-    owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
-    if len(owner) == 0:
+    encoded = lists.flatten()
+    if len(encoded) == 0:
         return _batch_without_rows("span_links")
-    columns = LINK.rows(lists.flatten())
+    columns = LINK.rows(encoded)
+    owner = owners(lists)
     for column, check, _ in _CHECKS[:4]:
         kept = _without(np.arange(len(owner)), check(columns.column(column)), BAD_LINK, notes)
         columns, owner = _chosen(columns, kept), owner[kept]

@@ -89,7 +89,7 @@ class _Declared(Projected):
 
     def __init__(self, name: str) -> None:  # its own declarations instead of projection's, hence no super()
         self.name = name
-        self._class = message_factory.GetMessageClass(_FILE.message_types_by_name[name])
+        self._class = self._check = message_factory.GetMessageClass(_FILE.message_types_by_name[name])
         self._handler = _HANDLERS.get_for_message(_FILE.message_types_by_name[name])
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from collector.errors import DecodeError
 from collector.otlp import values
-from collector.otlp.projection import KEY_VALUE, RESOURCE, SCOPE
+from collector.otlp.projection import KEY_VALUE, RESOURCE, SCOPE, Projected
 from collector.schema import arrow_schema
 
 MAX_ATTRIBUTES: Final = 10_000
@@ -75,7 +75,7 @@ def read_scope(encoded: bytes, schema_url: bytes) -> Origin:
 
 @lru_cache(maxsize=1024)
 def _resource(encoded: bytes, schema_url: bytes) -> Origin:
-    message = RESOURCE.parse(encoded)
+    message = _parsed(RESOURCE, encoded, "resource")
     texts, others, notes = _attributes(message, "resource")
     by_key = dict(texts)
     service = by_key.get("service.name") or UNKNOWN_SERVICE
@@ -94,7 +94,7 @@ def _resource(encoded: bytes, schema_url: bytes) -> Origin:
 
 @lru_cache(maxsize=1024)
 def _scope(encoded: bytes, schema_url: bytes) -> Origin:
-    message = SCOPE.parse(encoded)
+    message = _parsed(SCOPE, encoded, "scope")
     texts, others, notes = _attributes(message, "scope")
     name, version = values.text(message.name), values.text(message.version)
     url = values.text(schema_url)
@@ -111,13 +111,24 @@ def _scope(encoded: bytes, schema_url: bytes) -> Origin:
     )
 
 
+def _parsed(kind: Projected, encoded: bytes, what: str) -> Any:
+    """The message; raises DecodeError. A large one is counted first: of 33 million attributes, a list would take a gigabyte."""
+    if len(encoded) > _CACHED_BYTES:
+        _limit(len(kind.rows(pa.array([encoded], pa.binary())).column("attributes").flatten()), what)
+    return kind.parse(encoded)
+
+
+def _limit(attributes: int, what: str) -> None:
+    if attributes > MAX_ATTRIBUTES:
+        raise DecodeError(f"a {what} has {attributes} attributes, at most {MAX_ATTRIBUTES} are accepted")
+
+
 _Pairs = tuple[tuple[str, str], ...]
 
 
 def _attributes(message: Any, what: str) -> tuple[_Pairs, _Pairs, tuple[tuple[str, int], ...]]:
     """Strings, others as JSON, notes; of a key that is there twice the last wins, as for spans."""
-    if len(message.attributes) > MAX_ATTRIBUTES:
-        raise DecodeError(f"a {what} has {len(message.attributes)} attributes, at most {MAX_ATTRIBUTES} are accepted")
+    _limit(len(message.attributes), what)
     texts: dict[str, str] = {}
     others: dict[str, str] = {}
     notes: dict[str, int] = {}

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import ptars
 import pyarrow as pa
-from google.protobuf import descriptor_pb2, descriptor_pool, empty_pb2, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from collector.errors import DecodeError
@@ -118,10 +118,6 @@ _DECLARATIONS: Final[dict[str, tuple[tuple[str, int, int | str], ...]]] = {
 }
 
 
-_FLAT: Final = frozenset({"Request", "ResourceSpans", "ScopeSpans"})
-"""Messages that are declared without messages in them: what is nested in them is bytes to ptars."""
-
-
 def _declare() -> descriptor_pool.DescriptorPool:
     file = descriptor_pb2.FileDescriptorProto(name="rows.proto", package="rows", syntax="proto3")
     for message_name, fields in _DECLARATIONS.items():
@@ -137,9 +133,21 @@ def _declare() -> descriptor_pool.DescriptorPool:
                 field.type_name = f".rows.{kind}"
             if oneof:
                 field.oneof_index = 0
+        _declare_check(file, message)
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return pool
+
+
+def _declare_check(file: descriptor_pb2.FileDescriptorProto, message: descriptor_pb2.DescriptorProto) -> None:
+    """The same message with nothing but the messages in it: to upb the rest is unknown, and takes what it weighs.
+
+    Of a span with 33 million empty attributes, a list of them would take a gigabyte.
+    """
+    check = file.message_type.add(name=f"{message.name}Check")
+    check.field.extend(field for field in message.field if field.type == _F.TYPE_MESSAGE)
+    for field in check.field:
+        field.ClearField("oneof_index")
 
 
 _POOL: Final = _declare()
@@ -156,30 +164,21 @@ class TooManyRowsError(DecodeError):
 class Projected:
     """One declared message: parsed singly by upb, or by the array through ptars."""
 
-    __slots__ = ("_class", "_handler", "name")
+    __slots__ = ("_check", "_class", "_handler", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._class: Any = message_factory.GetMessageClass(FILE.message_types_by_name[name])
+        self._check: Any = message_factory.GetMessageClass(FILE.message_types_by_name[f"{name}Check"])
         self._handler = _HANDLERS.get_for_message(FILE.message_types_by_name[name])
 
     def parse(self, payload: bytes) -> Any:
         """The message as a protobuf object. Raises DecodeError."""
-        try:
-            return self._class.FromString(payload)
-        except ProtobufDecodeError as error:
-            raise DecodeError(f"{self.name}: not a protobuf message ({len(payload)} bytes): {error}") from error
+        return self._parsed(self._class, payload)
 
-    def _check(self, payload: bytes) -> None:
-        """Have upb read it, for its limits. Raises DecodeError.
-
-        Of a message that holds no others it needs no fields: 64 MiB of empty ones would take half a gigabyte as fields.
-        """
-        if self.name not in _FLAT:
-            self.parse(payload)
-            return
+    def _parsed(self, kind: Any, payload: bytes) -> Any:
         try:
-            empty_pb2.Empty.FromString(payload)
+            return kind.FromString(payload)
         except ProtobufDecodeError as error:
             raise DecodeError(f"{self.name}: not a protobuf message ({len(payload)} bytes): {error}") from error
 
@@ -195,7 +194,7 @@ class Projected:
                 f"{self.name}: {len(messages)} in one request, at most {MAX_ROWS} are accepted: send smaller batches"
             )
         for index in np.flatnonzero(lengths(messages) > TRUSTED_BYTES).tolist():
-            self._check(messages[index].as_py())
+            self._parsed(self._check, value_of(messages, index))  # for upb's limits
         try:
             return self._handler.array_to_record_batch(messages)
         except ValueError as error:
@@ -211,6 +210,14 @@ def lengths(array: pa.Array) -> "np.ndarray[Any, np.dtype[np.int32]]":
     return np.diff(offsets(array))
 
 
+def value_of(array: pa.BinaryArray, index: int) -> bytes:
+    """One value. Arrow's own way copies it twice, and it may be of 64 MiB."""
+    _, bounds, data = array.buffers()
+    first, end = np.frombuffer(bounds, dtype=np.int32, count=2, offset=(array.offset + index) * 4).tolist()
+    value: bytes = data.slice(first, end - first).to_pybytes()
+    return value
+
+
 def offsets(array: pa.Array) -> "np.ndarray[Any, np.dtype[np.int32]]":
     """Where each value begins and the last one ends, counted from the first."""
     buffer = array.buffers()[1]
@@ -218,6 +225,11 @@ def offsets(array: pa.Array) -> "np.ndarray[Any, np.dtype[np.int32]]":
         return np.zeros(len(array) + 1, dtype=np.int32)
     raw = np.frombuffer(buffer, dtype=np.int32, count=len(array) + 1, offset=array.offset * 4)
     return np.asarray(raw - raw[0])
+
+
+def owners(lists: pa.ListArray) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Of each item of the lists, which list it is in: eight bytes each, so only of items whose number is limited."""
+    return np.repeat(np.arange(len(lists), dtype=np.int64), lengths(lists))
 
 
 REQUEST: Final = Projected("Request")

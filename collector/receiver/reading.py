@@ -8,6 +8,10 @@ that stall take each other's places, and nobody else's.
 import asyncio
 from typing import Any, Final
 
+import grpc
+
+from collector.store.memory import give_back
+
 READING: Final = 3
 """Messages that are read at once, whatever the service."""
 
@@ -21,6 +25,10 @@ READ_TIMEOUT_S: Final = 10.0
 """For one message: who sends a byte a second must not hold one of the places for ever."""
 
 CROWDED: Final = "too many slow messages are under way: send this request again"
+
+
+LARGE_BYTES: Final = 8 * 1024 * 1024
+"""A message of which a second copy is worth some milliseconds."""
 
 
 class CrowdedError(Exception):
@@ -43,11 +51,11 @@ class Places:
                 reading = asyncio.ensure_future(context.read())
                 done, _ = await asyncio.wait([reading], timeout=min(QUICK_S, self.timeout_s))
             if done:
-                return reading.result()
+                return _alone(reading.result())
             if self._slow.locked():
                 raise CrowdedError(CROWDED)
             async with self._slow:
-                return await asyncio.wait_for(reading, self.timeout_s)
+                return _alone(await asyncio.wait_for(reading, self.timeout_s))
         finally:
             if reading is not None:
                 reading.cancel()
@@ -55,3 +63,10 @@ class Places:
     def too_slow(self) -> str:
         """For who ran into the time-out."""
         return f"the message did not arrive within {self.timeout_s:g} s"
+
+
+def _alone(message: Any) -> Any:
+    """The message, without the pieces that a large one came in: they are freed, but the C library keeps them for others."""
+    if message is not grpc.aio.EOF and len(message) >= LARGE_BYTES:
+        give_back()
+    return message

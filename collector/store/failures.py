@@ -8,9 +8,11 @@ Seen on small filesystems with DuckDB 2.0 and 1.5:
 | the checkpoint right after a COMMIT | stored and durable  | invalidated: reopen     |
 | the checkpoint instead of the WAL   | not stored          | invalidated: reopen     |
 | a CHECKPOINT of its own             | stored since long   | invalidated: reopen     |
+| memory, at COMMIT                   | not stored          | columns of unequal lengths in memory, which the next checkpoint finds: reopen |
 | an internal error                   | not known           | invalidated: reopen     |
 
     is_out_of_space(error)    no room: keep the rows and try again later
+    is_out_of_memory(error)   DuckDB's own limit is too low for it: again with the higher one, which a reopened file has too
     is_read_only(error)       the filesystem takes no writes any more: the same
     is_committed(error)       COMMIT raised it, and yet the transaction is stored: do not write its rows again
     needs_reopen(error)       nothing works on this database until Store.reopen()
@@ -28,6 +30,7 @@ from collector.errors import StoreBusyError, StoreError, StoreInUseError
 
 # ENOSPC, EDQUOT and EFBIG as strerror has them; Windows is not among our platforms.
 _OUT_OF_SPACE: Final = ("no space left on device", "disk quota exceeded", "file too large", "out of disk space")
+_OUT_OF_MEMORY: Final = ("could not allocate block", "failed to allocate")
 _READ_ONLY: Final = ("read-only file system",)
 _INVALIDATED: Final = (
     "has been invalidated",
@@ -35,6 +38,7 @@ _INVALIDATED: Final = (
     'catalog "evidence" does not exist',
     "connection already closed",
 )
+_NOT_COMMITTED: Final = "failed to commit"
 _DURABLE: Final = "commit succeeded and is durable"
 
 
@@ -50,6 +54,11 @@ def is_out_of_space(error: BaseException) -> bool:
     return _says(error, _OUT_OF_SPACE)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it needed more than DuckDB's own limit; of a COMMIT only the words say so."""
+    return isinstance(error, duckdb.OutOfMemoryException) or _says(error, _OUT_OF_MEMORY)
+
+
 def is_read_only(error: BaseException) -> bool:
     """Whether the filesystem refuses every write, as one that was remounted after an I/O error does."""
     return _says(error, _READ_ONLY)
@@ -62,6 +71,8 @@ def is_committed(error: BaseException) -> bool:
 
 def needs_reopen(error: BaseException) -> bool:
     """Whether the open database is of no use any more, though the file may be."""
+    if is_out_of_memory(error) and _says(error, (_NOT_COMMITTED,)):
+        return True
     return isinstance(error, duckdb.FatalException | duckdb.InternalException) or _says(
         error, (*_INVALIDATED, _DURABLE)
     )

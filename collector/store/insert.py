@@ -6,7 +6,8 @@
     Inserter.forget(ids)        content ids that somebody deleted
 
 Resources and scopes come with every request and are stored once. A reading position, a report
-of a socket and an address's owner replace the older one (`schema.REPLACED_KEYS`). A span that is there already is left out, with its events and links (see `recent`).
+of a socket and an address's owner replace the older one (`schema.REPLACED_KEYS`). A span that is there already is left out, with its events and links,
+and so is a proxy's record (see `recent`).
 """
 
 from collections import Counter
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 
 from collector import schema
 from collector.store.derived import derived_rows
-from collector.store.recent import CAPACITY, IDENTITY, Hashes, Mask, RecentSpans, span_hashes
+from collector.store.recent import CAPACITY, IDENTITY, Hashes, Mask, Recent, span_hashes
 
 Batches = Mapping[str, pa.RecordBatch]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -47,6 +48,13 @@ WHERE spans.received_unix_nano >= ?"""
 pushes the join's filter into the scan of the Arrow table, and knows no UUIDs there."""
 
 
+_KNOWN_RECORDS: Final = f"""\
+SELECT record_id FROM proxy_records
+WHERE received_unix_nano >= ? AND record_id IN (SELECT record_id FROM {ARRIVED})"""
+
+_RECENT_RECORDS: Final = CAPACITY // 4
+"""How many of the last proxies' records are remembered, a quarter of them over a restart."""
+
 _TRACE_ID_BYTES: Final = "unhex(replace(trace_id::VARCHAR, '-', '')) AS trace_id"
 """DuckDB gives a UUID to Arrow as text; in big-endian order it came, and is hashed."""
 
@@ -66,7 +74,8 @@ class Inserter:
         self._known = _known_ids(cursor)
         self._is_doubtful = False
         self._fresh: dict[str, set[int]] = {table: set() for table in self._known}
-        self._recent = RecentSpans()
+        self._recent = Recent()
+        self._recent_records = Recent(_RECENT_RECORDS)
         self._seed()
 
     def use(self, cursor: duckdb.DuckDBPyConnection) -> None:
@@ -96,6 +105,10 @@ class Inserter:
         if "spans" in tables:
             self._leave_out_known_spans(tables)
             tables |= _derived(tables["spans"])
+        if (
+            "proxy_records" in tables and not self._ask_always
+        ):  # who imports has looked for them already, in the whole table
+            tables["proxy_records"] = self._new_records(tables["proxy_records"])
         inserted: Counter[str] = Counter()
         for table, rows in tables.items():
             new = self._new(table, rows)
@@ -138,11 +151,13 @@ class Inserter:
         newest = f"SELECT {columns} FROM spans WHERE rowid > (SELECT max(rowid) - {_SEEDED} FROM spans)"
         for batch in self._cursor.sql(newest).to_arrow_reader(8192):
             ids = batch.column("trace_id").cast(pa.binary(16))
-            self._remember(batch, span_hashes(batch.set_column(0, "trace_id", ids)))
-
-    def _remember(self, spans: pa.RecordBatch | pa.Table, hashes: Hashes) -> None:
-        if spans.num_rows:
-            self._recent.add(hashes, pc.min(spans.column("received_unix_nano")).as_py())
+            _remember(self._recent, batch, span_hashes(batch.set_column(0, "trace_id", ids)))
+        newest = (
+            "SELECT record_id, received_unix_nano FROM proxy_records "
+            f"WHERE rowid > (SELECT max(rowid) - {_RECENT_RECORDS // 4} FROM proxy_records)"
+        )
+        for batch in self._cursor.sql(newest).to_arrow_reader(8192):
+            _remember(self._recent_records, batch, batch.column("record_id").to_numpy())
 
     def _leave_out_known_spans(self, tables: dict[str, pa.Table]) -> None:
         spans = tables["spans"].combine_chunks()  # one chunk, or none: 2 GiB of text in one column never wait together
@@ -158,7 +173,7 @@ class Inserter:
                         tables[table] = _without_those_of(tables[table], spans, left_out)
                 spans, hashes = spans.filter(pa.array(~left_out)), hashes[~left_out]
                 tables["spans"] = spans
-        self._remember(spans, hashes)
+        _remember(self._recent, spans, hashes)
 
     def _suspects(self, hashes: Hashes) -> Mask:
         """Of each span whether it may be stored already, or twice among these."""
@@ -177,6 +192,29 @@ class Inserter:
         known = self._cursor.execute(_KNOWN, [since]).fetchnumpy()["row_number"]
         self._cursor.unregister(ARRIVED)
         return np.asarray(known, dtype=np.int64)
+
+    # --- proxies' records that are there already -------------------------------------------------------------------------
+
+    def _new_records(self, records: pa.Table) -> pa.Table:
+        """The rows that are not stored: a sender that got no answer sends its log again, and equal records have equal ids."""
+        ids = records.column("record_id").to_numpy()
+        keep = np.zeros(len(ids), dtype=np.bool_)
+        keep[np.unique(ids, return_index=True)[1]] = True
+        suspects = ids[self._recent_records.maybe_known(ids)]
+        if len(suspects):
+            self._cursor.register(ARRIVED, pa.table({"record_id": suspects}))
+            stored = self._cursor.execute(_KNOWN_RECORDS, [self._recent_records.since or 0]).fetchnumpy()["record_id"]
+            self._cursor.unregister(ARRIVED)
+            keep &= ~np.isin(ids, stored)
+        if not keep.all():
+            records = records.filter(pa.array(keep))
+        _remember(self._recent_records, records, ids[keep])
+        return records
+
+
+def _remember(recent: Recent, rows: pa.RecordBatch | pa.Table, hashes: Hashes) -> None:
+    if rows.num_rows:
+        recent.add(hashes, pc.min(rows.column("received_unix_nano")).as_py())
 
 
 def _derived(spans: pa.Table) -> dict[str, pa.Table]:

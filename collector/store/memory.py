@@ -56,9 +56,7 @@ class Allowance:
         """A connection, with the larger limit, for the time of a query."""
         with self._lock:
             cursor = connect()
-            if self._asking > self._writing and not self._raised:
-                _set(cursor, self._asking, os.cpu_count() or 1)
-                self._raised = True
+            self._raise(cursor)
             self._running += 1
         try:
             yield cursor
@@ -70,6 +68,23 @@ class Allowance:
             if self._asking > self._writing and resident_bytes() > self._asking:
                 # A large answer, freed: the C library keeps it for the next, and the next may be as large beside it.
                 give_back()
+
+    def lend(self, cursor: duckdb.DuckDBPyConnection) -> bool:
+        """Raise the limit for who writes, as for a question; False where there is no more to lend.
+
+        A transaction is as large as its largest value, and DuckDB writes it in one piece: one text of 64 MiB needs the smaller limit
+        to itself.
+        """
+        with self._lock:
+            self._last = time.monotonic()
+            return self._raise(cursor)
+
+    def _raise(self, cursor: duckdb.DuckDBPyConnection) -> bool:
+        if self._raised or self._asking <= self._writing:
+            return False
+        _set(cursor, self._asking, os.cpu_count() or 1)
+        self._raised = True
+        return True
 
     @contextmanager
     def nobody_asking(self) -> Iterator[bool]:

@@ -1,11 +1,12 @@
-"""Which spans were stored lately: how a span that is sent twice is stored once.
+"""Which spans, and which proxies' records, were stored lately: how what is sent twice is stored once.
 
 A sender that got no answer sends again, and its first request may have been committed all the same. Retries come within
 seconds, so only the newest spans are remembered, and only as bits: a filter says "surely new" of nearly every span, for 20 ns a
 span, and the table itself is asked about the few others.
 
 Two spans are the same when ids, kind, times and resource are the same. Equal ids alone are not enough: Zipkin's clients and servers
-share a span's id, and whoever can guess an id must not be able to keep the real span out by being first.
+share a span's id, and whoever can guess an id must not be able to keep the real span out by being first. A proxy's record has an id that
+is a hash of its content and of who sent it.
 """
 
 from typing import Any, Final
@@ -17,12 +18,12 @@ IDENTITY: Final = ("trace_id", "span_id", "kind", "start_time_unix_nano", "end_t
 """The columns of `spans` that tell one span from another."""
 
 CAPACITY: Final = 1 << 20
-"""Spans a generation. Its table has two words of 64 bits for each: two generations take 32 MiB once they are full."""
+"""Rows a generation. Its table has two words of 64 bits for each: two generations take 32 MiB once they are full."""
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-_BITS_A_SPAN: Final = 7
+_BITS_A_ROW: Final = 7
 _ODD: Final = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F, 0xE7037ED1A0B428DB],
     dtype=np.uint64,
@@ -58,8 +59,8 @@ def _numbers(spans: pa.RecordBatch | pa.Table, name: str) -> Hashes:
     return np.frombuffer(data, dtype=np.uint64, count=words * len(array), offset=array.offset * 8 * words)
 
 
-class RecentSpans:
-    """The hashes of at least the last `capacity` spans: never misses one of them, and errs on about one in 100,000 others."""
+class Recent:
+    """The hashes of at least the last `capacity` rows: never misses one of them, and errs on about one in 100,000 others."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         if capacity & (capacity - 1):
@@ -71,11 +72,11 @@ class RecentSpans:
 
     @property
     def since(self) -> int | None:
-        """The earliest received_unix_nano of the spans that it knows; None when it knows none."""
+        """The earliest received_unix_nano of what it knows; None when it knows nothing."""
         return min((oldest for oldest in self._oldest if oldest is not None), default=None)
 
     def maybe_known(self, hashes: Hashes) -> Mask:
-        """Of each span whether it may be known; False is certain."""
+        """Of each row whether it may be known; False is certain."""
         places, bits = self._places(hashes)
         known = np.zeros(len(hashes), dtype=np.bool_)
         for table in self._tables:
@@ -98,7 +99,7 @@ class RecentSpans:
         one, six, low = np.uint64(1), np.uint64(6), np.uint64(63)
         rest = hashes >> np.uint64(22)
         bits = np.zeros(len(hashes), dtype=np.uint64)
-        for _ in range(_BITS_A_SPAN):
+        for _ in range(_BITS_A_ROW):
             bits |= one << (rest & low)
             rest = rest >> six
         return (hashes & np.uint64(2 * self._capacity - 1)).astype(np.int64), bits

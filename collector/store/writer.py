@@ -11,6 +11,8 @@ Somebody waits for a future, so a transaction with one in it is committed as soo
 with journaled rows only may linger: until it holds a row group, which DuckDB then compresses and writes in one piece, at
 less than half the cost of several small ones, or for `linger_seconds`, so that readers see a span within a second.
 
+What does not fit into the memory that a writer has is tried again with what a question would get.
+
 When the disk is full or the file cannot be written, futures fail (their senders try again) and journaled rows are kept and
 tried again every second, until they are in or the writer is closed; then the journal keeps them for the next start.
 
@@ -34,7 +36,14 @@ from collector import schema
 from collector.errors import StoreError, StoreFullError
 from collector.store.chores import Chore, Chores
 from collector.store.database import ROW_GROUP_ROWS, Store
-from collector.store.failures import is_committed, is_out_of_space, is_read_only, message, needs_reopen
+from collector.store.failures import (
+    is_committed,
+    is_out_of_memory,
+    is_out_of_space,
+    is_read_only,
+    message,
+    needs_reopen,
+)
 from collector.store.insert import ARRIVED, SCHEMAS, Batches, Inserter
 from collector.store.journal import Position
 
@@ -386,6 +395,13 @@ class Writer:
             self._later([], error)
             return
         requests = self._undo()
+        if is_out_of_memory(error) and not needs_reopen(error) and self._store.memory.lend(self._cursor):
+            try:
+                self._insert(requests)
+                self._commit()
+            except duckdb.Error as again:
+                self._recover(again)  # not for ever: there is no more to lend
+            return
         if is_out_of_space(error) or is_read_only(error) or needs_reopen(error):
             self._later(requests, error)
             return

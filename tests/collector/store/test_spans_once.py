@@ -8,7 +8,7 @@ import pytest
 from collector.otlp import decode_traces
 from collector.otlp.synthetic import attribute, trace_request
 from collector.store.database import Store
-from collector.store.recent import RecentSpans, span_hashes
+from collector.store.recent import Recent, span_hashes
 from collector.store.writer import Writer
 from tests.collector.store.evidence_rows import make_batch, make_row
 
@@ -105,7 +105,7 @@ def test_a_request_that_failed_and_comes_again_is_stored(path):
 
 def test_the_filter_never_misses_one_of_the_last_spans():
     random = np.random.default_rng(1)
-    recent = RecentSpans(capacity=1 << 12)
+    recent = Recent(capacity=1 << 12)
     hashes = random.integers(0, 2**64, 10 * (1 << 12), dtype=np.uint64)
     for group in np.array_split(hashes, 97):
         recent.add(group, 1)
@@ -114,7 +114,7 @@ def test_the_filter_never_misses_one_of_the_last_spans():
 
 def test_the_filter_seldom_takes_a_new_span_for_a_known_one():
     random = np.random.default_rng(2)
-    recent = RecentSpans(capacity=1 << 14)
+    recent = Recent(capacity=1 << 14)
     for _ in range(16):
         recent.add(random.integers(0, 2**64, 1 << 11, dtype=np.uint64), 1)
     strangers = random.integers(0, 2**64, 1 << 20, dtype=np.uint64)
@@ -122,7 +122,7 @@ def test_the_filter_seldom_takes_a_new_span_for_a_known_one():
 
 
 def test_the_filter_knows_how_far_back_to_look():
-    recent = RecentSpans(capacity=4)
+    recent = Recent(capacity=4)
     assert recent.since is None
     for received in (7, 5, 9, 11):
         recent.add(np.arange(4, dtype=np.uint64), received)

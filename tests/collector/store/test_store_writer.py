@@ -334,6 +334,25 @@ def test_a_writer_that_cannot_write_can_be_closed(store: Store, monkeypatch: pyt
         writer.append_journaled([{"spans": make_batch("spans")}], Position(1, 2))
 
 
+@pytest.mark.parametrize("megabytes", [6, 16], ids=["fails to commit", "fails to insert"])
+def test_a_value_that_needs_more_memory_than_a_writer_has_is_written_all_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch, megabytes: int
+) -> None:
+    """Of a text of 64 MiB nothing could be written before somebody asked something, and everything else waited behind it."""
+    monkeypatch.setattr("collector.store.memory.IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("collector.store.writer.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(store.memory, "_writing", 8 * 1024**2)
+    store.lower_memory()
+    large = {"spans": make_batch("spans", name="x" * megabytes * 1024**2)}
+    written = threading.Event()  # not asked for: a question would lend the memory
+    with Writer(store, on_commit=lambda _: written.set()) as writer:
+        writer.append_journaled([large], Position(1, 1))
+        assert written.wait(DEADLINE)
+        writer.append({"spans": make_batch("spans")}).result(DEADLINE)
+        assert writer.status().failing is None
+    assert count(store, "spans") == 2, "and the last checkpoint found nothing wrong"
+
+
 def test_replace_rows_leaves_only_the_new_ones(store: Store) -> None:
     replace_rows(store, "egress_allow", make_batch("egress_allow", destination="a.example"))
     replace_rows(store, "egress_allow", make_batch("egress_allow", destination="b.example"))
