@@ -13,12 +13,13 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.errors import ConfigError
+from collector.forensics.absence import MISSED
 from collector.forensics.connections import Present
 from collector.forensics.ids import hex_ids
 from collector.forensics.shadow_flags import DETAILS, ShadowParams, flagged_calls
 from collector.forensics.statements import TRACE_ID, compiled_once, text, windowed
 from collector.forensics.tables import Query, Window, spans
-from collector.forensics.verdicts import BYPASSED, MESHED, MISSED, UNKNOWN, without_misses
+from collector.forensics.verdicts import BYPASSED, MESHED, UNKNOWN, without_misses
 from collector.forensics.ways import Knowledge, is_opaque, known_workloads, way_of
 from collector.forensics.witnesses import present_in
 
@@ -147,10 +148,14 @@ def _named(frame: pl.DataFrame, known: Knowledge) -> pl.DataFrame:
     combinations = combinations.hstack(words.rename({name: f"{name}_judged" for name in _WORDS}))
     bypassed = bypassed.join(combinations, on=_FACTS, how="left", nulls_equal=True)
     bypassed = bypassed.with_columns(pl.col(f"{name}_judged").alias(name) for name in _WORDS)
-    plain = frame.filter(pl.col("verdict") != BYPASSED).with_columns(side=pl.lit(None, pl.String), way=pl.lit(None, pl.String))
+    plain = frame.filter(pl.col("verdict") != BYPASSED).with_columns(
+        side=pl.lit(None, pl.String), way=pl.lit(None, pl.String)
+    )
     columns = [*frame.columns, "side", "way"]
     both = pl.concat([plain.select(columns), bypassed.select(columns)]).sort("row")
-    return both.with_columns(record_ids=_record_ids()).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
+    return both.with_columns(record_ids=_record_ids()).select(
+        pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()
+    )
 
 
 def _record_ids() -> pl.Expr:

@@ -66,7 +66,7 @@ def calls(
     Args:
         window: When the calls began.
         unanswered: Also rows for CLIENT spans that no server span answered (databases, egress, uninstrumented callees).
-        records: Also match access logs; without, the four record columns are NULL and false.
+        records: Also match access logs; without, the four record columns are NULL and false, and `matching.CARRIED` is left out.
         narrow: Applied before the access logs are matched, which takes `matching.NEEDED` of the columns.
 
     Columns:
@@ -93,6 +93,7 @@ def calls(
         received_unix_nano: when the collector received the server span (without one, the client span).
         outbound_record_id, inbound_record_id: the lines of the caller's and the callee's proxy about this call.
         outbound_ambiguous, inbound_ambiguous: no line, but one of the same request id there is nobody else's for certain.
+        matching.CARRIED: what these lines say beyond that they are there.
     """
     table = _answered(window)
     if unanswered:
@@ -221,8 +222,11 @@ def proxy_spans(window: Window) -> ir.Table:
 
 
 def _follow_proxies(window: Window) -> ir.Table:
-    """The proxy spans right above server spans: trace_id and span_id as `above_*`, `cursor` (the first parent that is no proxy
-    span), proxy_request_id, and proxy_1 to proxy_4 (the services passed). Most calls have none, so the chains are followed by themselves."""
+    """The proxy spans right above server spans, and where they lead: most calls have none, so the chains are followed by themselves.
+
+    Columns: above_trace_id, above_span_id: the proxy span; cursor: the first parent that is no proxy span; proxy_request_id; proxy_1
+    to proxy_4: the services passed.
+    """
     proxies = proxy_spans(window)
     servers = _spans(window, "app", "kind", "parent_span_id")
     servers = servers.filter(servers.kind == "SERVER")

@@ -42,6 +42,7 @@ from typing import Final
 
 import ibis.expr.types as ir
 
+from collector.forensics.absence import MISSED
 from collector.forensics.calls import MARGIN_NS
 from collector.forensics.connections import Present
 from collector.forensics.dark import Edge, dark_sql, dark_traffic
@@ -52,7 +53,7 @@ from collector.forensics.shadow_flags import FLAGS, MINUTE_NS, ShadowParams, sum
 from collector.forensics.shadow_words import Activity, Row, Subject, causes, completeness, explain, percent
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import Query, Window
-from collector.forensics.verdicts import BYPASSED, MISSED, SEEN, UNKNOWN, is_unjudged, without_misses
+from collector.forensics.verdicts import BYPASSED, SEEN, UNKNOWN, is_unjudged, without_misses
 from collector.forensics.ways import Knowledge, Named, is_opaque, known_workloads, way_of
 from collector.forensics.witnesses import present_in
 

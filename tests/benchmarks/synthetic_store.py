@@ -129,7 +129,9 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--spans", type=int, default=1_000_000, help="at least this many (default: %(default)s)")
     parser.add_argument("--db", type=Path, required=True, help="a file that does not exist yet")
-    parser.add_argument("--records", type=int, help="access log lines, at least (default: both sidecars', every second trace)")
+    parser.add_argument(
+        "--records", type=int, help="access log lines, at least (default: both sidecars', every second trace)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     if options.db.exists():
@@ -341,7 +343,9 @@ def _access_log(
 
 def _lines_alone(rng: np.random.Generator, begin: int, slot_ns: int, n: int) -> pa.Table:
     """Lines of the proxies of workloads whose applications write no spans."""
-    workloads = pa.array([f"legacy-{i}" for i in range(LEGACY_WORKLOADS)]).take(pa.array(np.arange(n) % LEGACY_WORKLOADS))
+    workloads = pa.array([f"legacy-{i}" for i in range(LEGACY_WORKLOADS)]).take(
+        pa.array(np.arange(n) % LEGACY_WORKLOADS)
+    )
     starts = begin + np.sort(rng.integers(0, slot_ns // 10**6, n)) * 10**6
     columns: Columns = {
         "record_id": rng.integers(1, 2**64, n, dtype=np.uint64),
