@@ -38,12 +38,12 @@ class Coverage:
 
 
 def sides_of(answered: ir.Table) -> ir.Table:
-    """Two rows a call: the columns of `side_of`, side, trace_id and server_span_id, request_key, path, operation."""
+    """Two rows a call: the columns of `side_of`, side, trace_id and server_span_id, has_request_id, path, operation."""
     both = (
         answered.select(
             "trace_id",
             "server_span_id",
-            "request_key",
+            "has_request_id",
             "path",
             "operation",
             side=ibis.literal(side),
@@ -85,7 +85,7 @@ def side_of(calls: ir.Table, side: Side) -> dict[str, ir.Value]:
         "end": calls.server_end_time_unix_nano,
         "port": ibis.null("int64"),
         # Only a middleware that looked could have told; it records every id that it finds.
-        "without_id": calls.request_key.isnull() & calls.stamp_status.notnull(),
+        "without_id": ~calls.has_request_id & calls.stamp_status.notnull(),
     }
 
 
@@ -146,7 +146,7 @@ def open_reasons(sides: ir.Table, logged: ir.Table, logs: ir.Table, coverage: Co
 
 def _totals(sides: ir.Table) -> ir.Table:
     """(side, service, instance): whether any call is matched to a line (`matched`), and of those that should be, any and all."""
-    known = sides.request_key.notnull() & ~sides.loopback
+    known = sides.has_request_id & ~sides.loopback
     table = sides.group_by("side", "service", "instance").agg(
         matched=sides.recorded.any(), some=sides.recorded.any(where=known), all=sides.recorded.all(where=known)
     )
@@ -160,10 +160,10 @@ def _unseen(sides: ir.Table, totals: ir.Table, logs: ir.Table) -> ir.Table:
     giving = always.inner_join(vouched, ["side", "service"])
     giving = giving.filter(giving.every_line & giving.matched)
     giving = giving.select(giving_side=giving.side, giving_service=giving.service)
-    unseen = sides.filter(~sides.seen & sides.service.notnull() & (sides.request_key.notnull() | sides.without_id))
+    unseen = sides.filter(~sides.seen & sides.service.notnull() & (sides.has_request_id | sides.without_id))
     table = unseen.left_join(giving, [unseen.side == giving.giving_side, unseen.service == giving.giving_service])
     table = table.mutate(without_id=table.without_id & table.giving_side.notnull())
-    return table.filter(table.request_key.notnull() | table.without_id).drop("giving_side", "giving_service")
+    return table.filter(table.has_request_id | table.without_id).drop("giving_side", "giving_service")
 
 
 def _maybe_of_line_without_id(units: ir.Table, sides: ir.Table, logged: ir.Table) -> ir.Table:
@@ -280,7 +280,7 @@ def _moment(waiting: ir.Table, at: ir.IntegerValue, role: str) -> ir.Table:
 
 def _excusable(sides: ir.Table, totals: ir.Table, replicas: ir.Table) -> ir.Table:
     """The calls that a sampled log would excuse, with `proxy`."""
-    known = sides.filter(sides.service.notnull() & sides.request_key.notnull() & ~sides.loopback)
+    known = sides.filter(sides.service.notnull() & sides.has_request_id & ~sides.loopback)
     # Only where some calls are in the log and some are not, there is anything to excuse.
     logs = totals.group_by("side", "service").agg(some=totals.some.any(), all=totals["all"].all())
     known = known.semi_join(logs.filter(logs.some & ~logs["all"]), ["side", "service"])

@@ -123,12 +123,12 @@ def flagged_calls(window: Window, params: ShadowParams, present: Present | None 
     table = _with_telemetry(facts)
     table = window.of(table.mutate(entry=_is_entry(table.callee, facts, window, params)))
     # Kubernetes probes the application itself, past its sidecar; that is how it is meant.
-    missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & table.request_key.isnull())
+    missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & ~table.has_request_id)
     # What comes from outside comes in plaintext, or with a client's own certificate.
     missed_out = (table.outbound_verdict == MISSED) & ~(table.plaintext & (table.entry | table.probe))
     forged = table.misnamed | (table.principal.notnull() & missed_in)
     orphan = table.orphan & table.settled & table.telemetry_complete
-    nobody = table.caller.isnull() & (table.settled | table.parent_span_id.isnull())
+    nobody = table.caller.isnull() & (table.settled | ~table.has_parent)
     outside = table.entry | table.probe
     table = table.mutate(
         unstamped=table.bare & (missed_in | table.client_stamped | (nobody & ~outside)),
@@ -214,12 +214,12 @@ def _narrow(table: ir.Table, params: ShadowParams) -> ir.Table:
     cut = table.error & (table.server_request_bytes < table.client_request_bytes).fill_null(False)
     return table.select(
         *READ,
-        "parent_span_id",
         "parent_found",
         "protocol",
         "stamp_kid",
         "client_stamp_kid",
         "received_unix_nano",
+        has_parent=table.parent_span_id.notnull(),
         altered=(table.client_request_hash != table.server_request_hash).fill_null(False) & ~cut,
         probe=_probe(
             params,
@@ -243,14 +243,14 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         "trace_id",
         "client_span_id",
         "server_span_id",
-        "parent_span_id",
+        "has_parent",
         "caller",
         "callee",
         "operation",
         "start_time_unix_nano",
         *_VERDICT,
         "parent_found",
-        "request_key",
+        "has_request_id",
         "principal",
         "passed_through",
         "plaintext",
@@ -266,7 +266,7 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         bare=(missing & looks).fill_null(False),
         client_stamped=table.client_stamp_kid.notnull(),
         claimed=ibis.ifelse(stamped, table.stamp_kid.re_replace(r"/.*$", ""), ibis.null("string")),
-        orphan=table.parent_span_id.notnull() & ~table.parent_found & table.caller.isnull(),
+        orphan=table.has_parent & ~table.parent_found & table.caller.isnull(),
         settled=table.received_unix_nano <= newest - params.settle_ns,
         tampered=table.altered | (table.stamp_status == STAMP_MISMATCHED).fill_null(False),
         probe="probe",
@@ -393,7 +393,7 @@ def _with_telemetry(table: ir.Table) -> ir.Table:
     (callee, minute), each with one vote, so that neither a flood nor one broken callee decides for all. Where spans are missing
     in half of the cells or more, two at least, it is an exporter that loses some, and not somebody in hiding.
     """
-    has_parent = table.filter(table.parent_span_id.notnull() | table.claimed.notnull())
+    has_parent = table.filter(table.has_parent | table.claimed.notnull())
     has_parent = has_parent.mutate(origin=_origin(has_parent), whole=~has_parent.orphan)
     cells = has_parent.group_by("origin", "callee", "minute").agg(
         whole=has_parent.whole.mean() >= TRACED_CELL_RATIO,

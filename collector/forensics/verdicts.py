@@ -78,6 +78,9 @@ _WORD: Final[dict[Side, str]] = {"outbound": "out", "inbound": "into"}
 """The verdict of each side, before the two are weighed against each other."""
 
 
+_ONLY_MATCHED: Final = ("request_key", "client_request_key")
+"""What nothing but the search for a call's lines reads."""
+
 READ: Final = (
     *NEEDED,
     "caller_instance",
@@ -115,14 +118,16 @@ def judge(
 
     Verdicts near the ends of the window lack evidence from beyond: see `judged_calls`.
 
-    Columns on top of `calls`: outbound_verdict, inbound_verdict (seen, missed, unknown); outbound_reason, inbound_reason
+    Columns on top of `calls`, whose request ids are but `has_request_id`: outbound_verdict, inbound_verdict (seen, missed, unknown); outbound_reason, inbound_reason
     (a key of `REASONS`, NULL unless unknown); outbound_connection_id, inbound_connection_id (the row of `sockets` or `flows` that
     decided), outbound_by_connection, inbound_by_connection (whether it proves a miss), outbound_uid, inbound_uid (of the process whose socket went past the proxy); plaintext: the callee's proxy took
     it without an identity, as it did not take others; passed_through: the caller's proxy passed it on without knowing where to;
     misnamed: the callee was told of another peer than its proxy logged; verdict: bypassed if a proxy missed the call or only
     passed it through, else meshed if both saw it, else unknown. Of a caller that nothing vouches for, the callee's proxy is enough, unless it came in plaintext.
     """
-    table = staged("calls", calls(window, unanswered=False, narrow=narrow))
+    table = calls(window, unanswered=False, narrow=narrow)
+    # From here on, which request it is is not asked any more; texts as long as ids are most of what a call takes.
+    table = staged("calls", table.mutate(has_request_id=table.request_key.notnull()).drop(*_ONLY_MATCHED))
     logged = lines(window, MARGIN_NS - CLOCK_SLACK_NS)  # as for the calls: one stage
     logs, present = logs_of(logged), present or Present()
     evidence = _Evidence(
