@@ -87,17 +87,20 @@ def lines(window: Window, margin_ns: int) -> ir.Table:
     request key, NULL where either isn't known; passed, named, nameless_source and peer: see `line_facts`; local_port and upstream_port: what
     the caller dialled and what the proxy dialled, NULL where it isn't logged, or not needed because the line names its request.
     """
-    table = window.of(proxy_records(), margin_ns=margin_ns)
-    among = repeated("records", table.select("record_id"), "record_id")
-    copies = _line(table).semi_join(among, "record_id").distinct(on="record_id", keep="first")
-    # Told apart where they are read: nearly all lines have a direction, and need not be kept to be asked twice.
-    directed, either = table.filter(_is_directed(table)), table.filter(table.direction.isnull())
-    directed, either = (_line(part).anti_join(among, "record_id") for part in (directed, either))
+    records = proxy_records()
+    numbers = window.of(records.select("record_id", "start_time_unix_nano"), margin_ns=margin_ns)
+    among = repeated("records", numbers, "record_id")
+    copies = _line(window.of(records, margin_ns=margin_ns)).semi_join(among, "record_id")
+    copies = copies.distinct(on="record_id", keep="first")
+    # Told apart before anything else is asked of them, so that no engine takes it for something to keep and to read twice.
+    directed, either = records.filter(_is_directed(records)), records.filter(records.direction.isnull())
+    directed, either = (_line(window.of(part, margin_ns=margin_ns)) for part in (directed, either))
+    single, either = directed.anti_join(among, "record_id"), either.anti_join(among, "record_id")
     either = either.union(copies.filter(copies.direction.isnull()))
     return staged(
         "lines",
         ibis.union(
-            directed.mutate(side=directed.direction),
+            single.mutate(side=single.direction),
             copies.filter(_is_directed(copies)).mutate(side=copies.direction),
             *(either.mutate(side=ibis.literal(side)) for side in _SIDES),
         ),
