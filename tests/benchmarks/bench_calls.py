@@ -100,7 +100,7 @@ def data_of(path: Path) -> dict[str, object]:
     counts = "SELECT (SELECT count(*) FROM spans) AS spans, (SELECT count(*) FROM proxy_records) AS proxy_records"
     [row] = Reader(store).query(counts).to_pylist()
     store.close()
-    return row | {"file_bytes": path.stat().st_size}
+    return {**row, "file_bytes": path.stat().st_size}
 
 
 def _alone(name: str, path: Path, options: argparse.Namespace) -> object:

@@ -188,7 +188,11 @@ def test_what_is_printed_a_column_at_a_time_reads_as_what_is_printed_value_by_va
     rows: list[tuple[str | None, int | None, list[str] | None]], format_: str
 ) -> None:
     """One value that is not plain has its whole column printed the other way: the other rows must stay as they are."""
-    schema = {"some_longer_title": pl.String, "number": pl.Int64, "several_of_them": pl.List(pl.String)}
+    schema: dict[str, pl.DataType] = {
+        "some_longer_title": pl.String(),
+        "number": pl.Int64(),
+        "several_of_them": pl.List(pl.String),
+    }
     odd = ("é", 0, ["é"])
     plain, other = (printed(pl.DataFrame(part, schema, orient="row"), format_) for part in (rows, [*rows, odd]))
     last = 2 if format_ == "json" else 1
