@@ -14,7 +14,8 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.columns import is_error, request_key_of
-from collector.forensics.matching import CLOCK_SLACK_NS, match_records, path_of
+from collector.forensics.log_lines import path_of
+from collector.forensics.matching import CLOCK_SLACK_NS, match_records
 from collector.forensics.stages import once, repeated, staged, without_copies
 from collector.forensics.tables import NS_PER_S, Window, spans
 

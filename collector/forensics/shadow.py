@@ -48,7 +48,7 @@ from collector.forensics.connections import Present
 from collector.forensics.dark import Edge, dark_sql, dark_traffic
 from collector.forensics.findings import EVIDENCE_LIMIT, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
-from collector.forensics.matching import lines
+from collector.forensics.log_lines import lines
 from collector.forensics.shadow_flags import FLAGS, MINUTE_NS, ShadowParams, summary
 from collector.forensics.shadow_words import Activity, Row, Subject, causes, completeness, explain, percent
 from collector.forensics.statements import compiled_once, windowed

@@ -14,7 +14,7 @@ from collector.forensics.absence import MISSED, Coverage
 from collector.forensics.calls import MARGIN_NS
 from collector.forensics.connections import Present
 from collector.forensics.findings import EVIDENCE_LIMIT
-from collector.forensics.matching import path_of
+from collector.forensics.log_lines import path_of
 from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window, spans
 from collector.forensics.verdicts import READ, judge

@@ -39,7 +39,8 @@ from collector.forensics.addresses import without_sidecar
 from collector.forensics.calls import MARGIN_NS, Narrow, calls, proxy_spans
 from collector.forensics.connections import Present, connection_proofs
 from collector.forensics.line_facts import with_line_facts
-from collector.forensics.matching import CLOCK_SLACK_NS, NEEDED, lines
+from collector.forensics.log_lines import lines
+from collector.forensics.matching import CLOCK_SLACK_NS, NEEDED
 from collector.forensics.stages import staged
 from collector.forensics.tables import Window
 
