@@ -1,7 +1,7 @@
 """Forensics' status of a store as the workbench shows it: what is there, and a sentence for each thing that is missing."""
 
+from collector.forensics.absence import COVERAGE_NS
 from collector.forensics.status import Status
-from collector.forensics.verdicts import COVERAGE_NS
 from tui.snapshots import Health
 from tui.text import clock_time
 

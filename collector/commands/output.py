@@ -7,13 +7,14 @@ import math
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Final, Literal, TextIO, TypeGuard, get_args
 
 import polars as pl
 
+from collector.commands.plain_columns import padded, plain_csv, plain_json, plain_text
 from collector.commands.terminal import escape
 
 Format = Literal["table", "json", "ndjson", "csv"]
@@ -23,8 +24,10 @@ _GAP: Final = "  "
 _NARROWEST: Final = 12
 """A column is never squeezed below this many cells: less tells nobody anything."""
 
+_ROWS_AT_ONCE: Final = 50_000
+
 _UNSAFE_IN_JSON: Final = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_ID: Final = re.compile(r"[0-9a-fA-F-]{12,36}(, [0-9a-fA-F-]{12,36})*|[0-9]+")
+_ID: Final = r"[0-9a-fA-F-]{12,36}(?:, [0-9a-fA-F-]{12,36})*|[0-9]+"
 
 
 def write_frame(frame: pl.DataFrame, format: str, stream: TextIO) -> None:  # noqa: A002 the word people type
@@ -41,7 +44,7 @@ def write_frame(frame: pl.DataFrame, format: str, stream: TextIO) -> None:  # no
         case "json":
             _write_json_array(frame, stream)
         case "ndjson":
-            stream.writelines(_json(row) + "\n" for row in _rows(frame))
+            stream.writelines(line + "\n" for line in _json_rows(frame))
         case "csv":
             _write_csv(frame, stream)
         case _:
@@ -52,19 +55,42 @@ def render_table(frame: pl.DataFrame, *, width: int | None) -> list[str]:
     """The lines of a table: a header, a rule and one line a row; `width` in cells, None for as wide as it gets."""
     if not frame.width:
         return []
-    cells = [[_text(value) for value in frame.get_column(name).to_list()] for name in frame.columns]
+    plain = [plain_text(column) for column in frame]
+    cells = [
+        pl.Series([_text(value) for value in column.to_list()], dtype=pl.String) if text is None else text.fill_null("")
+        for column, text in zip(frame, plain, strict=True)
+    ]
     header = [escape(name) for name in frame.columns]
-    widths = [max([_width(title), *(_width(c) for c in column)]) for title, column in zip(header, cells, strict=True)]
+    widths = [max(_width(title), _widest(column)) for title, column in zip(header, cells, strict=True)]
     if width is not None:
-        fixed = [all(_ID.fullmatch(cell) for cell in column if cell) for column in cells]
+        fixed = [bool(column.str.contains(f"^(?:{_ID})?$").all()) for column in cells]
         widths = _squeeze(widths, fixed, width)
     right = [dtype.is_numeric() for dtype in frame.dtypes]
-    rows: Iterable[Sequence[str]] = zip(*cells, strict=True)
-    return [
-        _line(header, widths, right),
-        _GAP.join("-" * w for w in widths),
-        *(_line(row, widths, right) for row in rows),
+    columns = [
+        _padded(column, w, right=r).alias(str(n))
+        for n, (column, w, r) in enumerate(zip(cells, widths, right, strict=True))
     ]
+    rows = pl.DataFrame(columns).select(pl.concat_str(pl.all(), separator=_GAP).str.strip_chars_end())
+    return [_line(header, widths, right), _GAP.join("-" * w for w in widths), *rows.to_series().to_list()]
+
+
+def _widest(cells: pl.Series) -> int:
+    if cells.len() == 0:
+        return 0
+    if _is_ascii(cells):
+        return int(cells.str.len_chars().max())  # type: ignore[arg-type]
+    return max(_width(cell) for cell in cells.to_list())
+
+
+def _padded(cells: pl.Series, width: int, *, right: bool) -> pl.Series:
+    if _is_ascii(cells):
+        return padded(cells, width, right=right)
+    return pl.Series([_pad(cell, width, right=right) for cell in cells.to_list()], dtype=pl.String)
+
+
+def _is_ascii(cells: pl.Series) -> bool:
+    """Whether every character is as wide as it is long."""
+    return bool((cells.str.len_bytes() == cells.str.len_chars()).all())
 
 
 def _squeeze(widths: list[int], fixed: list[bool], total: int) -> list[int]:
@@ -168,10 +194,24 @@ def _is_map(value: list[object]) -> TypeGuard[list[dict[str, object]]]:
     return bool(value) and all(isinstance(v, dict) and v.keys() == {"key", "value"} for v in value)
 
 
-def _rows(frame: pl.DataFrame) -> Iterable[dict[str, object]]:
-    maps = {n for n, t in frame.schema.items() if t == pl.List and _is_map_type(t)}
-    for row in frame.iter_rows(named=True):
-        yield {n: {} if n in maps and v == [] else _plain(v) for n, v in row.items()}
+def _json_rows(frame: pl.DataFrame) -> Iterator[str]:
+    """Each row as an object."""
+    if not frame.width:
+        return
+    for some in frame.iter_slices(_ROWS_AT_ONCE):
+        parts: list[pl.Expr | pl.Series] = []
+        for n, column in enumerate(some):
+            cells = plain_json(column)
+            if cells is None:
+                cells = pl.Series([_json(v) for v in _values(column)], dtype=pl.String)
+            parts += [pl.lit(("{" if n == 0 else ", ") + _json(column.name) + ": "), cells.alias(str(n))]
+        yield from pl.select(pl.concat_str(*parts, pl.lit("}"))).to_series().to_list()
+
+
+def _values(column: pl.Series) -> list[object]:
+    """The values as JSON has them."""
+    is_map = _is_map_type(column.dtype)
+    return [{} if is_map and v == [] else _plain(v) for v in column.to_list()]
 
 
 def _is_map_type(dtype: pl.DataType) -> bool:
@@ -186,7 +226,7 @@ def _json(value: object) -> str:
 
 def _write_json_array(frame: pl.DataFrame, stream: TextIO) -> None:
     stream.write("[")
-    stream.writelines(("," if i else "") + "\n  " + _json(row) for i, row in enumerate(_rows(frame)))
+    stream.writelines(("," if i else "") + "\n  " + row for i, row in enumerate(_json_rows(frame)))
     stream.write("\n]\n" if frame.height else "]\n")
 
 
@@ -196,10 +236,18 @@ def _write_csv(frame: pl.DataFrame, stream: TextIO) -> None:
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(frame.columns)
-    for row in _rows(frame):
-        writer.writerow([_csv_cell(v) for v in row.values()])
-        _flush(buffer, stream, terminal=terminal)
     _flush(buffer, stream, terminal=terminal)
+    for some in frame.iter_slices(_ROWS_AT_ONCE):
+        found = [plain_csv(column) for column in some]
+        columns = [fields.alias(str(n)) for n, fields in enumerate(found) if fields is not None]
+        # A lone empty field is quoted, which only the writer knows.
+        if len(columns) == some.width > 1:
+            lines = pl.DataFrame(columns).select(pl.concat_str(pl.all(), separator=",")).to_series()
+            stream.writelines(line + "\n" for line in lines.to_list())
+            continue
+        for row in zip(*(_values(column) for column in some), strict=True):
+            writer.writerow([_csv_cell(v) for v in row])
+            _flush(buffer, stream, terminal=terminal)
 
 
 def _csv_cell(value: object) -> object:

@@ -4,7 +4,7 @@ The same rules as behind the findings (`shadow_flags`, `verdicts`): a call that 
 """
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,12 +13,13 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.errors import ConfigError
+from collector.forensics.absence import MISSED
 from collector.forensics.connections import Present
 from collector.forensics.ids import hex_ids
 from collector.forensics.shadow_flags import DETAILS, ShadowParams, flagged_calls
 from collector.forensics.statements import TRACE_ID, compiled_once, text, windowed
 from collector.forensics.tables import Query, Window, spans
-from collector.forensics.verdicts import BYPASSED, MESHED, MISSED, UNKNOWN, without_misses
+from collector.forensics.verdicts import BYPASSED, MESHED, UNKNOWN, without_misses
 from collector.forensics.ways import Knowledge, is_opaque, known_workloads, way_of
 from collector.forensics.witnesses import present_in
 
@@ -45,6 +46,10 @@ SCHEMA: Final[dict[str, pl.DataType]] = {
 
 _BYPASSES: Final = ("bypass_outbound", "bypass_inbound", "passed_through")
 _IDS: Final = ("outbound_record_id", "inbound_record_id", "connection_id")
+_JUDGED: Final = ("outbound_verdict", "outbound_reason", "inbound_verdict", "inbound_reason", "verdict")
+_FACTS: Final = ("caller", "callee", *_JUDGED, *_BYPASSES, *DETAILS)
+_WORDS: Final = (*_JUDGED, "side", "way")
+"""What the facts of a bypassed call decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +71,7 @@ def call_verdicts(
     present = present_in(query, window)
     sql = calls_sql(window, wanted, params, present)
     known = known_workloads(query, window) if present.any else Knowledge()
-    frame = hex_ids(query(sql))
-    named = list(_named(frame.iter_rows(named=True), known))
-    rows = pl.DataFrame(named, schema=SCHEMA, infer_schema_length=None)
+    rows = _named(hex_ids(query(sql)), known)
     return rows if wanted.verdict is None else rows.filter(pl.col("verdict") == wanted.verdict)
 
 
@@ -135,17 +138,38 @@ def _calls(window: Window, params: ShadowParams, present: Present, shape: _Shape
     return table.order_by("start_time_unix_nano", "trace_id", "server_span_id")
 
 
-def _named(rows: Iterable[Mapping[str, Any]], known: Knowledge) -> Iterable[dict[str, Any]]:
-    names: dict[tuple[Any, ...], str] = {}
-    for row in rows:
-        judged = _settled(row, known)
-        if judged["verdict"] == BYPASSED:
-            key = tuple(judged[name] for name in ("caller", "callee", *_BYPASSES, *DETAILS))
-            if key not in names:
-                names[key] = way_of(judged, known).way
-            judged |= {"side": _side(judged), "way": names[key]}
-        ids = dict.fromkeys(str(row[name]) for name in _IDS if row[name] is not None)
-        yield {name: judged.get(name) for name in SCHEMA} | {"record_ids": list(ids)}
+def _named(frame: pl.DataFrame, known: Knowledge) -> pl.DataFrame:
+    """The calls with side and way. Many calls share the facts that decide: each combination of facts is judged once."""
+    frame = frame.with_row_index("row")
+    bypassed = frame.filter(pl.col("verdict") == BYPASSED)
+    combinations = bypassed.select(_FACTS).unique()
+    judged = [_judged(row, known) for row in combinations.iter_rows(named=True)]
+    words = pl.DataFrame(judged, schema={name: SCHEMA[name] for name in _WORDS})
+    combinations = combinations.hstack(words.rename({name: f"{name}_judged" for name in _WORDS}))
+    bypassed = bypassed.join(combinations, on=_FACTS, how="left", nulls_equal=True)
+    bypassed = bypassed.with_columns(pl.col(f"{name}_judged").alias(name) for name in _WORDS)
+    plain = frame.filter(pl.col("verdict") != BYPASSED).with_columns(
+        side=pl.lit(None, pl.String), way=pl.lit(None, pl.String)
+    )
+    columns = [*frame.columns, "side", "way"]
+    both = pl.concat([plain.select(columns), bypassed.select(columns)]).sort("row")
+    return both.with_columns(record_ids=_record_ids()).select(
+        pl.col(name).cast(dtype) for name, dtype in SCHEMA.items()
+    )
+
+
+def _record_ids() -> pl.Expr:
+    """The ids of the records that decided, as text, each once."""
+    ids = [pl.col(name).cast(pl.String) for name in _IDS]
+    return pl.concat_list(ids).list.drop_nulls().list.unique(maintain_order=True)
+
+
+def _judged(row: Mapping[str, Any], known: Knowledge) -> dict[str, Any]:
+    """`_WORDS` of the calls with these facts."""
+    judged = _settled(row, known)
+    if judged["verdict"] == BYPASSED:
+        judged |= {"side": _side(judged), "way": way_of(judged, known).way}
+    return {name: judged.get(name) for name in _WORDS}
 
 
 def _settled(row: Mapping[str, Any], known: Knowledge) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import ibis
 import ibis.expr.types as ir
 
 from collector.forensics.columns import is_error, request_key_of
-from collector.forensics.matching import CLOCK_SLACK_NS, match_records, path_of
-from collector.forensics.stages import once, staged
+from collector.forensics.log_lines import path_of
+from collector.forensics.matching import CLOCK_SLACK_NS, match_records
+from collector.forensics.stages import once, repeated, staged, without_copies
 from collector.forensics.tables import NS_PER_S, Window, spans
 
 MAX_PROXY_SPANS: Final = 4
@@ -66,7 +67,7 @@ def calls(
     Args:
         window: When the calls began.
         unanswered: Also rows for CLIENT spans that no server span answered (databases, egress, uninstrumented callees).
-        records: Also match access logs; without, the four record columns are NULL and false.
+        records: Also match access logs; without, the four record columns are NULL and false, and `matching.CARRIED` is left out.
         narrow: Applied before the access logs are matched, which takes `matching.NEEDED` of the columns.
 
     Columns:
@@ -93,9 +94,13 @@ def calls(
         received_unix_nano: when the collector received the server span (without one, the client span).
         outbound_record_id, inbound_record_id: the lines of the caller's and the callee's proxy about this call.
         outbound_ambiguous, inbound_ambiguous: no line, but one of the same request id there is nobody else's for certain.
+        matching.CARRIED: what these lines say beyond that they are there.
     """
-    answered = staged("answered", _answered(window))
-    table = narrow(answered.union(_unanswered(window, answered)) if unanswered else answered)
+    table = _answered(window)
+    if unanswered:
+        answered = staged("answered", table)
+        table = answered.union(_unanswered(window, answered))
+    table = narrow(table)
     if not records:
         return _without_records(window.of(table))
     # Before the filter: the lines of a call just outside the window would seem to be nobody's, and so anybody's.
@@ -114,6 +119,11 @@ def _spans(window: Window, witness: str, *columns: str) -> ir.Table:
     return table.filter(table.witness == witness)
 
 
+def _repeated_spans(window: Window) -> ir.Table:
+    """(span_id) of the app spans around the window that may have come more than once: of two with one id, counting takes a fifth less."""
+    return repeated("spans", _spans(window, "app").select("span_id"), "span_id")
+
+
 def _servers(window: Window) -> ir.Table:
     table = _spans(
         window,
@@ -128,8 +138,7 @@ def _servers(window: Window) -> ir.Table:
         "provenance_peer_principal",
     )
     table = table.filter(table.kind == "SERVER")
-    return once(
-        "servers",
+    return without_copies(
         table.select(
             *_KEY,
             "parent_span_id",
@@ -154,6 +163,7 @@ def _servers(window: Window) -> ir.Table:
             server_operation=_operation(table),
             server_protocol=_protocol(table),
         ),
+        _repeated_spans(window),
         *_KEY,
     )
 
@@ -175,8 +185,7 @@ def _ancestors(window: Window) -> ir.Table:
     def of_client(value: ir.Value) -> ir.Value:
         return ibis.ifelse(client, value, ibis.null(value.type()))
 
-    return once(
-        "ancestors",
+    return without_copies(
         table.select(
             *_KEY,
             ancestor_kind=table.kind,
@@ -202,6 +211,7 @@ def _ancestors(window: Window) -> ir.Table:
             client_request_bytes=of_client(table.provenance_request_size),
             client_request_id=of_client(table.provenance_request_id),
         ),
+        _repeated_spans(window),
         *_KEY,
     ).rename(ancestor_trace_id="trace_id", ancestor_span_id="span_id")
 
@@ -212,11 +222,26 @@ def proxy_spans(window: Window) -> ir.Table:
     return staged("proxy_spans", once("proxy_spans", _spans(window, "proxy", *columns).select(*_KEY, *columns), *_KEY))
 
 
-def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
-    """The server spans with `cursor` (the first parent that is no proxy span) and proxy_1 to proxy_4 (services passed)."""
+def _follow_proxies(window: Window) -> ir.Table:
+    """The proxy spans right above server spans, and where they lead: most calls have none, so the chains are followed by themselves.
+
+    Columns: above_trace_id, above_span_id: the proxy span; cursor: the first parent that is no proxy span; proxy_request_id; proxy_1
+    to proxy_4: the services passed.
+    """
     proxies = proxy_spans(window)
-    reached = servers.select(*_KEY, cursor=servers.parent_span_id, proxy_request_id=ibis.null("string"))
-    for step in range(1, MAX_PROXY_SPANS + 1):
+    servers = _spans(window, "app", "kind", "parent_span_id")
+    servers = servers.filter(servers.kind == "SERVER")
+    reached = proxies.semi_join(
+        servers, [proxies.trace_id == servers.trace_id, proxies.span_id == servers.parent_span_id]
+    )
+    reached = reached.select(
+        above_trace_id="trace_id",
+        above_span_id="span_id",
+        cursor="parent_span_id",
+        proxy_request_id="guid_x_request_id",
+        proxy_1="service_name",
+    )
+    for step in range(2, MAX_PROXY_SPANS + 1):
         hop = proxies.select(
             hop_trace_id=proxies.trace_id,
             hop_span_id=proxies.span_id,
@@ -224,23 +249,25 @@ def _follow_proxies(servers: ir.Table, window: Window) -> ir.Table:
             hop_service=proxies.service_name,
             hop_request_id=proxies.guid_x_request_id,
         )
-        joined = reached.left_join(hop, [reached.trace_id == hop.hop_trace_id, reached.cursor == hop.hop_span_id])
+        joined = reached.left_join(hop, [reached.above_trace_id == hop.hop_trace_id, reached.cursor == hop.hop_span_id])
         reached = joined.mutate(
             cursor=ibis.ifelse(joined.hop_span_id.notnull(), joined.hop_parent, joined.cursor),
             proxy_request_id=ibis.coalesce(joined.proxy_request_id, joined.hop_request_id),
             **{f"proxy_{step}": joined.hop_service},
         ).drop("hop_trace_id", "hop_span_id", "hop_parent", "hop_service", "hop_request_id")
-    reached = staged("reached", reached)
-    return servers.left_join(reached, list(_KEY)).drop("trace_id_right", "span_id_right")
+    return reached
 
 
 def _answered(window: Window) -> ir.Table:
     """The calls that have a server span."""
-    reached = _follow_proxies(staged("servers", _servers(window)), window)
-    ancestors = _ancestors(window)
-    table = reached.left_join(
+    servers, reached, ancestors = _servers(window), _follow_proxies(window), _ancestors(window)
+    table = servers.left_join(
+        reached, [servers.trace_id == reached.above_trace_id, servers.parent_span_id == reached.above_span_id]
+    )
+    table = table.mutate(cursor=ibis.ifelse(table.above_span_id.notnull(), table.cursor, table.parent_span_id))
+    table = table.left_join(
         ancestors,
-        [reached.trace_id == ancestors.ancestor_trace_id, reached.cursor == ancestors.ancestor_span_id],
+        [table.trace_id == ancestors.ancestor_trace_id, table.cursor == ancestors.ancestor_span_id],
     )
     proxies = [table[f"proxy_{step}"] for step in range(1, MAX_PROXY_SPANS + 1)]
     outermost = ibis.coalesce(*reversed(proxies))

@@ -5,6 +5,7 @@ hex already. Both pass.
 """
 
 import polars as pl
+import pyarrow as pa
 
 
 def trace_id_hex(value: str | None) -> str | None:
@@ -22,10 +23,20 @@ def span_id_hex(value: int | str | None) -> str | None:
 def hex_ids(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with every `*trace_id` and `*span_id` column as hex text; other columns as they were."""
     columns = [
-        column.map_elements(trace_id_hex, return_dtype=pl.String)
+        column.cast(pl.String).str.replace_all("-", "", literal=True).str.to_lowercase()
         if column.name.endswith("trace_id")
-        else column.map_elements(span_id_hex, return_dtype=pl.String)
+        else _span_ids_hex(column)
         for column in frame
         if column.name.endswith(("trace_id", "span_id"))
     ]
     return frame.with_columns(columns)
+
+
+def _span_ids_hex(column: pl.Series) -> pl.Series:
+    """As `span_id_hex`, a column at a time: of a million of them a third of a second would go into formatting."""
+    if not column.dtype.is_integer():
+        return column.cast(pl.String).str.to_lowercase()
+    big_endian = column.fill_null(0).to_numpy().astype(">u8").tobytes()
+    raw = pa.FixedSizeBinaryArray.from_buffers(pa.binary(8), len(column), [None, pa.py_buffer(big_endian)])
+    digits = pl.Series(column.name, raw.cast(pa.binary())).bin.encode("hex")
+    return digits.set(column.is_null(), None)

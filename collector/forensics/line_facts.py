@@ -2,53 +2,54 @@
 
 from typing import Final
 
+import ibis
 import ibis.expr.types as ir
 
 PASSTHROUGH: Final = "PassthroughCluster"
 """Istio's name for where a sidecar sends what it has no route for: as it came, without mTLS and policy."""
 
+FACTS_OF_SIDE: Final = {"outbound": ("passed",), "inbound": ("named", "nameless_source", "peer")}
+"""Of which side's line each column of `facts_of` is asked."""
+
+LINE_FACTS: Final = tuple(name for names in FACTS_OF_SIDE.values() for name in names)
+
 _MESH_SNI: Final = "outbound_."
 _SPIFFE: Final = "spiffe://"
 
 
-def with_line_facts(table: ir.Table, logged: ir.Table) -> ir.Table:
-    """The calls with what their lines say beyond that they are there: passed_through, plaintext, authenticated, misnamed."""
-    passed = logged.filter((logged.direction == "outbound") & (logged.upstream_cluster == PASSTHROUGH))
-    passed = passed.select(passed_id=passed.record_id).distinct()
-    inbound = logged.filter(logged.direction == "inbound")
-    named = inbound.downstream_peer.notnull() | inbound.requested_server_name.startswith(_MESH_SNI).fill_null(False)
-    named_lines = inbound.filter(named)
-    secure = named_lines.select(secure_service="service", secure_source="source").distinct()
-    known = named_lines.select(known_id="record_id").distinct()
-    bare = inbound.filter(inbound.downstream_peer.isnull() & inbound.requested_server_name.isnull())
-    bare = bare.inner_join(secure, [bare.service == secure.secure_service, bare.source == secure.secure_source]).select(
-        bare_id="record_id"
-    )
-    table = table.left_join(passed, table.outbound_record_id == passed.passed_id)
-    table = table.left_join(bare, table.inbound_record_id == bare.bare_id)
-    table = table.left_join(known, table.inbound_record_id == known.known_id)
-    table = table.mutate(
-        passed_through=table.passed_id.notnull(),
-        plaintext=table.bare_id.notnull(),
-        authenticated=table.known_id.notnull(),
-    )
-    other = _misnamed(table, inbound)
+def facts_of(records: ir.Table) -> dict[str, ir.Value]:
+    """What lines say, by column.
+
+    passed: on to where the proxy has no route. Of inbound lines alone: named: the peer showed an identity, or came by a name of the
+    mesh; nameless_source: the file of a line without either, else NULL; peer: the identity.
+    """
+    inbound = (records.direction == "inbound").fill_null(False)
+    peer, name = records.downstream_peer, records.requested_server_name
+    nothing = ibis.null("string")
+    return {
+        "passed": ((records.direction == "outbound") & (records.upstream_cluster == PASSTHROUGH)).fill_null(False),
+        "named": inbound & (peer.notnull() | name.startswith(_MESH_SNI).fill_null(False)),
+        "nameless_source": ibis.ifelse(inbound & peer.isnull() & name.isnull(), records.source, nothing),
+        "peer": ibis.ifelse(inbound, peer, nothing),
+    }
+
+
+def with_line_facts(table: ir.Table, logs: ir.Table) -> ir.Table:
+    """The calls with what their lines say beyond that they are there: passed_through, plaintext, authenticated, misnamed.
+
+    `logs` has service, source and `named` of the access logs' files: only a proxy that logs identities at all says something
+    by a line without one.
+    """
+    secure = logs.filter(logs.named).select(secure_service="service", secure_source="source").distinct()
     table = table.left_join(
-        other, [table.trace_id == other.other_trace_id, table.server_span_id == other.other_span_id]
+        secure, [table.callee == secure.secure_service, table.inbound_nameless_source == secure.secure_source]
     )
-    return table.mutate(misnamed=table.other_span_id.notnull()).drop(
-        "passed_id", "bare_id", "known_id", "other_trace_id", "other_span_id"
+    table = table.mutate(
+        passed_through=table.outbound_passed.fill_null(False),
+        plaintext=table.secure_source.notnull(),
+        authenticated=table.inbound_named.fill_null(False),
     )
-
-
-def _misnamed(table: ir.Table, inbound: ir.Table) -> ir.Table:
-    """(other_trace_id, other_span_id): calls whose callee was told of a peer that its own proxy did not log."""
-    told = table.filter(table.principal.notnull() & table.inbound_record_id.notnull())
-    told = told.select("trace_id", "server_span_id", "principal", "plaintext", record_id=told.inbound_record_id)
-    peers = inbound.select(peer_id=inbound.record_id, peer=inbound.downstream_peer)
-    joined = told.inner_join(peers, told.record_id == peers.peer_id)
     # The same identity is written in two ways where a Linkerd name stands beside a SPIFFE id: no contradiction.
-    alike = joined.peer.startswith(_SPIFFE) == joined.principal.startswith(_SPIFFE)
-    contradicted = (alike & (joined.peer != joined.principal)).fill_null(False) | joined.plaintext
-    joined = joined.filter(contradicted)
-    return joined.select(other_trace_id=joined.trace_id, other_span_id=joined.server_span_id).distinct()
+    alike = table.inbound_peer.startswith(_SPIFFE) == table.principal.startswith(_SPIFFE)
+    contradicted = (alike & (table.inbound_peer != table.principal)).fill_null(False) | table.plaintext
+    return table.mutate(misnamed=table.principal.notnull() & contradicted).drop("secure_service", "secure_source")

@@ -24,9 +24,10 @@ from typing import Final
 import ibis
 import ibis.expr.types as ir
 
-from collector.forensics.columns import request_key_of
+from collector.forensics.line_facts import FACTS_OF_SIDE, LINE_FACTS
+from collector.forensics.log_lines import key_hash, lines
 from collector.forensics.stages import once, staged
-from collector.forensics.tables import NS_PER_S, Window, proxy_records
+from collector.forensics.tables import NS_PER_S, Window
 
 CLOCK_SLACK_NS: Final = 5 * NS_PER_S
 """How far the clocks of an app and of a proxy may disagree."""
@@ -36,6 +37,10 @@ MAX_EPISODE: Final = 64
 
 _GROUP: Final = ("side", "service", "request_key")
 _UNIT: Final = ("side", "trace_id", "unit_span_id")
+
+_LINE: Final = ("path", "start", "end", "record_id", *LINE_FACTS)
+CARRIED: Final = tuple(f"{side}_{name}" for side, names in FACTS_OF_SIDE.items() for name in names)
+"""What calls have of their lines: `FACTS_OF_SIDE`, NULL without a line."""
 
 _SLOT: Final = (*_GROUP, "episode")
 _SIDES: Final = {"outbound": "caller", "inbound": "callee"}
@@ -59,100 +64,41 @@ NEEDED: Final = (
 """The columns of calls that their lines are found by."""
 
 
-def path_of(url_or_path: ir.StringValue) -> ir.StringValue:
-    """The path without scheme, host, query and fragment; NULL where nothing is left."""
-    # Most are paths already, and two regular expressions a line take longer than to read it.
-    plain = url_or_path.startswith("/") & ~url_or_path.contains("?") & ~url_or_path.contains("#")
-    return ibis.ifelse(plain, url_or_path, _path_of(url_or_path))
-
-
-def _path_of(url_or_path: ir.StringValue) -> ir.StringValue:
-    return url_or_path.re_replace(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*", "").re_replace(r"[?#].*$", "").nullif("")
-
-
-def _port_of(address: ir.StringValue) -> ir.IntegerValue:
-    return address.re_extract(r":(\d{1,5})$", 1).nullif("").cast("int64")
-
-
-def lines(window: Window, margin_ns: int) -> ir.Table:
-    """The access-log lines around the window, once each, by the side of a call that they can be about.
-
-    Columns: side ('outbound': the caller's proxy, 'inbound': the callee's; a line without a direction is in both),
-    direction, service, instance, source, record_id, request_key, path, start, end (ns), response_code,
-    upstream_cluster, downstream_peer, requested_server_name; local_port and upstream_port: what the caller dialled and what the proxy dialled, NULL where it isn't logged, or not needed because the line names its request.
-    """
-    table = window.of(proxy_records(), margin_ns=margin_ns)
-    opaque = table.request_id.isnull() | table.path.isnull()
-    table = table.select(
-        "direction",
-        "record_id",
-        "source",
-        "response_code",
-        "upstream_cluster",
-        "downstream_peer",
-        "requested_server_name",
-        service=table.service_name,
-        instance=table.service_instance_id,
-        request_key=request_key_of(table.request_id),
-        path=path_of(table.path),
-        local_port=ibis.ifelse(opaque, _port_of(table.downstream_local_address), ibis.null("int64")),
-        upstream_port=ibis.ifelse(opaque, _port_of(table.upstream_host), ibis.null("int64")),
-        start=table.start_time_unix_nano,
-        end=table.start_time_unix_nano + table.duration_ns.fill_null(0),
-    )
-    table = staged("records", once("records", table, "record_id"))
-    either = table.filter(table.direction.isnull())
-    return (
-        table.filter(table.direction.isin(("inbound", "outbound")))
-        .mutate(side=table.direction)
-        .union(either.mutate(side=ibis.literal("inbound")))
-        .union(either.mutate(side=ibis.literal("outbound")))
-    )
-
-
 def match_records(calls: ir.Table, window: Window, margin_ns: int) -> ir.Table:
-    """The calls with outbound_record_id, inbound_record_id, outbound_ambiguous and inbound_ambiguous.
+    """The calls with outbound_record_id, inbound_record_id, outbound_ambiguous, inbound_ambiguous, and what their lines say (`CARRIED`).
 
-    `calls` has the columns of `collector.forensics.calls.calls`, without those four. Where one call and one line have a request
+    `calls` has the columns of `collector.forensics.calls.calls`, without those. Where one call and one line have a request
     id on a side, they are joined straight away; only those that have company there (`_crowded`) go through `_pair`.
     """
     logged = lines(window, margin_ns)
-    logged = logged.filter(logged.request_key.notnull() & logged.service.notnull())
-    logged = logged.select(*_GROUP, "direction", "path", "start", "end", "record_id")
-    logged = logged.mutate(key_hash=_key_hash(logged.service, logged.request_key))
+    logged = logged.filter(logged.key_hash.notnull())
     calls = staged("keyed_calls", _keyed(calls))
     crowded = {side: staged(f"crowded_{side}", _crowded(calls, logged, side)) for side in _SIDES}
     crowd = ibis.union(*(_of_side(logged, side).semi_join(keys, "key_hash") for side, keys in crowded.items()))
-    crowd = staged("crowd", crowd)
-    pairs, unclear = _pair(_units(calls, crowded), crowd.drop("direction", "key_hash"))
+    crowd = staged("crowd", crowd.select(*_GROUP, *_LINE))
+    pairs, unclear = _pair(_units(calls, crowded), crowd.drop(*LINE_FACTS))
     pairs = staged("pairs", pairs)
     unclaimed = crowd.anti_join(pairs, ["side", "record_id"])
     uncertain = unclaimed.select(*_GROUP).union(unclear.select(*_GROUP)).distinct()
     claimed = pairs.group_by(_UNIT).agg(record_id=pairs.record_id.min())
-    for side, keys in crowded.items():
-        calls = _attach(calls, _of_side(logged, side).anti_join(keys, "key_hash"), claimed, uncertain, side)
-    return _vouched(staged("matched", calls.drop("outbound_hash", "inbound_hash")), logged, pairs)
+    claimed = claimed.inner_join(crowd.select("side", "record_id", *LINE_FACTS), ["side", "record_id"])
+    alone = {side: _of_side(logged, side).anti_join(keys, "key_hash") for side, keys in crowded.items()}
+    vouched = _vouched(calls, logged, alone["outbound"], pairs)
+    for side in _SIDES:
+        calls = _attach(calls, alone[side], claimed, uncertain, side)
+    return _with_vouched(calls.drop("outbound_hash", "inbound_hash"), vouched)
 
 
 def _of_side(table: ir.Table, side: str) -> ir.Table:
     return table.filter(table.side == side)
 
 
-def _key_hash(service: ir.StringValue, request_key: ir.StringValue) -> ir.IntegerValue:
-    """One number for both: what shares it may belong together; whether it does, the texts decide."""
-    return (service + request_key).hash()
-
-
 def _keyed(calls: ir.Table) -> ir.Table:
     """The calls with outbound_hash and inbound_hash: of the service and the request id; NULL where either isn't known."""
-    outbound = _key_hash(calls.caller, calls.request_key)
-    inbound = _key_hash(calls.callee, calls.request_key)
-    known = calls.request_key.notnull()
+    answered = calls.server_span_id.notnull()
     return calls.mutate(
-        outbound_hash=ibis.ifelse(known & calls.caller.notnull(), outbound, ibis.null("int64")),
-        inbound_hash=ibis.ifelse(
-            known & calls.callee.notnull() & calls.server_span_id.notnull(), inbound, ibis.null("int64")
-        ),
+        outbound_hash=key_hash(calls.caller, calls.request_key),
+        inbound_hash=ibis.ifelse(answered, key_hash(calls.callee, calls.request_key), ibis.null("int64")),
     )
 
 
@@ -160,7 +106,7 @@ def _crowded(calls: ir.Table, logged: ir.Table, side: str) -> ir.Table:
     """(key_hash) of the request ids that more than one call or line has on this side, or that a call has two of."""
     mine = calls.filter(calls[f"{side}_hash"].notnull())
     two = mine.filter(mine.client_request_key != mine.request_key)
-    other = _key_hash(two[_SIDES[side]], two.client_request_key)
+    other = key_hash(two[_SIDES[side]], two.client_request_key)
     two = two.select(key_hash=f"{side}_hash").union(two.select(key_hash=other))
     return (
         _repeated(mine.select(key_hash=f"{side}_hash")).union(_repeated(_of_side(logged, side))).union(two).distinct()
@@ -172,10 +118,11 @@ def _repeated(table: ir.Table) -> ir.Table:
     return counted.filter(counted.copies > 1).select("key_hash")
 
 
-def _vouched(calls: ir.Table, logged: ir.Table, pairs: ir.Table) -> ir.Table:
-    """The calls from nobody with the caller whose own proxy logged them: a service without telemetry, but in the mesh.
+def _vouched(calls: ir.Table, logged: ir.Table, alone: ir.Table, pairs: ir.Table) -> ir.Table:
+    """The calls from nobody whose caller's own proxy logged them: a service without telemetry, but in the mesh.
 
-    One call and one line that is nobody else's, of the same request id and path at the same time.
+    One call and one line that is nobody else's, of the same request id and path at the same time. Columns: vouched_trace_id,
+    vouched_span_id; vouched_service, vouched_record_id and the facts of the line.
     """
     nobody = calls.filter(calls.caller.isnull() & calls.server_span_id.notnull())
     nobody = nobody.select(
@@ -188,65 +135,83 @@ def _vouched(calls: ir.Table, logged: ir.Table, pairs: ir.Table) -> ir.Table:
         unit_end=nobody.end_time_unix_nano,
     )
     sent = logged.filter((logged.side == "outbound") & (logged.direction == "outbound"))
-    sent = sent.select("service", "request_key", "path", "start", "end", "record_id")
+    sent = sent.select("service", "request_key", "key_hash", *_LINE)
     table = nobody.inner_join(sent, [nobody.request_key == sent.request_key, nobody.unit_path == sent.path])
-    table = table.filter((table.service != table.callee) & _compatible(table))
+    table = staged("vouching", table.filter((table.service != table.callee) & _compatible(table)))
     # Those few first, then whose they are: to sort out the lines that are nobody's takes a look at each.
-    taken = calls.select(record_id="outbound_record_id").union(_of_side(pairs, "outbound").select("record_id"))
-    table = table.anti_join(taken.filter(taken.record_id.notnull()), "record_id")
+    own = _line_of_call(alone.semi_join(table, "record_id"))
+    own = calls.inner_join(own, calls.outbound_hash == own.key_hash)
+    own = own.filter(_is_about(own, "outbound"))
+    taken = own.select(record_id="line_record_id").union(_of_side(pairs, "outbound").select("record_id"))
+    table = table.anti_join(taken, "record_id")
     table = table.mutate(
         lines=table.record_id.count().over(group_by=["trace_id", "server_span_id"]),
         calls=table.server_span_id.count().over(group_by=["record_id"]),
     )
     table = table.filter((table.lines == 1) & (table.calls == 1))
-    table = table.select(
+    return table.select(
         vouched_trace_id="trace_id",
         vouched_span_id="server_span_id",
-        vouched_by="service",
-        vouched_record_id="record_id",
+        **{f"vouched_{name}": name for name in ("service", "record_id", *FACTS_OF_SIDE["outbound"])},
     )
-    calls = calls.left_join(
-        table, [calls.trace_id == table.vouched_trace_id, calls.server_span_id == table.vouched_span_id]
+
+
+def _with_vouched(calls: ir.Table, vouched: ir.Table) -> ir.Table:
+    """The calls, those from nobody with the caller that `_vouched` has for them, and its line."""
+    table = calls.left_join(
+        vouched, [calls.trace_id == vouched.vouched_trace_id, calls.server_span_id == vouched.vouched_span_id]
     )
-    return calls.mutate(
-        caller=ibis.coalesce(calls.caller, calls.vouched_by),
-        outbound_record_id=ibis.coalesce(calls.outbound_record_id, calls.vouched_record_id),
-    ).drop("vouched_trace_id", "vouched_span_id", "vouched_by", "vouched_record_id")
+    return table.mutate(
+        caller=ibis.coalesce(table.caller, table.vouched_service),
+        **{
+            f"outbound_{name}": ibis.coalesce(table[f"outbound_{name}"], table[f"vouched_{name}"])
+            for name in ("record_id", *FACTS_OF_SIDE["outbound"])
+        },
+    ).drop(*vouched.columns)
+
+
+def _line_of_call(alone: ir.Table) -> ir.Table:
+    """The lines, every column but `key_hash` as `line_*`, to be joined to calls."""
+    names = ("service", "request_key", *_LINE)
+    return alone.select("key_hash", **{f"line_{name}": name for name in names})
+
+
+def _is_about(table: ir.Table, side: str) -> ir.BooleanValue:
+    """Whether the line beside the call is about it: of its service and request id, path and time."""
+    begin, end = ("start", "end") if side == "outbound" else ("server_start", "server_end")
+    call = (table.path, table[f"{begin}_time_unix_nano"], table[f"{end}_time_unix_nano"])
+    fits = _fit(call, (table.line_path, table.line_start, table.line_end))
+    return _is_named(table, side) & fits.fill_null(False)
+
+
+def _is_named(table: ir.Table, side: str) -> ir.BooleanValue:
+    """Whether the line beside the call is of its service and request id."""
+    same = (table.line_request_key == table.request_key) & (table.line_service == table[_SIDES[side]])
+    return same.fill_null(False)
 
 
 def _attach(calls: ir.Table, alone: ir.Table, claimed: ir.Table, uncertain: ir.Table, side: str) -> ir.Table:
     """The calls with the line that is `alone` with their request id, else the one that `_pair` found."""
-    begin, end = ("start", "end") if side == "outbound" else ("server_start", "server_end")
-    alone = alone.select(
-        "start",
-        "end",
-        line_path="path",
-        line_key="request_key",
-        line_service="service",
-        line_id="record_id",
-        line_hash="key_hash",
-    )
-    table = calls.left_join(alone, calls[f"{side}_hash"] == alone.line_hash)
-    service = table[_SIDES[side]]
-    same = ((table.line_key == table.request_key) & (table.line_service == service)).fill_null(False)
-    call = (table.path, table[f"{begin}_time_unix_nano"], table[f"{end}_time_unix_nano"])
-    fits = same & _fit(call, (table.line_path, table.start, table.end)).fill_null(False)
+    alone = _line_of_call(alone)
+    table = calls.left_join(alone, calls[f"{side}_hash"] == alone.key_hash)
     unit = table.server_span_id
     if side == "outbound":
         unit = ibis.coalesce(table.client_span_id, unit)
+    fits = _is_about(table, side)
+    table = table.mutate(unit=unit, fits=fits, odd=_is_named(table, side) & ~fits)
+    facts = ("record_id", *FACTS_OF_SIDE[side])
     pairs = _of_side(claimed, side)
-    pairs = pairs.select(pair_trace_id="trace_id", pair_span_id="unit_span_id", pair_record_id="record_id")
+    pairs = pairs.select(
+        pair_trace_id="trace_id", pair_span_id="unit_span_id", **{f"pair_{name}": name for name in facts}
+    )
     open_ = _of_side(uncertain, side).select(open_service="service", open_key="request_key")
-    table = table.mutate(unit=unit, fits=fits, odd=same & ~fits)
     joined = table.left_join(pairs, [table.trace_id == pairs.pair_trace_id, table.unit == pairs.pair_span_id])
     joined = joined.left_join(open_, [joined[_SIDES[side]] == open_.open_service, joined.request_key == open_.open_key])
-    record_id = ibis.ifelse(joined.fits, joined.line_id, joined.pair_record_id)
+    line = {name: ibis.ifelse(joined.fits, joined[f"line_{name}"], joined[f"pair_{name}"]) for name in facts}
     return joined.select(
         *calls.columns,
-        **{
-            f"{side}_record_id": record_id,
-            f"{side}_ambiguous": record_id.isnull() & (joined.odd | joined.open_key.notnull()),
-        },
+        **{f"{side}_{name}": value for name, value in line.items()},
+        **{f"{side}_ambiguous": line["record_id"].isnull() & (joined.odd | joined.open_key.notnull())},
     )
 
 

@@ -42,17 +42,18 @@ from typing import Final
 
 import ibis.expr.types as ir
 
+from collector.forensics.absence import MISSED
 from collector.forensics.calls import MARGIN_NS
 from collector.forensics.connections import Present
 from collector.forensics.dark import Edge, dark_sql, dark_traffic
 from collector.forensics.findings import EVIDENCE_LIMIT, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
-from collector.forensics.matching import lines
+from collector.forensics.log_lines import lines
 from collector.forensics.shadow_flags import FLAGS, MINUTE_NS, ShadowParams, summary
 from collector.forensics.shadow_words import Activity, Row, Subject, causes, completeness, explain, percent
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import Query, Window
-from collector.forensics.verdicts import BYPASSED, MISSED, SEEN, UNKNOWN, is_unjudged, without_misses
+from collector.forensics.verdicts import BYPASSED, SEEN, UNKNOWN, is_unjudged, without_misses
 from collector.forensics.ways import Knowledge, Named, is_opaque, known_workloads, way_of
 from collector.forensics.witnesses import present_in
 

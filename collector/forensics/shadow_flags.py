@@ -10,13 +10,14 @@ from typing import Final
 import ibis
 import ibis.expr.types as ir
 
+from collector.forensics.absence import MISSED, Coverage
 from collector.forensics.calls import MARGIN_NS
 from collector.forensics.connections import Present
 from collector.forensics.findings import EVIDENCE_LIMIT
-from collector.forensics.matching import path_of
+from collector.forensics.log_lines import path_of
 from collector.forensics.stages import staged
 from collector.forensics.tables import NS_PER_S, Window, spans
-from collector.forensics.verdicts import MISSED, READ, Coverage, judge
+from collector.forensics.verdicts import READ, judge
 from provenance.names import STAMP_ABSENT, STAMP_MALFORMED, STAMP_MISMATCHED
 
 MINUTE_NS: Final = 60 * NS_PER_S
@@ -116,17 +117,18 @@ def flagged_calls(window: Window, params: ShadowParams, present: Present | None 
     `FLAGS`, flagged: any of them, and `DETAILS`.
     """
     narrow = partial(_narrow, params=params)
-    judged = staged("judged", judge(window.widened(MARGIN_NS), params.coverage, present, narrow))
-    table = staged("facts", _facts(judged, params))
+    judged = judge(window.widened(MARGIN_NS), params.coverage, present, narrow, _with_looks)
+    facts = staged("facts", _facts(judged, params))
     # What other calls say of a call is read before those outside the window are left out.
-    table = window.of(_with_telemetry(_with_entries(table, window, params)))
+    table = _with_telemetry(facts)
+    table = window.of(table.mutate(entry=_is_entry(table.callee, facts, window, params)))
     # Kubernetes probes the application itself, past its sidecar; that is how it is meant.
-    missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & table.request_key.isnull())
+    missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & ~table.has_request_id)
     # What comes from outside comes in plaintext, or with a client's own certificate.
     missed_out = (table.outbound_verdict == MISSED) & ~(table.plaintext & (table.entry | table.probe))
     forged = table.misnamed | (table.principal.notnull() & missed_in)
     orphan = table.orphan & table.settled & table.telemetry_complete
-    nobody = table.caller.isnull() & (table.settled | table.parent_span_id.isnull())
+    nobody = table.caller.isnull() & (table.settled | ~table.has_parent)
     outside = table.entry | table.probe
     table = table.mutate(
         unstamped=table.bare & (missed_in | table.client_stamped | (nobody & ~outside)),
@@ -212,12 +214,12 @@ def _narrow(table: ir.Table, params: ShadowParams) -> ir.Table:
     cut = table.error & (table.server_request_bytes < table.client_request_bytes).fill_null(False)
     return table.select(
         *READ,
-        "parent_span_id",
         "parent_found",
         "protocol",
         "stamp_kid",
         "client_stamp_kid",
         "received_unix_nano",
+        has_parent=table.parent_span_id.notnull(),
         altered=(table.client_request_hash != table.server_request_hash).fill_null(False) & ~cut,
         probe=_probe(
             params,
@@ -232,7 +234,6 @@ def _narrow(table: ir.Table, params: ShadowParams) -> ir.Table:
 def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
     """What can be said of each call by itself, and whether its callee's middleware looks at calls like it."""
     stamped = table.stamp_kid.notnull() & table.stamp_status.notin((STAMP_ABSENT, STAMP_MALFORMED)).fill_null(True)
-    table = _with_looks(table)
     looks = table.looks
     missing = table.stamp_status.isin((STAMP_ABSENT, STAMP_MALFORMED)) | (
         table.stamp_status.isnull() & table.stamp_kid.isnull()
@@ -242,14 +243,14 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         "trace_id",
         "client_span_id",
         "server_span_id",
-        "parent_span_id",
+        "has_parent",
         "caller",
         "callee",
         "operation",
         "start_time_unix_nano",
         *_VERDICT,
         "parent_found",
-        "request_key",
+        "has_request_id",
         "principal",
         "passed_through",
         "plaintext",
@@ -265,7 +266,7 @@ def _facts(table: ir.Table, params: ShadowParams) -> ir.Table:
         bare=(missing & looks).fill_null(False),
         client_stamped=table.client_stamp_kid.notnull(),
         claimed=ibis.ifelse(stamped, table.stamp_kid.re_replace(r"/.*$", ""), ibis.null("string")),
-        orphan=table.parent_span_id.notnull() & ~table.parent_found & table.caller.isnull(),
+        orphan=table.has_parent & ~table.parent_found & table.caller.isnull(),
         settled=table.received_unix_nano <= newest - params.settle_ns,
         tampered=table.altered | (table.stamp_status == STAMP_MISMATCHED).fill_null(False),
         probe="probe",
@@ -303,14 +304,13 @@ def _probe(
     return probe | rpc.isin(params.probe_services).fill_null(False) if params.probe_services else probe
 
 
-def _with_entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
-    """The calls with `entry`: whether their callee takes unstamped traffic by nature."""
-    declared = table.callee.isin(params.entry_services) if params.entry_services else ibis.literal(False)
+def _is_entry(callee: ir.StringValue, calls: ir.Table, window: Window, params: ShadowParams) -> ir.BooleanValue:
+    """Whether a callee takes unstamped traffic by nature, as it says or as all of these calls have it."""
+    declared = callee.isin(params.entry_services) if params.entry_services else ibis.literal(False)
     if not params.infer_entries:
-        return table.mutate(entry=declared)
-    entries = _entries(table, window, params)
+        return declared
     # As a join it would be built over all calls: of stages the engine does not know how large they are.
-    return staged("with_entries", table.mutate(entry=declared | table.callee.isin(entries.entry_service)))
+    return declared | callee.isin(_entries(calls, window, params).entry_service)
 
 
 def _entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
@@ -393,7 +393,7 @@ def _with_telemetry(table: ir.Table) -> ir.Table:
     (callee, minute), each with one vote, so that neither a flood nor one broken callee decides for all. Where spans are missing
     in half of the cells or more, two at least, it is an exporter that loses some, and not somebody in hiding.
     """
-    has_parent = table.filter(table.parent_span_id.notnull() | table.claimed.notnull())
+    has_parent = table.filter(table.has_parent | table.claimed.notnull())
     has_parent = has_parent.mutate(origin=_origin(has_parent), whole=~has_parent.orphan)
     cells = has_parent.group_by("origin", "callee", "minute").agg(
         whole=has_parent.whole.mean() >= TRACED_CELL_RATIO,

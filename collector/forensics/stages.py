@@ -34,15 +34,25 @@ def staged(name: str, table: ir.Table) -> ir.Table:
 
 
 def once(name: str, table: ir.Table, *key: str) -> ir.Table:
-    """The rows with each key once: of those that came more often, any one.
+    """The rows with each key once: of those that came more often, any one."""
+    return without_copies(table, repeated(name, table, *key), *key)
+
+
+def repeated(name: str, table: ir.Table, *columns: str) -> ir.Table:
+    """A stage with the values of these columns that more than one row has."""
+    counted = table.group_by(list(columns)).agg(copies=table.count())
+    return staged(f"{name}_repeated", counted.filter(counted.copies > 1).select(*columns))
+
+
+def without_copies(table: ir.Table, among: ir.Table, *key: str) -> ir.Table:
+    """The rows with each key once, if no key but those that are `among` these came more often.
 
     Repeated keys are rare, and keeping the first of every group would carry all columns of all rows through an aggregate: that took
     a third of the time of the largest statement. So the keys are counted, and only rows of the few that repeat are compared.
     """
-    counted = table.group_by(list(key)).agg(copies=table.count())
-    repeated = staged(f"{name}_repeated", counted.filter(counted.copies > 1).select(*key))
-    single = table.anti_join(repeated, list(key))
-    return single.union(table.semi_join(repeated, list(key)).distinct(on=list(key), keep="first"))
+    columns = list(among.columns)
+    single = table.anti_join(among, columns)
+    return single.union(table.semi_join(among, columns).distinct(on=list(key), keep="first"))
 
 
 def compile_stages(expression: ir.Table, dialect: str = "duckdb") -> str:

@@ -7,6 +7,8 @@ one trace of ten also both sidecars' spans, and for every second trace both side
 their calls, two have plain OpenTelemetry spans. A span has 9 to 13 attributes, of which three to five have no column of their
 own. Latencies are log-normal and add up: a span contains its children. Rows are in the order of their arrival: each service
 exports every five seconds. One seed gives one file's contents.
+
+With `--records N` every trace is in both sidecars' logs, and what is missing to N lines is of workloads that write no spans.
 """
 
 import argparse
@@ -43,6 +45,7 @@ START_UNIX_NANO: Final = 1_763_856_000 * 10**9
 WINDOW_SECONDS: Final = 6 * 3600
 PROXY_SPANS_EVERY: Final = 10
 PROXY_RECORDS_EVERY: Final = 2
+LEGACY_WORKLOADS: Final = 20
 ERROR_RATIO: Final = 0.004
 PROXY_NS: Final = 400_000
 
@@ -126,18 +129,21 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--spans", type=int, default=1_000_000, help="at least this many (default: %(default)s)")
     parser.add_argument("--db", type=Path, required=True, help="a file that does not exist yet")
+    parser.add_argument(
+        "--records", type=int, help="access log lines, at least (default: both sidecars', every second trace)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     if options.db.exists():
         parser.error(f"{options.db} exists already")
     began = time.perf_counter()
-    written = write_store(options.db, spans=options.spans, seed=options.seed)
+    written = write_store(options.db, spans=options.spans, seed=options.seed, records=options.records)
     size_mb = options.db.stat().st_size / 1e6
     print(f"{written} spans in {options.db}, {size_mb:.0f} MB, {time.perf_counter() - began:.1f} s")
 
 
-def write_store(path: Path, *, spans: int, seed: int) -> int:
-    """Create the file with at least `spans` spans; returns how many."""
+def write_store(path: Path, *, spans: int, seed: int, records: int | None = None) -> int:
+    """Create the file with at least `spans` spans, and `records` access log lines; returns how many spans."""
     Store.open(path).close()
     connection = duckdb.connect(":memory:", config={"threads": 1})
     connection.execute(f"ATTACH '{path}' AS evidence (ROW_GROUP_SIZE {ROW_GROUP_SIZE})")
@@ -146,7 +152,7 @@ def write_store(path: Path, *, spans: int, seed: int) -> int:
     _insert(connection, "resources", _resources())
     _insert(connection, "scopes", pa.table({"scope_id": pa.array([1], pa.uint64()), "name": ["synthetic"]}))
     written = 0
-    for batch in _batches(np.random.default_rng(seed), spans):
+    for batch in _batches(np.random.default_rng(seed), spans, records):
         arrived = pa.concat_tables(batch.spans, promote_options="default")
         _insert_spans(connection, arrived.take(_order(arrived)))
         if batch.records:
@@ -163,29 +169,36 @@ def _order(table: pa.Table) -> pa.Array:
     return pa.array(np.argsort(table.column("received_unix_nano").to_numpy(), kind="stable"))
 
 
-def _batches(rng: np.random.Generator, spans: int) -> Iterator[Batch]:
+def _batches(rng: np.random.Generator, spans: int, records: int | None) -> Iterator[Batch]:
     """Batches in the order of time, each with all cells and request types, until there are enough spans."""
     shares = np.array([share for share, _ in REQUEST_TYPES])
     per_trace = sum(share * _span_count(tree) for share, tree in REQUEST_TYPES)
     traces = int(np.ceil(spans / per_trace * 1.02)) + CELLS * len(REQUEST_TYPES)
     chunks = max(1, -(-traces // TRACES_PER_BATCH))
     slot_ns = WINDOW_SECONDS * 10**9 // chunks
+    logged = 0
     for chunk in range(chunks):
         counts = np.maximum(1, np.round(shares * traces / chunks / CELLS)).astype(int)
         parts: list[Batch] = []
         for cell in range(CELLS):
             for (_, tree), n in zip(REQUEST_TYPES, counts, strict=True):
-                part = _new_batch(rng, cell, int(n))
+                part = _new_batch(rng, cell, int(n), PROXY_RECORDS_EVERY if records is None else 1)
                 starts = START_UNIX_NANO + chunk * slot_ns + np.sort(rng.integers(0, slot_ns, int(n)))
                 _serve(part, tree, starts, None, {})
                 parts.append(part)
         whole = parts[0]
         whole.spans = [table for part in parts for table in part.spans]
         whole.records = [table for part in parts for table in part.records]
+        if records is not None:
+            logged += sum(table.num_rows for table in whole.records)
+            missing = -(-records * (chunk + 1) // chunks) - logged
+            if missing > 0:
+                whole.records.append(_lines_alone(rng, START_UNIX_NANO + chunk * slot_ns, slot_ns, missing))
+                logged += missing
         yield whole
 
 
-def _new_batch(rng: np.random.Generator, cell: int, n: int) -> Batch:
+def _new_batch(rng: np.random.Generator, cell: int, n: int, records_every: int) -> Batch:
     raw = rng.bytes(16 * n)
     storage = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(raw)])
     numbers = np.arange(n)
@@ -195,7 +208,7 @@ def _new_batch(rng: np.random.Generator, cell: int, n: int) -> Batch:
         n,
         pa.ExtensionArray.from_storage(pa.uuid(), storage),
         numbers % PROXY_SPANS_EVERY == 0,
-        numbers % PROXY_RECORDS_EVERY == 0,
+        numbers % records_every == 0,
     )
 
 
@@ -326,6 +339,30 @@ def _access_log(
         "received_unix_nano": starts + 10**9,
     }
     batch.records.append(_table(columns, batch.n).filter(pa.array(batch.logged)))
+
+
+def _lines_alone(rng: np.random.Generator, begin: int, slot_ns: int, n: int) -> pa.Table:
+    """Lines of the proxies of workloads whose applications write no spans."""
+    workloads = pa.array([f"legacy-{i}" for i in range(LEGACY_WORKLOADS)]).take(
+        pa.array(np.arange(n) % LEGACY_WORKLOADS)
+    )
+    starts = begin + np.sort(rng.integers(0, slot_ns // 10**6, n)) * 10**6
+    columns: Columns = {
+        "record_id": rng.integers(1, 2**64, n, dtype=np.uint64),
+        "source": "/var/log/envoy/legacy.json",
+        "service_name": workloads,
+        "direction": pa.array(["inbound", "outbound"]).take(pa.array(rng.integers(0, 2, n))),
+        "start_time_unix_nano": starts,
+        "duration_ns": rng.integers(1, 200, n) * 10**6,
+        "request_id": _hex(rng, n, 16),
+        "method": "POST",
+        "path": "/run",
+        "authority": "legacy:8080",
+        "protocol": "HTTP/1.1",
+        "response_code": 200,
+        "received_unix_nano": starts + 10**9,
+    }
+    return _table(columns, n)
 
 
 def _remaining(rng: np.random.Generator, n: int) -> Columns:

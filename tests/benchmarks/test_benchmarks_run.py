@@ -48,6 +48,19 @@ def test_run_fails_where_there_is_no_such_benchmark() -> None:
     assert "bench_decode.py" in done.stderr
 
 
+def test_calls() -> None:
+    report = report_of("bench_calls.py", "--quick")
+
+    assert report["data"]["spans"] >= 20_000
+    assert report["data"]["proxy_records"] == 20_000
+    for question in ("calls", "shadow"):
+        answer = report["questions"][question]
+        assert answer["calls"] > 1_000
+        assert answer["peak_mb"] > 0
+        for turn in ("first", "again"):
+            assert 0 < answer[turn]["cpu_seconds_in_queries"] <= answer[turn]["cpu_seconds"]
+
+
 def test_ingest() -> None:
     report = report_of("bench_ingest.py", "--quick")
 

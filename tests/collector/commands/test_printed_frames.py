@@ -8,6 +8,8 @@ from decimal import Decimal
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from collector.commands.output import FORMATS, render_table, write_frame
 from collector.commands.terminal import escape
@@ -166,3 +168,39 @@ def test_wide_characters_line_up() -> None:
     lines = render_table(pl.DataFrame({"a": ["日本", "é", "e\u0301"], "b": ["x", "x", "x"]}), width=None)
 
     assert lines[2:] == ["日本  x", "é     x", "e\u0301     x"]
+
+
+PLAIN = st.text(st.characters(min_codepoint=32, max_codepoint=126, exclude_characters='"\\'), max_size=16)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.none() | PLAIN, st.none() | st.integers(-(2**63), 2**63 - 1), st.none() | st.lists(PLAIN, max_size=3)
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from(FORMATS),
+)
+@settings(deadline=None)
+def test_what_is_printed_a_column_at_a_time_reads_as_what_is_printed_value_by_value(
+    rows: list[tuple[str | None, int | None, list[str] | None]], format_: str
+) -> None:
+    """One value that is not plain has its whole column printed the other way: the other rows must stay as they are."""
+    schema: dict[str, pl.DataType] = {
+        "some_longer_title": pl.String(),
+        "number": pl.Int64(),
+        "several_of_them": pl.List(pl.String),
+    }
+    odd = ("é", 0, ["é"])
+    plain, other = (printed(pl.DataFrame(part, schema, orient="row"), format_) for part in (rows, [*rows, odd]))
+    last = 2 if format_ == "json" else 1
+    lines, others = plain.splitlines(), other.splitlines()
+    if format_ == "json":
+        lines, others = lines[:-1], [line.removesuffix(",") for line in others]
+        lines = [line.removesuffix(",") for line in lines]
+    if format_ != "table" or [len(cell) for cell in lines[1].split("  ")] == [
+        len(cell) for cell in others[1].split("  ")
+    ]:
+        assert others[:-last] == lines
