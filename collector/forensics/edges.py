@@ -19,6 +19,7 @@ import ibis.expr.types as ir
 import polars as pl
 
 from collector.forensics.columns import address_of, host_of, is_error, port_of
+from collector.forensics.stages import staged
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, spans
 
@@ -27,6 +28,9 @@ BUCKETS: Final = 24
 
 PARENT_MARGIN_NS: Final = 60 * NS_PER_S
 """How long before the window a parent may have started and still be seen as the caller."""
+
+ARRIVING: Final = ("SERVER", "CONSUMER")
+"""Kinds of spans that a call begins with at its callee."""
 
 _LEVELS: Final = 3
 """Spans between an exit and the wrapper spans above it (an SDK's client span around an HTTP client's) that are looked through."""
@@ -119,7 +123,7 @@ def deduplicated(table: ir.Table) -> ir.Table:
     """
     key = ["trace_id", "span_id"]
     counted = table.group_by(key).aggregate(copies=table.count())
-    repeated = counted.filter(counted.copies > 1)
+    repeated = staged("repeated", counted.filter(counted.copies > 1).select(*key))
     copies = table.semi_join(repeated, key)
     numbered = copies.mutate(
         copy_number=ibis.row_number().over(
@@ -267,7 +271,7 @@ def _spread(row: dict[str, list[int]], column: str, buckets: int, empty: int | N
 
 def _with_app_parent(table: ir.Table) -> ir.Table:
     """The application's spans (`_LOCAL`) with `app_parent`: the nearest ancestor that no proxy wrote, NULL where there is none."""
-    everything = deduplicated(with_destination(table).select(*_LOCAL))
+    everything = deduplicated(staged("read", with_destination(table).select(*_LOCAL)))
     up = everything.filter(everything.witness == "proxy").select(
         up_trace="trace_id", up_id="span_id", above="parent_span_id"
     )
@@ -283,7 +287,7 @@ def _with_app_parent(table: ir.Table) -> ir.Table:
 
 
 def _is_entry(linked: ir.Table) -> ir.BooleanValue:
-    arrives = linked.kind.isin(["SERVER", "CONSUMER"])
+    arrives = linked.kind.isin(ARRIVING)
     crosses = (linked.parent_service != linked.service_name).fill_null(False)
     root = linked.app_parent.isnull() & linked.kind.notin(["CLIENT", "PRODUCER"])
     return arrives | crosses | root
@@ -291,9 +295,11 @@ def _is_entry(linked: ir.Table) -> ir.BooleanValue:
 
 def _without_calls_below(linked: ir.Table, candidates: ir.Table) -> ir.Table:
     """The candidates with neither an entry nor another candidate up to `_LEVELS` spans below, within their service."""
+    # Who is called is an entry and no candidate, so what hangs below it leads nowhere: of most calls only the first level is left.
+    linked = linked.filter(linked.parent_kind.notin(ARRIVING))
     level = linked.filter(linked.is_entry | linked.is_exit)
     for _ in range(_LEVELS):
-        above = level.select("trace_id", span_id="app_parent").filter(ibis._.span_id.notnull()).distinct()
+        above = level.select("trace_id", span_id="app_parent")
         candidates = candidates.anti_join(above, ["trace_id", "span_id"])
         level = linked.filter(~linked.is_entry).semi_join(above, ["trace_id", "span_id"])
     return candidates
