@@ -141,9 +141,10 @@ def sampled_calls(group: Sequence[tuple[SlowEdge, Normal]], window: Window, limi
     """Up to `limit` calls of each slow edge, during and before: edge (its place in `group`), during, trace_id, span_id.
 
     Traces are drawn by the tail of their id, which is random in every id scheme, so that edges of one trace draw the same traces; of
-    edges with many calls only so large a part of the traces is looked at as gives enough.
+    edges with many calls only so large a part of the traces is looked at as gives enough. Where only a tail got slow, calls are drawn
+    from the slowest part of either side.
     """
-    fewest = min(min(edge.shift.calls_before, edge.shift.calls_during) for edge, _ in group)
+    fewest = min(min(e.shift.calls_before, e.shift.calls_during) * e.shift.of_calls for e, _ in group)
     calls = durations_in(window, _part_of_traces(spans(), DRAWN * limit / max(fewest, 1)))
     start = calls.start_time_unix_nano
     matches = [_is_edge(calls, edge) for edge, _ in group]
@@ -153,6 +154,10 @@ def sampled_calls(group: Sequence[tuple[SlowEdge, Normal]], window: Window, limi
         normal=ibis.cases(*((m, normal.holds(start)) for m, (_, normal) in zip(matches, group, strict=True))),
     )
     numbered = numbered.filter(numbered.edge.notnull() & (numbered.during | numbered.normal))
+    least = ibis.cases(
+        *((numbered.edge == n, _least_duration(numbered.during, edge.shift)) for n, (edge, _) in enumerate(group))
+    )
+    numbered = numbered.filter(numbered.duration_ns >= least)
     place = ibis.row_number().over(
         group_by=[numbered.edge, numbered.during],
         order_by=[numbered.trace_id.cast("string").right(12), numbered.span_id],
@@ -214,6 +219,11 @@ def component_figures(
 
 def _during(start: ir.IntegerColumn, shift: Shift) -> ir.BooleanValue:
     return (start >= shift.start_unix_nano) & (start < shift.end_unix_nano)
+
+
+def _least_duration(during: ir.BooleanValue, shift: Shift) -> ir.IntegerValue:
+    slow = ibis.literal(int(shift.slow_during_ns), "int64")
+    return ibis.ifelse(during, slow, ibis.literal(int(shift.slow_before_ns), "int64"))
 
 
 def _is_edge(calls: ir.Table, edge: SlowEdge) -> ir.BooleanValue:

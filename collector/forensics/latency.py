@@ -216,7 +216,7 @@ def _explain(search: _Search, group: Sequence[SlowEdge]) -> list[Finding]:
     claims = [
         Claim(edge, share, part)
         for edge, part in zip(group, evidence, strict=True)
-        for share in shares(part.before, part.during, factor, tail=edge.shift.quantile > 0.5)
+        for share in shares(part.before, part.during, factor)
     ]
     notes = _notes(search)
     causes = causes_of(claims)
