@@ -12,7 +12,6 @@ from collector.forensics.attribution import Component, Sample, Share
 from collector.forensics.durations import SlowEdge
 from collector.forensics.findings import EVIDENCE_LIMIT, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
-from collector.forensics.shifts import Shift
 
 CRITICAL_RATIO: Final = 3.0
 CRITICAL_INCREASE_NS: Final = 100_000_000
@@ -224,19 +223,25 @@ def _sentence(cause: Cause, figures: Figures) -> str:
         f"{_what(cause, figures)} (p{shift.quantile * 100:g}, {figures.calls_during} calls "
         f"{_when(figures.first_unix_nano, figures.last_unix_nano, ended=shift.ended)} against {figures.calls_before} in normal times)"
         f"{others}; it explains {cause.share_on(far):.0%} of the rise on {far.callee} {far.operation} "
-        f"({_quantiles(far.shift)})"
+        f"({_quantiles(far)})"
         f"{'' if far.beside is None else far.beside.sentence}"
     )
 
 
-def _quantiles(shift: Shift) -> str:
-    """Which quantiles moved, and how far, and where the others stayed."""
+def _quantiles(edge: SlowEdge) -> str:
+    """Which quantiles moved, and how far, where the others stayed, and what is usual at that time."""
+    shift, usual = edge.shift, edge.usual
     moved = {m.q: (m.before_ns, m.during_ns) for m in shift.quantiles if m.moved}
     moved[shift.quantile] = (shift.before_ns, shift.during_ns)
     told = [f"p{q * 100:g} {milliseconds(was)} → {milliseconds(now)}" for q, (was, now) in sorted(moved.items())]
     still = [f"p{m.q * 100:g} {milliseconds(m.during_ns)}" for m in shift.quantiles if m.q not in moved]
     about = f"; {', '.join(still)} as before, or nearly" if still else ""
-    return ", ".join(told) + about
+    days = (
+        f"; p{shift.quantile * 100:g} {milliseconds(usual.ns)} at this time on {usual.days} earlier days"
+        if usual
+        else ""
+    )
+    return ", ".join(told) + about + days
 
 
 def _what(cause: Cause, figures: Figures) -> str:

@@ -30,6 +30,7 @@ from collector.forensics.durations import (
     sampled_calls,
     spans_of_traces,
 )
+from collector.forensics.earlier import unusual
 from collector.forensics.findings import Finding
 from collector.forensics.shifts import Series, Shift, ShiftParams, find_shifts
 from collector.forensics.statements import compiled_once, windowed
@@ -59,6 +60,8 @@ class LatencyParams:
         sample: Calls of an edge to take apart, before and during each; 150 tell a share to about a tenth.
         max_edges: Slow edges to take apart, those with the most lost time first.
         common_cause: Whether to report (as low) that everything slowed together.
+        earlier_days: How many earlier days to ask what an edge did at the same time; what it does on most of them is no incident. 0 asks none.
+        min_days: Earlier days with calls enough at that time: on fewer, nothing is known to be usual.
     """
 
     baseline: Window | None = None
@@ -67,6 +70,8 @@ class LatencyParams:
     sample: int = 150
     max_edges: int = 40
     common_cause: bool = True
+    earlier_days: int = 7
+    min_days: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,9 @@ def find_latency(query: Query, window: Window, params: LatencyParams | None = No
     baseline = query(statements["baseline"]) if "baseline" in statements else None
     first = dict(query(statements["services"]).select("service_name", "first_unix_nano").iter_rows())
     slow = slow_edges(durations, baseline, first, params)
+    if baseline is None:
+        days = {"days": params.earlier_days, "min_days": params.min_days}
+        slow = unusual(query, slow, min(first.values()), params.shift, **days)
     search = _Search(query, window, params, slow)
     findings = [f for group in incidents(slow[: params.max_edges]) for f in _explain(search, group)]
     return sorted(findings, key=lambda f: (-f.score, f.finding_id))

@@ -83,6 +83,11 @@ class ShiftParams:
     min_separation: float = 3.0
     min_duration_ns: int = 5_000_000_000
 
+    def is_slower(self, quantile: float, before_ns: float, during_ns: float) -> bool:
+        """Whether a quantile rose by what a person would care about."""
+        least = self.min_ratio if quantile == 0.5 else self.min_tail_ratio
+        return before_ns > 0 and during_ns / before_ns >= least and during_ns - before_ns >= self.min_increase_ns
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -382,12 +387,11 @@ def _describe(
 
     def quantile(q: float) -> Quantile:
         was, now = at(q)
-        least = params.min_ratio if q == 0.5 else params.min_tail_ratio
-        return Quantile(q, was, now, bool(was > 0 and now / was >= least and now - was >= params.min_increase_ns))
+        return Quantile(q, was, now, params.is_slower(q, was, now))
 
     calls = min(int(before.sum()), int(during.sum()))
     # The median where it moved: it speaks of most calls.
-    moved = [m for q in (0.5, *TAIL_QUANTILES) if calls >= _least_calls(q) and (m := quantile(q)).moved]
+    moved = [m for q in (0.5, *TAIL_QUANTILES) if calls >= least_calls(q) and (m := quantile(q)).moved]
     if not moved:
         return None
     q = moved[0].q
@@ -404,10 +408,10 @@ def _describe(
         z=z,
         slow_before_ns=slow_before,
         slow_during_ns=slow_during,
-        quantiles=tuple(quantile(q) for q in TOLD_QUANTILES if calls >= _least_calls(q)),
+        quantiles=tuple(quantile(q) for q in TOLD_QUANTILES if calls >= least_calls(q)),
     )
 
 
-def _least_calls(q: float) -> float:
+def least_calls(q: float) -> float:
     """So many calls a quantile above the 90th needs on either side: `MIN_CELL_CALLS` beyond it. Lower ones need `min_calls` only."""
     return MIN_CELL_CALLS / (1 - q) if q > 0.9 else 0
