@@ -12,12 +12,17 @@ from typing import Final
 
 import ibis
 import ibis.expr.types as ir
+import polars as pl
 
 from collector.forensics.durations import SlowEdge, Usual, durations_in, during, is_edge
 from collector.forensics.shifts import ShiftParams, least_calls
-from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql
+from collector.forensics.statements import compiled_once, windowed
+from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
 
 DAY_NS: Final = 24 * 3600 * NS_PER_S
+
+MAX_WINDOW_NS: Final = DAY_NS // 2
+"""A longer window is held against itself alone: a deployment of yesterday noon would be half of a whole day before, and told again."""
 
 
 def unusual(
@@ -46,6 +51,40 @@ def unusual(
         for edge, ns in zip(slow, earlier, strict=True)
     ]
     return [e for e in told if e.usual is None or params.is_slower(e.shift.quantile, e.usual.ns, e.shift.during_ns)]
+
+
+def day_before(query: Query, window: Window, params: ShiftParams) -> Window | None:
+    """The same hours a day earlier, if an operation's median rose since then by what a person would care about.
+
+    A window that is slow from end to end has nothing normal in it. To know that one is, spans are grouped by name, without following
+    calls: that is a fraction of what the search takes. None where the window has no start, is longer than
+    `MAX_WINDOW_NS`, or is as fast as the day before.
+    """
+    since, until = window.since_unix_nano, window.until_unix_nano
+    if since is None:
+        return None
+    if until is None:
+        until = query(compiled_once(_end))["end"][0]
+    if until is None or not 0 < until - since <= MAX_WINDOW_NS:
+        return None
+    window, earlier = Window(since, until), Window(since - DAY_NS, until - DAY_NS)
+    was, now = (query(windowed(w, lambda blank: compiled_once(_medians, blank))) for w in (earlier, window))
+    both = now.join(was, on=["service_name", "name"], suffix="_before")
+    both = both.filter((pl.col("calls") >= params.min_calls) & (pl.col("calls_before") >= params.min_calls))
+    pairs = both.select("duration_ns_before", "duration_ns").iter_rows()
+    return earlier if any(params.is_slower(0.5, before, during) for before, during in pairs) else None
+
+
+def _end() -> ir.Table:
+    return spans().aggregate(end=spans().start_time_unix_nano.max() + 1)
+
+
+def _medians(window: Window) -> ir.Table:
+    table = window.of(spans())
+    table = table.filter(table.witness != "proxy")
+    return table.group_by("service_name", "name").aggregate(
+        calls=table.count(), duration_ns=table.duration_ns.cast("float64").approx_median()
+    )
 
 
 def _at_the_same_time(slow: Sequence[SlowEdge], day: int) -> ir.Table:

@@ -9,7 +9,7 @@ Plain OpenTelemetry spans are enough. Calls that fail and vanish are not looked 
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -30,7 +30,7 @@ from collector.forensics.durations import (
     sampled_calls,
     spans_of_traces,
 )
-from collector.forensics.earlier import unusual
+from collector.forensics.earlier import day_before, unusual
 from collector.forensics.findings import Finding
 from collector.forensics.shifts import Series, Shift, ShiftParams, find_shifts
 from collector.forensics.statements import compiled_once, windowed
@@ -53,7 +53,8 @@ class LatencyParams:
     """How to look for latency.
 
     Attributes:
-        baseline: A window that is normal by definition; None compares the window with itself, whichever part was faster.
+        baseline: A window that is normal by definition; None compares the window with itself, whichever part was faster, and with the same
+            hours of the day before, where something is slower than then.
         shift: What counts as slower.
         startup_ns: Calls to a service this soon after its very first span are start-up, not evidence; at most a twentieth of
             the window.
@@ -118,6 +119,9 @@ def _durations_sql(window: Window) -> str:
 def find_latency(query: Query, window: Window, params: LatencyParams | None = None) -> list[Finding]:
     """One finding for each cause of slower edges in the window, strongest first."""
     params = params or LatencyParams()
+    is_told = params.baseline is not None
+    if not is_told and params.earlier_days:
+        params = replace(params, baseline=day_before(query, window, params.shift))
     statements = latency_sql(window, params)
     durations = query(statements["durations"])
     if durations.is_empty():
@@ -125,7 +129,7 @@ def find_latency(query: Query, window: Window, params: LatencyParams | None = No
     baseline = query(statements["baseline"]) if "baseline" in statements else None
     first = dict(query(statements["services"]).select("service_name", "first_unix_nano").iter_rows())
     slow = slow_edges(durations, baseline, first, params)
-    if baseline is None:
+    if not is_told:
         days = {"days": params.earlier_days, "min_days": params.min_days}
         slow = unusual(query, slow, min(first.values()), params.shift, **days)
     search = _Search(query, window, params, slow)

@@ -50,7 +50,8 @@ def _rank(query: Query, window: Window) -> int:
     since, until = window.since_unix_nano or 0, window.until_unix_nano or 0
     begun = until - (until - since) // 6
     was, now = draw(query, Window(since, begun)), draw(query, Window(begun, until))
-    return len(rank_causes(*take_apart_windows([was.frame, now.frame]), "service"))
+    before, during = take_apart_windows([was.frame, now.frame])
+    return len(rank_causes(before, during, "service"))
 
 
 def _cost(query: Query, window: Window) -> int:

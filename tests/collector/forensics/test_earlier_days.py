@@ -60,6 +60,20 @@ def test_what_was_fast_then_on_earlier_days_is_one(seed, window, nights):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("slow", "told"), [(TONIGHT, 1), (EVERY_NIGHT, 0)], ids=["tonight", "every night"])
+def test_a_window_that_is_slow_from_end_to_end_is_held_against_the_day_before(slow, told):
+    window = Window(TODAY + 3 * HOUR_NS, TODAY + 5 * HOUR_NS)
+    found = find_latency(days_of(1, at_three(slow)), window)
+    assert len(found) == told
+
+
+@pytest.mark.slow
+def test_a_window_without_an_end_ends_with_the_newest_span():
+    query = days_of(1, lambda day, hour: day == 5 and hour >= 22)
+    assert len(find_latency(query, Window(TODAY + 22 * HOUR_NS))) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_deployment_is_told_on_its_day_and_no_more(seed):
     query = days_of(seed, lambda day, hour: (day, hour) >= (4, 12))
