@@ -151,15 +151,10 @@ def take_apart(trace: Trace, span_id: int) -> Sample | None:
     )
 
 
-def shares(before: Sequence[Sample], during: Sequence[Sample], common: float, *, tail: bool = False) -> list[Share]:
-    """The components that rose, by their share of the rise, largest first; only those that pass `MIN_SHARE` and the rest.
-
-    With `tail`, only some calls got slow: the slowest quarter of each side is compared.
-    """
+def shares(before: Sequence[Sample], during: Sequence[Sample], common: float) -> list[Share]:
+    """The components that rose, by their share of the rise, largest first; only those that pass `MIN_SHARE` and the rest."""
     if not before or not during:
         return []
-    if tail:
-        before, during = _slowest_quarter(before), _slowest_quarter(during)
     components = {c for s in (*before, *during) for c in s.own_ns}
     rises = {c: _rise(c, before, during, common) for c in components}
     total = sum(rise for rise, _ in rises.values())
@@ -264,11 +259,6 @@ def _own_by_operation(traces: Iterable[Trace]) -> dict[tuple[str, str], list[int
             if component.kind == "own":
                 found[component.service, component.operation].append(own)
     return found
-
-
-def _slowest_quarter(samples: Sequence[Sample]) -> list[Sample]:
-    limit = float(np.quantile([s.duration_ns for s in samples], 0.75))
-    return [s for s in samples if s.duration_ns >= limit]
 
 
 def _rise(

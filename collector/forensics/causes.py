@@ -17,6 +17,9 @@ CRITICAL_RATIO: Final = 3.0
 CRITICAL_INCREASE_NS: Final = 100_000_000
 """Critical: an edge from outside became three times slower and by a tenth of a second, which people feel as broken."""
 
+FELT_QUANTILE: Final = 0.9
+"""Critical is what this quantile or a lower one tells."""
+
 MIN_FIGURE_RATIO: Final = 1.2
 """If a component's spans did not get slower by this, then it is not slower but called more often, or waits less in parallel."""
 
@@ -186,8 +189,11 @@ def _cause(members: Sequence[Claim]) -> Cause:
 
 def _severity(cause: Cause) -> Severity:
     outside = [c.edge.shift for c in cause.claims if c.edge.caller is None]
+    # A few slow calls in a hundred are not felt as broken.
     if any(
-        s.during_ns >= CRITICAL_RATIO * s.before_ns and s.during_ns - s.before_ns >= CRITICAL_INCREASE_NS
+        s.quantile <= FELT_QUANTILE
+        and s.during_ns >= CRITICAL_RATIO * s.before_ns
+        and s.during_ns - s.before_ns >= CRITICAL_INCREASE_NS
         for s in outside
     ):
         return "critical"
@@ -214,12 +220,28 @@ def _sentence(cause: Cause, figures: Figures) -> str:
     also = len({c.share.component for c in cause.claims}) - 1
     others = f" (and {also} more of its operations or hops)" if also else ""
     return (
-        f"{_what(cause, figures)} (p{shift.quantile * 100:.0f}, {figures.calls_during} calls "
+        f"{_what(cause, figures)} (p{shift.quantile * 100:g}, {figures.calls_during} calls "
         f"{_when(figures.first_unix_nano, figures.last_unix_nano, ended=shift.ended)} against {figures.calls_before} in normal times)"
         f"{others}; it explains {cause.share_on(far):.0%} of the rise on {far.callee} {far.operation} "
-        f"({milliseconds(far.shift.before_ns)} → {milliseconds(far.shift.during_ns)})"
+        f"({_quantiles(far)})"
         f"{'' if far.beside is None else far.beside.sentence}"
     )
+
+
+def _quantiles(edge: SlowEdge) -> str:
+    """Which quantiles moved, and how far, where the others stayed, and what is usual at that time."""
+    shift, usual = edge.shift, edge.usual
+    moved = {m.q: (m.before_ns, m.during_ns) for m in shift.quantiles if m.moved}
+    moved[shift.quantile] = (shift.before_ns, shift.during_ns)
+    told = [f"p{q * 100:g} {milliseconds(was)} → {milliseconds(now)}" for q, (was, now) in sorted(moved.items())]
+    still = [f"p{m.q * 100:g} {milliseconds(m.during_ns)}" for m in shift.quantiles if m.q not in moved]
+    about = f"; {', '.join(still)} as before, or nearly" if still else ""
+    days = (
+        f"; p{shift.quantile * 100:g} {milliseconds(usual.ns)} at this time on {usual.days} earlier days"
+        if usual
+        else ""
+    )
+    return ", ".join(told) + about + days
 
 
 def _what(cause: Cause, figures: Figures) -> str:

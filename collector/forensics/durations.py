@@ -29,10 +29,18 @@ TRACE_MARGIN_NS: Final = 3_600_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class Usual:
+    """What the quantile of a shift was at the same time on earlier days: on how many, and their median in ns."""
+
+    days: int
+    ns: float
+
+
+@dataclass(frozen=True, slots=True)
 class SlowEdge:
     """An edge that got slower, seen from one side, and when; `side` as in `durations_in`.
 
-    `beside` tells what its request rate and its errors did meanwhile.
+    `beside` tells what its request rate and its errors did meanwhile, `usual` what it did at that time on earlier days, where there are enough.
     """
 
     caller: str | None
@@ -41,6 +49,7 @@ class SlowEdge:
     side: str
     shift: Shift
     beside: Beside | None = None
+    usual: Usual | None = None
 
     @property
     def key(self) -> tuple[str | None, str, str, str]:
@@ -129,7 +138,7 @@ class Normal:
 
     def holds(self, start: ir.IntegerColumn) -> ir.BooleanValue:
         """Whether a start lies there."""
-        outside = [~_during(start, shift) for shift in self.shifts]
+        outside = [~during(start, shift) for shift in self.shifts]
         if self.within.since_unix_nano is not None:
             outside.append(start >= self.within.since_unix_nano)
         if self.within.until_unix_nano is not None:
@@ -141,18 +150,23 @@ def sampled_calls(group: Sequence[tuple[SlowEdge, Normal]], window: Window, limi
     """Up to `limit` calls of each slow edge, during and before: edge (its place in `group`), during, trace_id, span_id.
 
     Traces are drawn by the tail of their id, which is random in every id scheme, so that edges of one trace draw the same traces; of
-    edges with many calls only so large a part of the traces is looked at as gives enough.
+    edges with many calls only so large a part of the traces is looked at as gives enough. Where only a tail got slow, calls are drawn
+    from the slowest part of either side.
     """
-    fewest = min(min(edge.shift.calls_before, edge.shift.calls_during) for edge, _ in group)
+    fewest = min(min(e.shift.calls_before, e.shift.calls_during) * e.shift.of_calls for e, _ in group)
     calls = durations_in(window, _part_of_traces(spans(), DRAWN * limit / max(fewest, 1)))
     start = calls.start_time_unix_nano
-    matches = [_is_edge(calls, edge) for edge, _ in group]
+    matches = [is_edge(calls, edge) for edge, _ in group]
     numbered = calls.mutate(
         edge=ibis.cases(*((match, n) for n, match in enumerate(matches))),
-        during=ibis.cases(*((m, _during(start, e.shift)) for m, (e, _) in zip(matches, group, strict=True))),
+        during=ibis.cases(*((m, during(start, e.shift)) for m, (e, _) in zip(matches, group, strict=True))),
         normal=ibis.cases(*((m, normal.holds(start)) for m, (_, normal) in zip(matches, group, strict=True))),
     )
     numbered = numbered.filter(numbered.edge.notnull() & (numbered.during | numbered.normal))
+    least = ibis.cases(
+        *((numbered.edge == n, _least_duration(numbered.during, edge.shift)) for n, (edge, _) in enumerate(group))
+    )
+    numbered = numbered.filter(numbered.duration_ns >= least)
     place = ibis.row_number().over(
         group_by=[numbered.edge, numbered.during],
         order_by=[numbered.trace_id.cast("string").right(12), numbered.span_id],
@@ -200,22 +214,29 @@ def component_figures(
     if component.kind == "exit":
         table = table.filter(table.kind.isin(["CLIENT", "PRODUCER"]) & (destination_of(table) == component.destination))
     start, duration = table.start_time_unix_nano, table.duration_ns
-    during, before = _during(start, shift), normal.holds(start)
-    slow = during if limit_ns is None else during & (duration >= limit_ns)
+    inside, before = during(start, shift), normal.holds(start)
+    slow = inside if limit_ns is None else inside & (duration >= limit_ns)
     return table.aggregate(
         calls_before=table.span_id.nunique(where=before),
-        calls_during=table.span_id.nunique(where=during),
+        calls_during=table.span_id.nunique(where=inside),
         before_ns=duration.quantile(shift.quantile, where=before),
-        during_ns=duration.quantile(shift.quantile, where=during),
+        during_ns=duration.quantile(shift.quantile, where=inside),
         first_unix_nano=start.min(where=slow),
-        last_unix_nano=start.max(where=during),
+        last_unix_nano=start.max(where=inside),
     )
 
 
-def _during(start: ir.IntegerColumn, shift: Shift) -> ir.BooleanValue:
+def during(start: ir.IntegerValue, shift: Shift) -> ir.BooleanValue:
+    """Whether a start lies in the shift."""
     return (start >= shift.start_unix_nano) & (start < shift.end_unix_nano)
 
 
-def _is_edge(calls: ir.Table, edge: SlowEdge) -> ir.BooleanValue:
+def _least_duration(inside: ir.BooleanValue, shift: Shift) -> ir.IntegerValue:
+    slow = ibis.literal(int(shift.slow_during_ns), "int64")
+    return ibis.ifelse(inside, slow, ibis.literal(int(shift.slow_before_ns), "int64"))
+
+
+def is_edge(calls: ir.Table, edge: SlowEdge) -> ir.BooleanValue:
+    """Whether a row of `durations_in` is a call of this edge."""
     same = calls.caller.isnull() if edge.caller is None else calls.caller == edge.caller
     return same & (calls.callee == edge.callee) & (calls.operation == edge.operation) & (calls.side == edge.side)

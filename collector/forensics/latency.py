@@ -9,7 +9,7 @@ Plain OpenTelemetry spans are enough. Calls that fail and vanish are not looked 
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -30,6 +30,7 @@ from collector.forensics.durations import (
     sampled_calls,
     spans_of_traces,
 )
+from collector.forensics.earlier import day_before, unusual
 from collector.forensics.findings import Finding
 from collector.forensics.shifts import Series, Shift, ShiftParams, find_shifts
 from collector.forensics.statements import compiled_once, windowed
@@ -52,13 +53,16 @@ class LatencyParams:
     """How to look for latency.
 
     Attributes:
-        baseline: A window that is normal by definition; None compares the window with itself, whichever part was faster.
+        baseline: A window that is normal by definition; None compares the window with itself, whichever part was faster, and with the same
+            hours of the day before, where something is slower than then.
         shift: What counts as slower.
         startup_ns: Calls to a service this soon after its very first span are start-up, not evidence; at most a twentieth of
             the window.
         sample: Calls of an edge to take apart, before and during each; 150 tell a share to about a tenth.
         max_edges: Slow edges to take apart, those with the most lost time first.
         common_cause: Whether to report (as low) that everything slowed together.
+        earlier_days: How many earlier days to ask what an edge did at the same time; what it does on most of them is no incident. 0 asks none.
+        min_days: Earlier days with calls enough at that time: on fewer, nothing is known to be usual.
     """
 
     baseline: Window | None = None
@@ -67,6 +71,8 @@ class LatencyParams:
     sample: int = 150
     max_edges: int = 40
     common_cause: bool = True
+    earlier_days: int = 7
+    min_days: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +119,9 @@ def _durations_sql(window: Window) -> str:
 def find_latency(query: Query, window: Window, params: LatencyParams | None = None) -> list[Finding]:
     """One finding for each cause of slower edges in the window, strongest first."""
     params = params or LatencyParams()
+    is_told = params.baseline is not None
+    if not is_told and params.earlier_days:
+        params = replace(params, baseline=day_before(query, window, params.shift))
     statements = latency_sql(window, params)
     durations = query(statements["durations"])
     if durations.is_empty():
@@ -120,6 +129,9 @@ def find_latency(query: Query, window: Window, params: LatencyParams | None = No
     baseline = query(statements["baseline"]) if "baseline" in statements else None
     first = dict(query(statements["services"]).select("service_name", "first_unix_nano").iter_rows())
     slow = slow_edges(durations, baseline, first, params)
+    if not is_told:
+        days = {"days": params.earlier_days, "min_days": params.min_days}
+        slow = unusual(query, slow, min(first.values()), params.shift, **days)
     search = _Search(query, window, params, slow)
     findings = [f for group in incidents(slow[: params.max_edges]) for f in _explain(search, group)]
     return sorted(findings, key=lambda f: (-f.score, f.finding_id))
@@ -216,7 +228,7 @@ def _explain(search: _Search, group: Sequence[SlowEdge]) -> list[Finding]:
     claims = [
         Claim(edge, share, part)
         for edge, part in zip(group, evidence, strict=True)
-        for share in shares(part.before, part.during, factor, tail=edge.shift.quantile > 0.5)
+        for share in shares(part.before, part.during, factor)
     ]
     notes = _notes(search)
     causes = causes_of(claims)

@@ -3,12 +3,13 @@
 Pure NumPy over histograms, no clock and no table. A series arrives as counts per time bucket and duration bin. Sparse buckets are joined to
 *cells* of at least `MIN_CELL_CALLS` calls. For every stretch of cells three questions are asked against all other cells: are
 its calls slower (mean rank, which moves with the median), and do more of them exceed the slowest quarter, or the slowest
-tenth, of all calls (which moves when only some calls are hit)? The stretch with the strongest answer is a shift if
+tenth, of all calls (which moves when only some calls are hit)? Where none finds anything, the slowest twentieth and the slowest
+hundredth are asked about too, in cells large enough to hold `MIN_CELL_CALLS` of them. The stretch with the strongest answer is a shift if
 
 - the answer is strong against chance, after allowing for the series' own bucket-to-bucket spread (overdispersion);
 - it stays strong without its strongest cell, so that a blip is none;
 - most of its cells, not a few, lie above what the other cells do;
-- the median or the 90th percentile rose by the ratio and the amount that a person would care about.
+- the median or a higher quantile, of which there are calls enough, rose by the ratio and the amount that a person would care about.
 
 The scan has no fixed baseline, so a shift may begin at any time, may have ended, and may be longer than what was normal.
 """
@@ -35,8 +36,21 @@ MOST: Final = 0.7
 BLOCKS: Final = 6
 """So many stretches of a shift's length must fit into the rest to learn how much such stretches wander."""
 
-QUESTIONS: Final = 3
+BODY: Final = (0.25, 0.1)
+TAIL: Final = (0.05, 0.01)
+"""Parts of the slowest calls that a stretch is asked about: beside the rank, and where that finds nothing."""
+
+QUESTIONS: Final = 1 + len(BODY) + len(TAIL)
 """How many scores each stretch is asked about."""
+
+TAIL_QUANTILES: Final = (0.9, 0.95, 0.99, 0.995)
+"""By which a shift may be told where the median stayed. The last because of one slow call in a hundred p99 sees the fastest only."""
+
+TOLD_QUANTILES: Final = (0.5, 0.95, 0.99)
+"""Those that every shift is told with."""
+
+TAIL_WIDTH: Final = 2.5
+"""Calls to look at beyond a quantile, in parts of those that lie beyond it: of the 90th percentile the slowest quarter."""
 
 MAX_SHIFTS: Final = 3
 """Separate shifts that one series may report."""
@@ -48,7 +62,7 @@ class ShiftParams:
 
     Attributes:
         min_ratio: The median must rise by this factor; 1.5 is where people start to notice and ordinary variation over a day has ended.
-        min_tail_ratio: The same for the 90th percentile, which is noisier.
+        min_tail_ratio: The same for the 90th percentile and higher ones, which are noisier.
         min_increase_ns: And by this much: below 5 ms schedulers and garbage collectors do it by themselves.
         min_calls: Calls inside the shift, and outside it, at least.
         max_chance: The probability that chance alone makes any stretch of a stationary series look so slow, at most: divided by the number of
@@ -68,6 +82,11 @@ class ShiftParams:
     rest_ratio: float = 0.85
     min_separation: float = 3.0
     min_duration_ns: int = 5_000_000_000
+
+    def is_slower(self, quantile: float, before_ns: float, during_ns: float) -> bool:
+        """Whether a quantile rose by what a person would care about."""
+        least = self.min_ratio if quantile == 0.5 else self.min_tail_ratio
+        return before_ns > 0 and during_ns / before_ns >= least and during_ns - before_ns >= self.min_increase_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +109,16 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
+class Quantile:
+    """One quantile `q` of a series, outside of any shift and inside of one, in ns; `moved`: by what a person would care about."""
+
+    q: float
+    before_ns: float
+    during_ns: float
+    moved: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Shift:
     """A stretch in which a series was slower.
 
@@ -97,12 +126,15 @@ class Shift:
         start_unix_nano: Its beginning, to a bucket.
         end_unix_nano: Its end, to a bucket.
         ended: Whether normal calls followed.
-        quantile: Which quantile tells it best: 0.5, or 0.9 where only some calls are hit.
+        quantile: Which quantile tells it best: 0.5, or where only some calls are hit the first of `TAIL_QUANTILES` that moved.
         before_ns: That quantile outside of any shift.
         during_ns: That quantile inside.
         calls_before: Calls outside of any shift.
         calls_during: Calls inside.
         z: Strength against chance.
+        slow_before_ns: Calls outside that took so long are to be compared with those inside; 0 compares all.
+        slow_during_ns: The same of calls inside.
+        quantiles: Those of `TOLD_QUANTILES` that there are calls enough for.
     """
 
     start_unix_nano: int
@@ -114,10 +146,21 @@ class Shift:
     calls_before: int
     calls_during: int
     z: float
+    slow_before_ns: float = 0.0
+    slow_during_ns: float = 0.0
+    quantiles: tuple[Quantile, ...] = ()
+
+    @property
+    def of_calls(self) -> float:
+        """The part of the calls that is compared, the slowest ones."""
+        return 1.0 if self.quantile == 0.5 else TAIL_WIDTH * (1 - self.quantile)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
+    """Neighbouring buckets; `bounds` has the first bucket of each cell, and after the last cell's the number of buckets."""
+
+    bounds: npt.NDArray[np.int64]
     start: npt.NDArray[np.int64]
     end: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
@@ -131,19 +174,19 @@ def bin_number(duration_ns: float) -> int:
 
 def find_shifts(series: Series, params: ShiftParams) -> list[Shift]:
     """Up to `MAX_SHIFTS` stretches in which the series was slower, strongest first."""
-    cells = _cells(series)
-    usable = np.ones(len(cells.start), dtype=bool)
+    usable = np.ones(len(series.counts), dtype=bool)
     found: list[tuple[int, int, float]] = []
     for _ in range(MAX_SHIFTS + 1):
-        best = _strongest(cells, usable, params)
+        best = _strongest(series, usable, params)
         if best is None or len(found) == MAX_SHIFTS:
             break
-        if series.startup and _is_startup(cells, usable, best):
-            usable[: best[1]] = False
+        a, b, _, is_startup = best
+        if is_startup:
+            usable[:b] = False
             continue
-        found.append(best)
-        usable[best[0] : best[1]] = False
-    return [shift for one in found if (shift := _describe(cells, usable, one, series.bins, params)) is not None]
+        found.append(best[:3])
+        usable[a:b] = False
+    return [shift for one in found if (shift := _describe(series, usable, one, params)) is not None]
 
 
 def quantile_ns(counts: npt.NDArray[np.int64], bins: npt.NDArray[np.int64], q: float) -> float:
@@ -157,77 +200,87 @@ def quantile_ns(counts: npt.NDArray[np.int64], bins: npt.NDArray[np.int64], q: f
     return float(2 ** ((int(bins[at]) + float(inside)) / BINS_PER_OCTAVE))
 
 
-def _cells(series: Series) -> _Cells:
-    """Joins neighbouring buckets until each cell has enough calls; a poor rest joins the last cell."""
+def _cells(series: Series, usable: npt.NDArray[np.bool_], least: float) -> _Cells:
+    """Joins neighbouring buckets until each cell has `least` calls; a poor rest joins the last cell. Only usable buckets are counted."""
     groups: list[list[int]] = []
     baseline = 0
     calls = 0
     for bucket, n in enumerate(series.counts.sum(axis=1)):
-        if not groups or calls >= MIN_CELL_CALLS or bucket == series.baseline:
+        if not groups or calls >= least or bucket == series.baseline:
             groups.append([])
             calls = 0
             baseline += bucket < series.baseline
         groups[-1].append(bucket)
         calls += int(n)
-    if len(groups) > baseline + 1 and calls < MIN_CELL_CALLS:
+    if len(groups) > baseline + 1 and calls < least:
         groups[-2].extend(groups.pop())
-    merged = [series.counts[g[0] : g[-1] + 1].sum(axis=0) for g in groups]
+    bounds = np.array([g[0] for g in groups] + [len(series.counts)], dtype=np.int64)
+    counts = np.where(usable[:, None], series.counts, 0)
     return _Cells(
-        start=np.array([series.edges_ns[g[0]] for g in groups], dtype=np.int64),
-        end=np.array([series.edges_ns[g[-1] + 1] for g in groups], dtype=np.int64),
-        counts=np.array(merged, dtype=np.int64).reshape(len(groups), series.counts.shape[1]),
+        bounds=bounds,
+        start=series.edges_ns[bounds[:-1]],
+        end=series.edges_ns[bounds[1:]],
+        counts=np.add.reduceat(counts, bounds[:-1], axis=0),
         baseline=baseline,
     )
 
 
-def _scores(counts: npt.NDArray[np.int64]) -> list[Floats]:
-    """What is averaged over calls, per bin: the mid-rank (0 to 1), and whether a call is in the slowest quarter or tenth."""
+def _rank(counts: npt.NDArray[np.int64]) -> Floats:
+    """The mid-rank of a call by its bin, 0 to 1."""
+    pooled = counts.sum(axis=0).astype(np.float64)
+    return np.asarray((np.cumsum(pooled) - pooled / 2) / pooled.sum(), dtype=np.float64)
+
+
+def _slowest(counts: npt.NDArray[np.int64], share: float) -> Floats:
+    """Whether a call is in the slowest share of all, by its bin; in part, where the share ends in that bin."""
     pooled = counts.sum(axis=0).astype(np.float64)
     cumulative = np.cumsum(pooled)
-    total = cumulative[-1]
-    rank = (cumulative - pooled / 2) / total
-    above = [np.clip((cumulative - share * total) / np.maximum(pooled, 1), 0, 1) for share in (0.75, 0.9)]
-    return [rank, *above]
+    return np.asarray(np.clip((cumulative - (1 - share) * cumulative[-1]) / np.maximum(pooled, 1), 0, 1))
 
 
-def _is_startup(cells: _Cells, usable: npt.NDArray[np.bool_], found: tuple[int, int, float]) -> bool:
+def _is_startup(cells: _Cells, found: tuple[int, int, float]) -> bool:
     """Whether a stretch is a slow start: it ends within the first third, and nothing normal preceded it."""
     a, b, _ = found
-    live = np.where(usable, cells.counts.sum(axis=1), 0)
+    live = cells.counts.sum(axis=1)
     filled = live > 0
     if 3 * np.count_nonzero(filled[:b]) > np.count_nonzero(filled):
         return False
     if np.count_nonzero(filled[:a]) < MIN_CELLS:
         return True
-    sums = np.where(usable, cells.counts @ _scores(cells.counts)[0], 0.0)
+    sums = cells.counts @ _rank(cells.counts)
     earlier, within, after = (sums[p].sum() / max(live[p].sum(), 1) for p in (slice(a), slice(a, b), slice(b, None)))
     return bool(earlier > (within + after) / 2)
 
 
-def _strongest(cells: _Cells, usable: npt.NDArray[np.bool_], params: ShiftParams) -> tuple[int, int, float] | None:
-    """(first cell, cell after the last, z) of the strongest shift among usable cells that meets the params."""
-    live = np.where(usable, cells.counts.sum(axis=1), 0).astype(np.float64)
-    if np.count_nonzero(live) < 2 * MIN_CELLS or live.sum() < 2 * params.min_calls:
-        return None
-    counts = np.where(usable[:, None], cells.counts, 0)
-    best: tuple[int, int, float] | None = None
-    for score in _scores(counts):
-        candidate = _scan(cells, counts, live, score, params)
-        if candidate is not None and (best is None or candidate[2] > best[2]):
-            best = candidate
-    return best
+def _strongest(
+    series: Series, usable: npt.NDArray[np.bool_], params: ShiftParams
+) -> tuple[int, int, float, bool] | None:
+    """(first bucket, bucket after the last, z, whether it is a start-up) of the strongest shift that meets the params."""
+    if usable.any() and (calls := int(series.counts[usable].sum())) >= 2 * params.min_calls:
+        asked = [(MIN_CELL_CALLS, (None, *BODY)), *((MIN_CELL_CALLS / share, (share,)) for share in TAIL)]
+        for least, shares in asked:
+            cells = _cells(series, usable, least)
+            live = cells.counts.sum(axis=1).astype(np.float64)
+            if calls < 2 * MIN_CELLS * least or np.count_nonzero(live) < 2 * MIN_CELLS:
+                continue
+            scores = [_rank(cells.counts) if share is None else _slowest(cells.counts, share) for share in shares]
+            candidates = [c for score in scores if (c := _scan(cells, live, score, params)) is not None]
+            if candidates:
+                best = max(candidates, key=lambda c: c[2])
+                a, b = int(cells.bounds[best[0]]), int(cells.bounds[best[1]])
+                return a, b, best[2], series.startup and _is_startup(cells, best)
+    return None
 
 
 def _scan(
     cells: _Cells,
-    counts: npt.NDArray[np.int64],
     live: Floats,
     score: Floats,
     params: ShiftParams,
 ) -> tuple[int, int, float] | None:
-    sums = counts @ score
+    sums = cells.counts @ score
     total, mean = live.sum(), sums.sum() / live.sum()
-    variance = float((counts.sum(axis=0) @ (score - mean) ** 2) / total)
+    variance = float((cells.counts.sum(axis=0) @ (score - mean) ** 2) / total)
     if variance <= 0:
         return None
     allowed = _allowed(cells, live, params)
@@ -323,32 +376,42 @@ def _overdispersion(means: Floats, live: Floats, chosen: npt.NDArray[np.int64], 
 
 
 def _describe(
-    cells: _Cells,
-    normal: npt.NDArray[np.bool_],
-    found: tuple[int, int, float],
-    bins: npt.NDArray[np.int64],
-    params: ShiftParams,
+    series: Series, normal: npt.NDArray[np.bool_], found: tuple[int, int, float], params: ShiftParams
 ) -> Shift | None:
-    """The shift in nanoseconds, by the quantile that rose most; None where neither rose enough."""
+    """The shift in nanoseconds, by the first quantile that moved; None where none did."""
     a, b, z = found
-    before, during = cells.counts[normal].sum(axis=0), cells.counts[a:b].sum(axis=0)
-    options: list[tuple[float, float, float, float]] = []
-    for q, least in ((0.5, params.min_ratio), (0.9, params.min_tail_ratio)):
-        was, now = quantile_ns(before, bins, q), quantile_ns(during, bins, q)
-        if was > 0 and now / was >= least and now - was >= params.min_increase_ns:
-            options.append((q, was, now, now / was))
-    if not options:
-        return None
+    before, during = series.counts[normal].sum(axis=0), series.counts[a:b].sum(axis=0)
+
+    def at(q: float) -> tuple[float, float]:
+        return quantile_ns(before, series.bins, q), quantile_ns(during, series.bins, q)
+
+    def quantile(q: float) -> Quantile:
+        was, now = at(q)
+        return Quantile(q, was, now, params.is_slower(q, was, now))
+
+    calls = min(int(before.sum()), int(during.sum()))
     # The median where it moved: it speaks of most calls.
-    q, was, now, _ = options[0]
+    moved = [m for q in (0.5, *TAIL_QUANTILES) if calls >= least_calls(q) and (m := quantile(q)).moved]
+    if not moved:
+        return None
+    q = moved[0].q
+    slow_before, slow_during = (0.0, 0.0) if q == 0.5 else at(1 - TAIL_WIDTH * (1 - q))
     return Shift(
-        start_unix_nano=int(cells.start[a]),
-        end_unix_nano=int(cells.end[b - 1]),
+        start_unix_nano=int(series.edges_ns[a]),
+        end_unix_nano=int(series.edges_ns[b]),
         ended=bool(normal[b:].any()),
         quantile=q,
-        before_ns=was,
-        during_ns=now,
+        before_ns=moved[0].before_ns,
+        during_ns=moved[0].during_ns,
         calls_before=int(before.sum()),
         calls_during=int(during.sum()),
         z=z,
+        slow_before_ns=slow_before,
+        slow_during_ns=slow_during,
+        quantiles=tuple(quantile(q) for q in TOLD_QUANTILES if calls >= least_calls(q)),
     )
+
+
+def least_calls(q: float) -> float:
+    """So many calls a quantile above the 90th needs on either side: `MIN_CELL_CALLS` beyond it. Lower ones need `min_calls` only."""
+    return MIN_CELL_CALLS / (1 - q) if q > 0.9 else 0

@@ -29,6 +29,11 @@ TRADES: Final[dict[str, tuple[str, str]]] = {
         "faster in a wide incident; the mildest edges are not explained",
         "more is explained, and takes longer",
     ),
+    "latency.earlier_days": ("faster; what is usual is known by less", "slower; what an edge did weeks ago counts"),
+    "latency.min_days": (
+        "a rhythm is known sooner; two incidents at the same time of day excuse a third",
+        "what happens every day is told for more days",
+    ),
     "latency.shift.min_ratio": (
         "milder slowdowns are told, and a day's ordinary variation with them",
         "only what is much slower is told",

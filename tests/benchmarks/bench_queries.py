@@ -25,7 +25,7 @@ from collector.forensics.edges import edges
 from collector.forensics.search import TraceFilter, search
 from collector.forensics.tables import NS_PER_S, Window
 from collector.forensics.traces import trace, trace_records
-from tests.benchmarks.synthetic_store import TENANTS, write_store
+from tests.benchmarks.synthetic_store import HOURS, TENANTS, write_store
 
 RUNS = 20
 SEED = 1
@@ -219,19 +219,19 @@ def data_of(source: FileSource, path: Path) -> dict[str, object]:
     return row | {"attributes_in_maps": maps, "file_bytes": size, "bytes_per_span": round(size / row["spans"], 1)}
 
 
-def stored(folder: Path, spans: int, records: int | None = None) -> Path:
-    """The file with so many spans and access log lines (see `synthetic_store`), built if it is not there; a half-built one never gets
-    the name."""
+def stored(folder: Path, spans: int, records: int | None = None, hours: int = HOURS) -> Path:
+    """The file with so many spans and access log lines over so much time (see `synthetic_store`), built if it is not there; a
+    half-built one never gets the name."""
     from collector.schema import SCHEMA_VERSION
 
     lines = "" if records is None else f"-records-{records}"
-    path = folder / f"spans-{spans}{lines}-seed-{SEED}-schema-{SCHEMA_VERSION}.duckdb"
+    path = folder / f"spans-{spans}{lines}-hours-{hours}-seed-{SEED}-schema-{SCHEMA_VERSION}.duckdb"
     if not path.exists():
         print(f"building {path}", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished.duckdb")
         unfinished.unlink(missing_ok=True)
-        write_store(unfinished, spans=spans, seed=SEED, records=records)
+        write_store(unfinished, spans=spans, seed=SEED, records=records, hours=hours)
         unfinished.rename(path)
     return path
 

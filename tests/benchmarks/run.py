@@ -18,8 +18,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HERE = Path(__file__).parent
-QUICK = {"bench_queries.py": ("--spans", "20000", "--runs", "2", "--folder", "{folder}")}
-"""What makes a benchmark short that knows no --quick."""
+QUICK = {
+    "bench_queries.py": ("--spans", "20000", "--runs", "2", "--folder", "{folder}"),
+    "bench_detectors.py": ("--quick", "--folder", "{folder}"),
+}
+"""What makes a benchmark short where --quick alone does not, or would leave a file behind."""
 
 VERSIONS = ("duckdb", "grpcio", "ptars", "pyarrow", "polars", "uvicorn", "rotel")
 

@@ -42,7 +42,7 @@ GROUP_ROWS: Final = 8_192
 TENANTS: Final = 500
 RARE_RATIO: Final = 0.001
 START_UNIX_NANO: Final = 1_763_856_000 * 10**9
-WINDOW_SECONDS: Final = 6 * 3600
+HOURS: Final = 6
 PROXY_SPANS_EVERY: Final = 10
 PROXY_RECORDS_EVERY: Final = 2
 LEGACY_WORKLOADS: Final = 20
@@ -133,17 +133,20 @@ def main(argv: Sequence[str]) -> None:
         "--records", type=int, help="access log lines, at least (default: both sidecars', every second trace)"
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--hours", type=int, default=HOURS, help="over so much time (default: %(default)s)")
     options = parser.parse_args(argv)
     if options.db.exists():
         parser.error(f"{options.db} exists already")
     began = time.perf_counter()
-    written = write_store(options.db, spans=options.spans, seed=options.seed, records=options.records)
+    written = write_store(
+        options.db, spans=options.spans, seed=options.seed, records=options.records, hours=options.hours
+    )
     size_mb = options.db.stat().st_size / 1e6
     print(f"{written} spans in {options.db}, {size_mb:.0f} MB, {time.perf_counter() - began:.1f} s")
 
 
-def write_store(path: Path, *, spans: int, seed: int, records: int | None = None) -> int:
-    """Create the file with at least `spans` spans, and `records` access log lines; returns how many spans."""
+def write_store(path: Path, *, spans: int, seed: int, records: int | None = None, hours: int = HOURS) -> int:
+    """Create the file with at least `spans` spans over `hours`, and `records` access log lines; returns how many spans."""
     Store.open(path).close()
     connection = duckdb.connect(":memory:", config={"threads": 1})
     connection.execute(f"ATTACH '{path}' AS evidence (ROW_GROUP_SIZE {ROW_GROUP_SIZE})")
@@ -152,7 +155,7 @@ def write_store(path: Path, *, spans: int, seed: int, records: int | None = None
     _insert(connection, "resources", _resources())
     _insert(connection, "scopes", pa.table({"scope_id": pa.array([1], pa.uint64()), "name": ["synthetic"]}))
     written = 0
-    for batch in _batches(np.random.default_rng(seed), spans, records):
+    for batch in _batches(np.random.default_rng(seed), spans, records, hours):
         arrived = pa.concat_tables(batch.spans, promote_options="default")
         _insert_spans(connection, arrived.take(_order(arrived)))
         if batch.records:
@@ -169,13 +172,13 @@ def _order(table: pa.Table) -> pa.Array:
     return pa.array(np.argsort(table.column("received_unix_nano").to_numpy(), kind="stable"))
 
 
-def _batches(rng: np.random.Generator, spans: int, records: int | None) -> Iterator[Batch]:
+def _batches(rng: np.random.Generator, spans: int, records: int | None, hours: int) -> Iterator[Batch]:
     """Batches in the order of time, each with all cells and request types, until there are enough spans."""
     shares = np.array([share for share, _ in REQUEST_TYPES])
     per_trace = sum(share * _span_count(tree) for share, tree in REQUEST_TYPES)
     traces = int(np.ceil(spans / per_trace * 1.02)) + CELLS * len(REQUEST_TYPES)
     chunks = max(1, -(-traces // TRACES_PER_BATCH))
-    slot_ns = WINDOW_SECONDS * 10**9 // chunks
+    slot_ns = hours * 3600 * 10**9 // chunks
     logged = 0
     for chunk in range(chunks):
         counts = np.maximum(1, np.round(shares * traces / chunks / CELLS)).astype(int)

@@ -88,6 +88,17 @@ def test_readers() -> None:
     assert report["spans_per_s"]["beside_queries"] > 0
 
 
+def test_detectors(tmp_path: Path) -> None:
+    report = report_of("bench_detectors.py", "--quick", "--folder", str(tmp_path))
+
+    assert report["data"]["spans"] >= 50_000
+    assert set(report["detectors"]) == {"scan latency", "scan egress", "scan shadow", "rank", "cost", "egress"}
+    for by_window in report["detectors"].values():
+        for figures in (by_window["hour"], by_window["day"]):
+            assert figures["first"]["cpu_s"] > 0
+            assert figures["peak_mb"] > 50
+
+
 def test_footprint() -> None:
     report = report_of("bench_footprint.py", "--quick")
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,6 +79,28 @@ def test_some_slow_calls_move_the_tail():
     (found,) = find_shifts(series(times, durations), ShiftParams())
     assert found.quantile == 0.9
     assert found.start_unix_nano == pytest.approx(0.5 * HOUR_NS, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("part", "quantiles"), [(0.01, {0.99, 0.995}), (0.03, {0.95, 0.99})])
+def test_a_few_slow_calls_in_a_hundred_move_the_far_tail(seed, part, quantiles):
+    times, durations = noise(seed, 60_000)
+    rng = np.random.default_rng(seed + 50)
+    durations[(times > 0.5 * HOUR_NS) & (times < 0.8 * HOUR_NS) & (rng.uniform(size=60_000) < part)] *= 10
+    (found,) = find_shifts(series(times, durations), ShiftParams())
+    assert found.quantile in quantiles
+    assert found.start_unix_nano == pytest.approx(0.5 * HOUR_NS, abs=0.05 * HOUR_NS)
+    assert found.end_unix_nano == pytest.approx(0.8 * HOUR_NS, abs=0.05 * HOUR_NS)
+    assert [q.q for q in found.quantiles] == [0.5, 0.95, 0.99]
+    assert not found.quantiles[0].moved
+
+
+def test_a_quantile_is_told_only_where_there_are_calls_enough():
+    times, durations = noise(1, 300)
+    durations[times > 0.5 * HOUR_NS] *= 5
+    (found,) = find_shifts(series(times, durations), ShiftParams())
+    assert [q.q for q in found.quantiles] == [0.5, 0.95]
+    assert all(q.moved for q in found.quantiles)
 
 
 def test_two_shifts_of_one_series():
@@ -336,6 +359,19 @@ def test_a_window_far_wider_than_the_evidence_hides_nothing():
     query = store(slower(Load(1), 50, ("own", "pricing"), active=during(0.6, 1.0)).run(ENTRY).spans)
     wide = Window(T0 - 24 * HOUR_NS, T0 + 24 * HOUR_NS)
     assert find_latency(query, wide) == find_latency(query, Window())
+
+
+@pytest.mark.slow
+def test_a_few_slow_calls_in_a_hundred_are_told_with_their_quantiles_and_their_cause():
+    load, lucky = Load(21, proxies=False), random.Random(3)
+    active = during(0.5, 0.9)
+    load.factor = lambda what, service, name, time: (
+        40 if (what, service) == ("own", "pricing") and active(time) and lucky.random() < 0.03 else 1.0
+    )
+    (finding,) = find(load.run(Op("gateway", "GET /", 4, (QUOTE,)), rate=10))
+    assert (finding.caller, finding.callee, finding.operation) == ("gateway", "pricing", "pricing/Quote")
+    assert finding.severity == "high"
+    assert re.search(r"gateway GET / \((p95 .* → .*, )?p99 \d+ ms → \d+ ms; p50 \d+", finding.explanation)
 
 
 def test_two_causes_at_once_are_two_findings():

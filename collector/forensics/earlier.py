@@ -1,0 +1,106 @@
+"""What an edge did at the same time on earlier days: what it does every night at three is no incident at three.
+
+A stretch in which an edge is slower than around it is held against the same stretch 24 h, 48 h, … earlier, by the quantile that tells it. No time
+zone and no weekday: days without calls enough do not count, and of those that do the median decides, so that an incident yesterday
+excuses nothing. A deployment that made an edge slower for good was on no earlier day, and is told; days later everything around it is slow too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Final
+
+import ibis
+import ibis.expr.types as ir
+import polars as pl
+
+from collector.forensics.durations import SlowEdge, Usual, durations_in, during, is_edge
+from collector.forensics.shifts import ShiftParams, least_calls
+from collector.forensics.statements import compiled_once, windowed
+from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
+
+DAY_NS: Final = 24 * 3600 * NS_PER_S
+
+MAX_WINDOW_NS: Final = DAY_NS // 2
+"""A longer window is held against itself alone: a deployment of yesterday noon would be half of a whole day before, and told again."""
+
+
+def unusual(
+    query: Query, slow: Sequence[SlowEdge], first_unix_nano: int, params: ShiftParams, *, days: int, min_days: int
+) -> list[SlowEdge]:
+    """The slow edges that were not as slow at the same time on most earlier days, with what they were then.
+
+    Args:
+        query: Raises what a source's `query` raises.
+        slow: In the order in which they are given back.
+        first_unix_nano: When the evidence begins: days before are not asked about.
+        params: By how much an edge must be slower than usual, as it must be than around it.
+        days: How many earlier days are asked about at most.
+        min_days: With calls enough on fewer of them nothing is usual.
+    """
+    earlier: list[list[float]] = [[] for _ in slow]
+    for day in range(1, days + 1) if slow else ():
+        if max(e.shift.end_unix_nano for e in slow) - day * DAY_NS <= first_unix_nano:
+            break
+        for row in query(compile_sql(_at_the_same_time(slow, day))).iter_rows(named=True):
+            edge = slow[row["edge"]]
+            if row["calls"] >= max(params.min_calls, least_calls(edge.shift.quantile)):
+                earlier[row["edge"]].append(row[_column(edge.shift.quantile)])
+    told = [
+        replace(edge, usual=Usual(len(ns), median(ns))) if len(ns) >= min_days else edge
+        for edge, ns in zip(slow, earlier, strict=True)
+    ]
+    return [e for e in told if e.usual is None or params.is_slower(e.shift.quantile, e.usual.ns, e.shift.during_ns)]
+
+
+def day_before(query: Query, window: Window, params: ShiftParams) -> Window | None:
+    """The same hours a day earlier, if an operation's median rose since then by what a person would care about.
+
+    A window that is slow from end to end has nothing normal in it. To know that one is, spans are grouped by name, without following
+    calls: that is a fraction of what the search takes. None where the window has no start, is longer than
+    `MAX_WINDOW_NS`, or is as fast as the day before.
+    """
+    since, until = window.since_unix_nano, window.until_unix_nano
+    if since is None:
+        return None
+    if until is None:
+        until = query(compiled_once(_end))["end"][0]
+    if until is None or not 0 < until - since <= MAX_WINDOW_NS:
+        return None
+    window, earlier = Window(since, until), Window(since - DAY_NS, until - DAY_NS)
+    was, now = (query(windowed(w, lambda blank: compiled_once(_medians, blank))) for w in (earlier, window))
+    both = now.join(was, on=["service_name", "name"], suffix="_before")
+    both = both.filter((pl.col("calls") >= params.min_calls) & (pl.col("calls_before") >= params.min_calls))
+    pairs = both.select("duration_ns_before", "duration_ns").iter_rows()
+    return earlier if any(params.is_slower(0.5, before, during) for before, during in pairs) else None
+
+
+def _end() -> ir.Table:
+    return spans().aggregate(end=spans().start_time_unix_nano.max() + 1)
+
+
+def _medians(window: Window) -> ir.Table:
+    table = window.of(spans())
+    table = table.filter(table.witness != "proxy")
+    return table.group_by("service_name", "name").aggregate(
+        calls=table.count(), duration_ns=table.duration_ns.cast("float64").approx_median()
+    )
+
+
+def _at_the_same_time(slow: Sequence[SlowEdge], day: int) -> ir.Table:
+    """Row an edge: `edge` (its place in `slow`), calls, and their quantiles in ns, so many days before each edge's shift."""
+    back = day * DAY_NS
+    shifts = [edge.shift for edge in slow]
+    window = Window(min(s.start_unix_nano for s in shifts) - back, max(s.end_unix_nano for s in shifts) - back)
+    calls = durations_in(window)
+    start = calls.start_time_unix_nano + back
+    numbered = calls.mutate(
+        edge=ibis.cases(*((is_edge(calls, e) & during(start, e.shift), n) for n, e in enumerate(slow)))
+    )
+    numbered = numbered.filter(numbered.edge.notnull())
+    quantiles = {_column(q): numbered.duration_ns.quantile(q) for q in sorted({s.quantile for s in shifts})}
+    return numbered.group_by("edge").aggregate(calls=numbered.count(), **quantiles)
+
+
+def _column(quantile: float) -> str:
+    return f"p{round(quantile * 1000)}"
