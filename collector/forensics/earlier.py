@@ -16,7 +16,7 @@ import polars as pl
 
 from collector.forensics.durations import SlowEdge, Usual, durations_in, during, is_edge
 from collector.forensics.shifts import ShiftParams, least_calls
-from collector.forensics.statements import compiled_once, windowed
+from collector.forensics.statements import compiled_once, fill, number, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
 
 DAY_NS: Final = 24 * 3600 * NS_PER_S
@@ -38,11 +38,16 @@ def unusual(
         days: How many earlier days are asked about at most.
         min_days: With calls enough on fewer of them nothing is usual.
     """
+    if not slow:
+        return []
     earlier: list[list[float]] = [[] for _ in slow]
-    for day in range(1, days + 1) if slow else ():
-        if max(e.shift.end_unix_nano for e in slow) - day * DAY_NS <= first_unix_nano:
+    since, until = min(e.shift.start_unix_nano for e in slow), max(e.shift.end_unix_nano for e in slow)
+    # One statement for all days: compiling it takes longer than it does.
+    sql = compile_sql(_at_the_same_time(number("since"), number("until"), slow))
+    for back in range(DAY_NS, (days + 1) * DAY_NS, DAY_NS):
+        if until - back <= first_unix_nano:
             break
-        for row in query(compile_sql(_at_the_same_time(slow, day))).iter_rows(named=True):
+        for row in query(fill(sql, since=since - back, until=until - back)).iter_rows(named=True):
             edge = slow[row["edge"]]
             if row["calls"] >= max(params.min_calls, least_calls(edge.shift.quantile)):
                 earlier[row["edge"]].append(row[_column(edge.shift.quantile)])
@@ -87,18 +92,15 @@ def _medians(window: Window) -> ir.Table:
     )
 
 
-def _at_the_same_time(slow: Sequence[SlowEdge], day: int) -> ir.Table:
-    """Row an edge: `edge` (its place in `slow`), calls, and their quantiles in ns, so many days before each edge's shift."""
-    back = day * DAY_NS
-    shifts = [edge.shift for edge in slow]
-    window = Window(min(s.start_unix_nano for s in shifts) - back, max(s.end_unix_nano for s in shifts) - back)
-    calls = durations_in(window)
-    start = calls.start_time_unix_nano + back
-    numbered = calls.mutate(
-        edge=ibis.cases(*((is_edge(calls, e) & during(start, e.shift), n) for n, e in enumerate(slow)))
-    )
+def _at_the_same_time(since: int, until: int, slow: Sequence[SlowEdge]) -> ir.Table:
+    """Row an edge: `edge` (its place in `slow`), calls, and their quantiles in ns, where the edges' shifts lie if the first began at `since`."""
+    moved = since - min(edge.shift.start_unix_nano for edge in slow)
+    calls = durations_in(Window(since, until))
+    start = calls.start_time_unix_nano
+    matches = (is_edge(calls, edge) & during(start, edge.shift.moved(moved)) for edge in slow)
+    numbered = calls.mutate(edge=ibis.cases(*((match, n) for n, match in enumerate(matches))))
     numbered = numbered.filter(numbered.edge.notnull())
-    quantiles = {_column(q): numbered.duration_ns.quantile(q) for q in sorted({s.quantile for s in shifts})}
+    quantiles = {_column(q): numbered.duration_ns.quantile(q) for q in sorted({e.shift.quantile for e in slow})}
     return numbered.group_by("edge").aggregate(calls=numbered.count(), **quantiles)
 
 

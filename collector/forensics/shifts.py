@@ -14,7 +14,7 @@ hundredth are asked about too, in cells large enough to hold `MIN_CELL_CALLS` of
 The scan has no fixed baseline, so a shift may begin at any time, may have ended, and may be longer than what was normal.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Final
 
@@ -149,6 +149,10 @@ class Shift:
     slow_before_ns: float = 0.0
     slow_during_ns: float = 0.0
     quantiles: tuple[Quantile, ...] = ()
+
+    def moved(self, by_ns: int) -> "Shift":
+        """The same at another time."""
+        return replace(self, start_unix_nano=self.start_unix_nano + by_ns, end_unix_nano=self.end_unix_nano + by_ns)
 
     @property
     def of_calls(self) -> float:
