@@ -31,7 +31,8 @@ SCHEMAS: Final = {table: schema.arrow_schema(table) for table in schema.TABLES}
 ARRIVED: Final = "arrived"
 """The name under which DuckDB sees an Arrow table, for as long as it is being inserted."""
 
-_OF_SPANS: Final = ("span_events", "span_links")
+OF_SPANS: Final = ("span_events", "span_links")
+"""Tables whose rows belong to a span."""
 
 _SEEDED: Final = CAPACITY // 4
 """How many of a file's last spans are remembered when it is opened: those whose senders may not know that they are safe."""
@@ -168,7 +169,7 @@ class Inserter:
             if len(known):
                 left_out = np.zeros(spans.num_rows, dtype=np.bool_)
                 left_out[known] = True
-                for table in _OF_SPANS:
+                for table in OF_SPANS:
                     if table in tables:
                         tables[table] = _without_those_of(tables[table], spans, left_out)
                 spans, hashes = spans.filter(pa.array(~left_out)), hashes[~left_out]
@@ -227,21 +228,21 @@ def _derived(spans: pa.Table) -> dict[str, pa.Table]:
     }
 
 
-def _hashable(column: pa.ChunkedArray) -> list[object]:
+def _hashable(column: pa.ChunkedArray | pa.Array) -> list[object]:
     """UUIDs as their 16 bytes: making objects of them takes longer than all the rest."""
     if isinstance(column.type, pa.ExtensionType):
-        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+        column = column.cast(column.type.storage_type)
     plain: list[object] = column.to_pylist()
     return plain
 
 
 def _without_those_of(rows: pa.Table, spans: pa.Table, left_out: Mask) -> pa.Table:
     """The events or links without those of spans that are left out; where a span is both left out and kept, each row once."""
-    gone = set(_ids(spans.filter(pa.array(left_out))))
-    kept = set(_ids(spans.filter(pa.array(~left_out))))
+    gone = set(owners(spans.filter(pa.array(left_out))))
+    kept = set(owners(spans.filter(pa.array(~left_out))))
     seen: set[str] = set()
     keep = []
-    for number, owner in enumerate(_ids(rows)):
+    for number, owner in enumerate(owners(rows)):
         if owner not in gone:
             keep.append(number)
         elif owner in kept and (content := repr(rows.slice(number, 1).to_pylist())) not in seen:
@@ -250,7 +251,8 @@ def _without_those_of(rows: pa.Table, spans: pa.Table, left_out: Mask) -> pa.Tab
     return rows.take(pa.array(keep, pa.int64()))
 
 
-def _ids(rows: pa.Table) -> Iterable[tuple[object, ...]]:
+def owners(rows: pa.Table | pa.RecordBatch) -> Iterable[tuple[object, ...]]:
+    """Whose each row of `spans`, or of a table in `OF_SPANS`, is: trace_id and span_id."""
     return zip(_hashable(rows.column("trace_id")), _hashable(rows.column("span_id")), strict=True)
 
 

@@ -8,8 +8,8 @@
         waits for room in the queue; raises StoreError as above
 
 Somebody waits for a future, so a transaction with one in it is committed as soon as nothing more has arrived (group commit). One
-with journaled rows only may linger: until it holds a row group, which DuckDB then compresses and writes in one piece, at
-less than half the cost of several small ones, or for `linger_seconds`, so that readers see a span within a second.
+with journaled rows only may linger: until it holds a row group, which DuckDB then compresses and writes in one piece, at a third
+of the cost of one more or one less (see `split`), or for `linger_seconds`, so that readers see a span within a second.
 
 What does not fit into the memory that a writer has is tried again with what a question would get.
 
@@ -26,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol, Self
 
 import duckdb
@@ -46,6 +46,7 @@ from collector.store.failures import (
 )
 from collector.store.insert import ARRIVED, SCHEMAS, Batches, Inserter
 from collector.store.journal import Position
+from collector.store.split import span_count, split
 
 MAX_QUEUED_BYTES: Final = 20 * 1024 * 1024
 MAX_INSERT_BYTES: Final = 8 * 1024 * 1024
@@ -85,11 +86,31 @@ class Metrics(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
+    """What is written together, or a piece of it. `position`: how far the journal is in the tables with it; None for pieces but the last."""
+
     parts: tuple[Batches, ...]
     size_bytes: int
     position: Position | None
+    is_journaled: bool
     done: Future[None] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def spans(self) -> int:
+        return span_count(self.parts)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.position is not None or not self.is_journaled
+
+    def split(self, spans: int) -> "tuple[_Request, _Request]":
+        """A piece with so many spans, and the rest; of a journaled one with more."""
+        head, rest = split(self.parts, spans)
+        size = self.size_bytes * spans // self.spans
+        return (
+            replace(self, parts=tuple(head), size_bytes=size, position=None),
+            replace(self, parts=tuple(rest), size_bytes=self.size_bytes - size),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +149,12 @@ class _Transaction:
 
     @property
     def somebody_waits(self) -> bool:
-        return any(request.position is None for request in self.requests)
+        return any(not request.is_journaled for request in self.requests)
+
+    @property
+    def room(self) -> int:
+        """How many spans fill its row group."""
+        return ROW_GROUP_ROWS - self.rows["spans"] % ROW_GROUP_ROWS
 
 
 class Writer:
@@ -290,21 +316,31 @@ class Writer:
                 if self._transaction is not None:
                     patience = min(patience, self._due_at() - time.monotonic())
                 self._changed.wait_for(self._has_enough, timeout=max(0.0, patience))
-            arrived: list[_Request] = []
-            size = 0
-            while self._queue and (not arrived or size + self._queue[0].size_bytes <= MAX_INSERT_BYTES):
-                arrived.append(self._queue.popleft())
-                size += arrived[-1].size_bytes
-        given_up = [r for r in arrived if r.position is None and not r.done.set_running_or_notify_cancel()]
+            arrived = self._taken(self._transaction.room if self._transaction is not None else ROW_GROUP_ROWS)
+        given_up = [r for r in arrived if not r.is_journaled and not r.done.set_running_or_notify_cancel()]
         self._forget(given_up)
         return [request for request in arrived if request not in given_up]
+
+    def _taken(self, room: int) -> list[_Request]:
+        """From the queue: up to an INSERT's size, and up to the end of the row group, in which a journaled request is cut."""
+        taken: list[_Request] = []
+        size = 0
+        while self._queue and room > 0 and (not taken or size + self._queue[0].size_bytes <= MAX_INSERT_BYTES):
+            request = self._queue.popleft()
+            if request.is_journaled and request.spans > room:
+                request, rest = request.split(room)
+                self._queue.appendleft(rest)
+            taken.append(request)
+            size += request.size_bytes
+            room -= request.spans
+        return taken
 
     def _has_enough(self) -> bool:
         """Whether the next INSERT is worth its while, or somebody waits for it."""
         return (
             self._closing
             or self._waiting_for_room > 0
-            or any(request.position is None for request in self._queue)
+            or any(not request.is_journaled for request in self._queue)
             or sum(request.size_bytes for request in self._queue) >= ENOUGH_BYTES
         )
 
@@ -318,9 +354,12 @@ class Writer:
         transaction = self._transaction
         if transaction is None:
             return False
-        if transaction.rows["spans"] >= ROW_GROUP_ROWS or time.monotonic() >= transaction.begun + self._linger_seconds:
+        if transaction.rows["spans"] >= ROW_GROUP_ROWS:
             return True
         with self._changed:
+            if time.monotonic() >= transaction.begun + self._linger_seconds:
+                # Under load what waits fills the row group at once.
+                return transaction.somebody_waits or sum(r.spans for r in self._queue) < transaction.room
             return not self._queue and (transaction.somebody_waits or self._closing)
 
     def _insert(self, requests: Sequence[_Request]) -> None:
@@ -353,7 +392,7 @@ class Writer:
         self._rows_since_open += transaction.rows.total()
         with self._changed:
             self._commits += 1
-            self._requests += len(transaction.requests)
+            self._requests += sum(request.is_whole for request in transaction.requests)
             self._failing = None
         if self._metrics:
             self._metrics.committed(transaction.seconds, transaction.rows)
@@ -363,7 +402,7 @@ class Writer:
 
     def _finish(self, requests: Sequence[_Request], error: StoreError | None) -> None:
         for request in requests:
-            if request.position is None:
+            if not request.is_journaled:
                 if error is None:
                     request.done.set_result(None)
                 else:
@@ -428,7 +467,7 @@ class Writer:
 
     def _refuse(self, request: _Request, error: duckdb.Error) -> None:
         """The request's own fault, such as a number that its column cannot hold."""
-        if request.position is not None:
+        if request.is_journaled:
             _log.error(
                 "%s: an acknowledged request of %d bytes cannot be stored: %s",
                 self._store.path,
@@ -444,10 +483,10 @@ class Writer:
             _log.error("%s; trying again every %g s", reason, RETRY_SECONDS)
         if self._metrics:
             self._metrics.failed(reason)
-        self._finish([r for r in requests if r.position is None], StoreError(reason))
+        self._finish([r for r in requests if not r.is_journaled], StoreError(reason))
         with self._changed:
             self._failing = reason
-            self._queue.extendleft(r for r in reversed(requests) if r.position is not None)
+            self._queue.extendleft(r for r in reversed(requests) if r.is_journaled)
             if self._is_last_try:
                 self._give_up(reason)
                 return
@@ -477,7 +516,7 @@ class Writer:
     def _give_up(self, reason: str) -> None:
         """Closing, and nothing can be written: what is in the journal stays there, who waits is told."""
         given_up = list(self._queue)
-        self._left_behind = any(request.position is not None for request in given_up)
+        self._left_behind = any(request.is_journaled for request in given_up)
         self._queue.clear()
         self._finish(given_up, StoreError(reason))
 
@@ -489,7 +528,7 @@ class Writer:
             self._transaction = None
             self._changed.notify_all()
         for request in waiting:
-            if request.position is None and not request.done.done():
+            if not request.is_journaled and not request.done.done():
                 request.done.set_exception(StoreError(reason))
         self._forget(waiting)
 
@@ -518,7 +557,7 @@ def _request(parts: Sequence[Batches], position: Position | None) -> _Request:
         for table, batch in part.items():
             _check(table, batch)
     size = sum(batch.nbytes for part in parts for batch in part.values())
-    return _Request(tuple(dict(part) for part in parts), size, position)
+    return _Request(tuple(dict(part) for part in parts), size, position, position is not None)
 
 
 def _check(table: str, batch: pa.RecordBatch) -> None:
