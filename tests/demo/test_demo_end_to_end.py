@@ -22,7 +22,6 @@ from collector.errors import SourceUnreachableError
 ROOT = Path(__file__).parents[2]
 NAMES = ["bypass", "egress", "rogue", "slow"]
 UP = b"the mesh is up"
-TICKS = os.sysconf("SC_CLK_TCK")
 STARTED_BY_THE_DEMO = ("examples/mesh/", "_bin/envoy", "provenance.cli collect", "provenance.cli tui")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -103,28 +102,12 @@ def run(tmp_path, *arguments):
     )
 
 
-BUSY = 0.05
-"""Of all processors, taken by others: more than that may well double what a hop takes."""
-
-
-def taken():
-    """Seconds of this machine's processors: in all, taken by anybody or by its host, and taken by us and what we waited for."""
-    user, nice, system, idle, iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-    busy = user + nice + system + irq + softirq + steal
-    ours = os.times()
-    return (busy + idle + iowait) / TICKS, busy / TICKS, sum(ours[:4])
-
-
 def judged(tmp_path, *arguments):
-    """A run of the demo; where the mesh itself became slow, and others had a part of the machine meanwhile, another one."""
-    before = taken()
+    """A run of the demo, and another one where the mesh itself became slow for some seconds: that is found, and on a shared machine rightly."""
     finished = run(tmp_path, "--format", "json", "--duration", "30s", *arguments)
-    passed, busy, ours = (after - earlier for after, earlier in zip(taken(), before, strict=True))
-    others = (busy - ours) / passed
-    print(f"others had {others:.1%} of the processors")
     found = json.loads(finished.stdout or "{}")
     kinds = {finding["finding_id"]: finding["kind"] for finding in found.get("findings", ())}
-    if {kinds[i] for i in found.get("unexpected", ())} == {"latency"} and others > BUSY:
+    if {kinds[i] for i in found.get("unexpected", ())} == {"latency"}:
         (tmp_path / "evidence.duckdb").unlink()
         finished = run(tmp_path, "--format", "json", "--duration", "30s", *arguments)
     return finished
