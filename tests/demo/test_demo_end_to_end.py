@@ -107,7 +107,8 @@ def judged(tmp_path, *arguments):
     finished = run(tmp_path, "--format", "json", "--duration", "30s", *arguments)
     found = json.loads(finished.stdout or "{}")
     kinds = {finding["finding_id"]: finding["kind"] for finding in found.get("findings", ())}
-    if {kinds[i] for i in found.get("unexpected", ())} == {"latency"}:
+    is_complete = all(incident["found"] for incident in found.get("incidents", ()))
+    if is_complete and {kinds[i] for i in found.get("unexpected", ())} == {"latency"}:
         (tmp_path / "evidence.duckdb").unlink()
         finished = run(tmp_path, "--format", "json", "--duration", "30s", *arguments)
     return finished
