@@ -30,6 +30,8 @@ class Caller:
         self._truth = truth
         self._lock = threading.Lock()
         self._own = threading.local()
+        self._kept: list[httpx.Client | socket.socket] = []
+        """What the threads hold of their own, which would otherwise be closed as they end: before a witness's next look, for the last call's."""
 
     def make(self, call: dict[str, Any]) -> None:
         """One call and its truth; what fails is written down, not raised."""
@@ -60,12 +62,14 @@ class Caller:
             kept = 0 if name == "caller_closes" else 8
             limits = httpx.Limits(max_keepalive_connections=kept, keepalive_expiry=300.0)
             clients[name] = httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False, limits=limits)
+            self._kept.append(clients[name])
         return clients[name]
 
     def _datagram(self, call: dict[str, Any]) -> dict[str, Any]:
         sender: socket.socket | None = getattr(self._own, "datagrams", None)
         if sender is None:
             sender = self._own.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._kept.append(sender)
             sender.connect((call["address"], call["port"]))
         sender.send(b"orders:1|c")
         local, remote = sender.getsockname(), sender.getpeername()
