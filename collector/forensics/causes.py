@@ -1,9 +1,14 @@
-"""From slow edges and their shares to findings: one a cause, in a sentence with the numbers. Pure."""
+"""From slow edges and their shares to findings: one a cause, in a sentence with the numbers. Pure.
+
+A cause may be behind several incidents: what was slow twice was slow for one reason, as far as anybody can tell, and is told once, with both
+stretches of time.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -12,6 +17,7 @@ from collector.forensics.attribution import Component, Sample, Share
 from collector.forensics.durations import SlowEdge
 from collector.forensics.findings import EVIDENCE_LIMIT, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
+from collector.forensics.shifts import Shift
 
 CRITICAL_RATIO: Final = 3.0
 CRITICAL_INCREASE_NS: Final = 100_000_000
@@ -34,11 +40,12 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """That a component explains a share of an edge's rise."""
+    """That a component explains a share of an edge's rise; `incident` is the place of the edge's incident among all, the worst first."""
 
     edge: SlowEdge
     share: Share
     evidence: Evidence
+    incident: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +65,16 @@ class Cause:
     """One cause: the claims on its components, of which `component` rose most.
 
     Attributes:
+        subject: Whose it is; components of one subject in one incident are one cause.
         component: The one that names the cause.
         claims: Every claim, nearest edge first.
+        stretches: When: of each incident that it is behind the shift of the edge nearest to it, the worst incident first.
     """
 
+    subject: tuple[str, str]
     component: Component
     claims: tuple[Claim, ...]
+    stretches: tuple[Shift, ...]
 
     @property
     def nearest(self) -> Claim:
@@ -72,13 +83,20 @@ class Cause:
 
     @property
     def farthest(self) -> Claim:
-        """The claim from the edge that people outside feel, else from the one farthest up."""
-        outside = [c for c in self.claims if c.edge.caller is None]
-        return (outside or list(self.claims))[-1]
+        """The claim from the edge that people outside feel, else from the one farthest up; in the worst incident that has it."""
+        outside = [c for c in self.claims if c.edge.caller is None] or self.claims
+        return next(c for c in outside if c.edge.key == outside[-1].edge.key)
+
+    @property
+    def named(self) -> tuple[str | None, str | None, str, str | None]:
+        """What its finding is known by: caller, callee, operation, destination."""
+        component = self.component
+        callee = None if component.kind == "exit" else component.service
+        return (component.caller or _caller(self), callee, component.operation, component.destination)
 
     def share_on(self, edge: SlowEdge) -> float:
         """How much of an edge's rise the cause explains, 0 to 1."""
-        return min(1.0, sum(c.share.share for c in self.claims if c.edge.key == edge.key))
+        return min(1.0, sum(c.share.share for c in self.claims if c.edge == edge))
 
 
 def causes_of(claims: Sequence[Claim]) -> list[Cause]:
@@ -93,22 +111,50 @@ def causes_of(claims: Sequence[Claim]) -> list[Cause]:
     for kind, name in list(groups):
         if kind == "hop" and ("own", name) in groups:
             groups["own", name] += groups.pop((kind, name))
-    return [_cause(members) for members in groups.values()]
+    return [_cause(subject, members) for subject, members in groups.items()]
+
+
+def united(causes: Sequence[Cause]) -> list[Cause]:
+    """The causes of all incidents, the worst first, each once, with everything that is claimed of it.
+
+    Two are one where their findings would be known by the same names, at whatever times, and where they have one subject and times that
+    overlap: then they are one incident that began and ended at different edges at different times.
+    """
+    found: list[Cause] = []
+    for cause in causes:
+        whole = cause
+        # With its new component a cause may have become the same as one that it was not before.
+        while same := [c for c in found if _is_one(c, whole)]:
+            found = [c for c in found if not _is_one(c, whole)]
+            whole = _joined([*same, whole])
+        found.append(whole)
+    return found
+
+
+def _is_one(a: Cause, b: Cause) -> bool:
+    overlap = any(s.start_unix_nano < t.end_unix_nano and t.start_unix_nano < s.end_unix_nano
+                  for s in a.stretches for t in b.stretches)  # fmt: skip
+    return a.named == b.named or (a.subject == b.subject and overlap)
+
+
+def _joined(causes: Sequence[Cause]) -> Cause:
+    whole = _cause(causes[0].subject, list(chain.from_iterable(c.claims for c in causes)))
+    return replace(whole, stretches=tuple(dict.fromkeys(chain.from_iterable(c.stretches for c in causes))))
 
 
 def describe(cause: Cause, figures: Figures, notes: Sequence[str], apart: str = "") -> Finding:
     """The finding of a cause; `apart` says what sets its slow calls apart, and ends the explanation."""
-    component = cause.component
+    caller, callee, operation, destination = cause.named
     spans = evidence_spans(cause)
     return Finding(
         kind="latency",
         reasons=("latency_shift",),
         severity=_severity(cause),
         score=_score(cause, figures),
-        caller=component.caller or _caller(cause),
-        callee=None if component.kind == "exit" else component.service,
-        operation=component.operation,
-        destination=component.destination,
+        caller=caller,
+        callee=callee,
+        operation=operation,
+        destination=destination,
         first_seen_unix_nano=figures.first_unix_nano,
         last_seen_unix_nano=figures.last_unix_nano,
         count=figures.calls_during,
@@ -120,11 +166,22 @@ def describe(cause: Cause, figures: Figures, notes: Sequence[str], apart: str = 
     )
 
 
-def common_cause(edges: Sequence[SlowEdge], evidence: Sequence[Evidence], factor: float) -> Finding:
-    """The finding that everything slowed together, which no operation explains."""
+@dataclass(frozen=True, slots=True)
+class Common:
+    """That everything slowed together in one incident: its edges, what was sampled of them, and the common factor."""
+
+    edges: Sequence[SlowEdge]
+    evidence: Sequence[Evidence]
+    factor: float
+
+
+def common_cause(incidents: Sequence[Common]) -> Finding:
+    """The finding that everything slowed together, once or several times, which no operation explains."""
+    edges = [edge for incident in incidents for edge in incident.edges]
+    factor = max(incident.factor for incident in incidents)
     first = min(e.shift.start_unix_nano for e in edges)
     last = max(e.shift.end_unix_nano for e in edges)
-    slowest = sorted((s for e in evidence for s in e.during), key=lambda s: -s.duration_ns)
+    slowest = sorted((s for i in incidents for e in i.evidence for s in e.during), key=lambda s: -s.duration_ns)
     traces = tuple(dict.fromkeys(trace_id_hex(s.trace_id) or "" for s in slowest))[:EVIDENCE_LIMIT]
     return Finding(
         kind="latency",
@@ -133,10 +190,11 @@ def common_cause(edges: Sequence[SlowEdge], evidence: Sequence[Evidence], factor
         score=min(1.0, 1 - 1 / factor),
         first_seen_unix_nano=first,
         last_seen_unix_nano=last,
-        count=max(e.shift.calls_during for e in edges),
+        count=calls_in_all([max(i.edges, key=lambda e: e.shift.calls_during).shift for i in incidents]),
         explanation=(
-            f"most services slowed together {_when(first, last, ended=all(e.shift.ended for e in edges))}: two thirds of them take at least "
-            f"{factor:.1f} times their own time, on {len(edges)} slower edges; look at what they share (host, throttling, network)"
+            f"most services slowed together {_when(first, last, ended=all(e.shift.ended for e in edges))}"
+            f"{f', in {len(incidents)} stretches, in the worst of which' if len(incidents) > 1 else ':'} two thirds of them take at least "
+            f"{factor:.1f} times their own time, on {len({e.key for e in edges})} slower edges; look at what they share (host, throttling, network)"
         ),
         affected=tuple(dict.fromkeys(e.label for e in edges)),
         trace_ids=traces,
@@ -178,13 +236,31 @@ def _subject(component: Component, claims: Sequence[Claim]) -> tuple[str, str]:
     return ("hop", component.service)
 
 
-def _cause(members: Sequence[Claim]) -> Cause:
+def calls_in_all(shifts: Sequence[Shift]) -> int:
+    """The calls in these stretches of time; of several at one time those of the one with the most, because they may be the same."""
+    return sum(max(shift.calls_during for shift in cluster) for cluster in _clusters(shifts))
+
+
+def _clusters(shifts: Sequence[Shift]) -> list[list[Shift]]:
+    """Stretches of time by what overlaps, the first first."""
+    clusters: list[list[Shift]] = []
+    until = 0
+    for shift in sorted(shifts, key=lambda s: s.start_unix_nano):
+        if not clusters or shift.start_unix_nano >= until:
+            clusters.append([])
+        clusters[-1].append(shift)
+        until = max(until, shift.end_unix_nano)
+    return clusters
+
+
+def _cause(subject: tuple[str, str], members: Sequence[Claim]) -> Cause:
     own = [c for c in members if c.share.component.kind != "hop"] or list(members)
     component = max(
         own, key=lambda c: (c.share.during_ns - c.share.before_ns, c.share.component.operation)
     ).share.component
-    ordered = sorted(members, key=lambda c: (c.share.depth, c.edge.side != "server", c.edge.label))
-    return Cause(component, tuple(ordered))
+    ordered = sorted(members, key=lambda c: (c.share.depth, c.edge.side != "server", c.edge.label, c.incident))
+    cause = Cause(subject, component, tuple(ordered), ())
+    return replace(cause, stretches=(cause.nearest.edge.shift,))
 
 
 def _severity(cause: Cause) -> Severity:
@@ -217,11 +293,14 @@ def _caller(cause: Cause) -> str | None:
 def _sentence(cause: Cause, figures: Figures) -> str:
     far = cause.farthest.edge
     shift = cause.nearest.edge.shift
+    ended = all(s.ended for s in cause.stretches)
     also = len({c.share.component for c in cause.claims}) - 1
     others = f" (and {also} more of its operations or hops)" if also else ""
+    apart = len(_clusters(cause.stretches))
+    stretches = f", in {apart} stretches," if apart > 1 else ""
     return (
         f"{_what(cause, figures)} (p{shift.quantile * 100:g}, {figures.calls_during} calls "
-        f"{_when(figures.first_unix_nano, figures.last_unix_nano, ended=shift.ended)} against {figures.calls_before} in normal times)"
+        f"{_when(figures.first_unix_nano, figures.last_unix_nano, ended=ended)}{stretches} against {figures.calls_before} in normal times)"
         f"{others}; it explains {cause.share_on(far):.0%} of the rise on {far.callee} {far.operation} "
         f"({_quantiles(far)})"
         f"{'' if far.beside is None else far.beside.sentence}"

@@ -6,6 +6,7 @@ Ibis expressions only; `latency` decides what the answers mean.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import or_
 from typing import Final
 from uuid import UUID
 
@@ -200,10 +201,15 @@ def spans_of_traces(trace_ids: Sequence[str], window: Window) -> ir.Table:
     )
 
 
-def component_figures(
-    component: Component, shift: Shift, normal: Normal, window: Window, limit_ns: int | None = None
+def component_figures(  # noqa: PLR0917  (one place calls it)
+    component: Component,
+    shifts: Sequence[Shift],
+    quantile: float,
+    normal: Normal,
+    window: Window,
+    limit_ns: int | None = None,
 ) -> ir.Table:
-    """One row about the component's spans: calls_before, calls_during, before_ns, during_ns (shift's quantile), first_, last_unix_nano.
+    """One row about the component's spans: calls_before, calls_during, before_ns, during_ns (the quantile), first_, last_unix_nano.
 
     With `limit_ns`, first_unix_nano is the first span during that took at least so long.
     """
@@ -214,13 +220,13 @@ def component_figures(
     if component.kind == "exit":
         table = table.filter(table.kind.isin(["CLIENT", "PRODUCER"]) & (destination_of(table) == component.destination))
     start, duration = table.start_time_unix_nano, table.duration_ns
-    inside, before = during(start, shift), normal.holds(start)
+    inside, before = reduce(or_, (during(start, shift) for shift in shifts)), normal.holds(start)
     slow = inside if limit_ns is None else inside & (duration >= limit_ns)
     return table.aggregate(
         calls_before=table.span_id.nunique(where=before),
         calls_during=table.span_id.nunique(where=inside),
-        before_ns=duration.quantile(shift.quantile, where=before),
-        during_ns=duration.quantile(shift.quantile, where=inside),
+        before_ns=duration.quantile(quantile, where=before),
+        during_ns=duration.quantile(quantile, where=inside),
         first_unix_nano=start.min(where=slow),
         last_unix_nano=start.max(where=inside),
     )

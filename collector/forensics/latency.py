@@ -18,7 +18,18 @@ import polars as pl
 
 from collector.forensics.attribution import Sample, Trace, common_factor, place_traces, shares, take_apart
 from collector.forensics.beside import Rates, beside
-from collector.forensics.causes import Cause, Claim, Evidence, Figures, causes_of, common_cause, describe
+from collector.forensics.causes import (
+    Cause,
+    Claim,
+    Common,
+    Evidence,
+    Figures,
+    calls_in_all,
+    causes_of,
+    common_cause,
+    describe,
+    united,
+)
 from collector.forensics.deltas import separating, values_of
 from collector.forensics.durations import (
     KEY,
@@ -90,10 +101,19 @@ class _Search:
         other = self.params.baseline
         return self.window if other is None else _hull(self.window, other)
 
-    def normal(self, edge: SlowEdge) -> Normal:
-        """When this edge was normal."""
-        shifts = tuple(e.shift for e in self.slow if e.key == edge.key)
+    def normal(self, edge: SlowEdge, *more: Shift) -> Normal:
+        """When this edge was normal; with `more` shifts that are not its own."""
+        shifts = tuple(dict.fromkeys((*(e.shift for e in self.slow if e.key == edge.key), *more)))
         return Normal(self.params.baseline or self.window, shifts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Explained:
+    """One incident: its causes, whether everything slowed together, and what the spans of some of its traces say of themselves."""
+
+    causes: Sequence[Cause]
+    common: Common | None
+    values: pl.DataFrame | None
 
 
 def latency_sql(window: Window, params: LatencyParams | None = None) -> dict[str, str]:
@@ -133,7 +153,8 @@ def find_latency(query: Query, window: Window, params: LatencyParams | None = No
         days = {"days": params.earlier_days, "min_days": params.min_days}
         slow = unusual(query, slow, min(first.values()), params.shift, **days)
     search = _Search(query, window, params, slow)
-    findings = [f for group in incidents(slow[: params.max_edges]) for f in _explain(search, group)]
+    groups = incidents(slow[: params.max_edges])
+    findings = _findings(search, [_explain(search, number, group) for number, group in enumerate(groups)])
     return sorted(findings, key=lambda f: (-f.score, f.finding_id))
 
 
@@ -152,13 +173,18 @@ def slow_edges(
 
 
 def incidents(slow: Sequence[SlowEdge]) -> list[list[SlowEdge]]:
-    """Slow edges by incident: shifts that overlap by at least half of the shorter one. An edge is in an incident once."""
+    """Slow edges by incident: shifts that overlap by at least half of the shorter one. An edge is in an incident once.
+
+    So two shifts of one edge are two incidents, even beside an edge that was slow all the while; what caused both is told once by
+    `causes.united`.
+    """
     groups: list[list[SlowEdge]] = []
     for edge in slow:
-        home = next((g for g in groups if any(_overlap(edge.shift, other.shift) >= 0.5 for other in g)), None)
+        near = (g for g in groups if any(_overlap(edge.shift, other.shift) >= 0.5 for other in g))
+        home = next((g for g in near if all(other.key != edge.key for other in g)), None)
         if home is None:
             groups.append([edge])
-        elif all(other.key != edge.key for other in home):
+        else:
             home.append(edge)
     return groups
 
@@ -214,8 +240,8 @@ def _hull(a: Window, b: Window) -> Window:
     return Window(since, until)
 
 
-def _explain(search: _Search, group: Sequence[SlowEdge]) -> list[Finding]:
-    """The findings of one incident: sampled traces are fetched, taken apart and grouped by cause."""
+def _explain(search: _Search, number: int, group: Sequence[SlowEdge]) -> _Explained:
+    """The causes of one incident: sampled traces are fetched, taken apart and grouped by cause."""
     with_normal = [(edge, search.normal(edge)) for edge in group]
     sampled = search.query(compile_sql(sampled_calls(with_normal, search.hull, search.params.sample)))
     ids = sampled["trace_id"].unique().sort().to_list()
@@ -226,20 +252,25 @@ def _explain(search: _Search, group: Sequence[SlowEdge]) -> list[Finding]:
         _traces_of(traces, [s for e in evidence for s in e.during]),
     )
     claims = [
-        Claim(edge, share, part)
+        Claim(edge, share, part, number)
         for edge, part in zip(group, evidence, strict=True)
         for share in shares(part.before, part.during, factor)
     ]
-    notes = _notes(search)
     causes = causes_of(claims)
-    values = _values(search, evidence) if causes else None
+    common = Common(group, evidence, factor) if factor > 1 and search.params.common_cause else None
+    return _Explained(causes, common, _values(search, evidence) if causes else None)
+
+
+def _findings(search: _Search, explained: Sequence[_Explained]) -> list[Finding]:
+    """One finding for each cause of all incidents together, and one for what slowed everything."""
+    notes = _notes(search)
+    causes = united([cause for incident in explained for cause in incident.causes])
     findings = [
-        describe(cause, _figures(search, cause), notes, _apart(values, cause) if values is not None else "")
+        describe(cause, _figures(search, cause), notes, _apart(explained[cause.farthest.incident].values, cause))
         for cause in causes
     ]
-    if factor > 1 and search.params.common_cause:
-        findings.append(common_cause(group, evidence, factor))
-    return findings
+    common = [incident.common for incident in explained if incident.common is not None]
+    return [*findings, common_cause(common)] if common else findings
 
 
 def _values(search: _Search, evidence: Sequence[Evidence]) -> pl.DataFrame:
@@ -251,8 +282,10 @@ def _values(search: _Search, evidence: Sequence[Evidence]) -> pl.DataFrame:
     return values_of(search.query, list(ids)[:MAX_ATTRIBUTE_TRACES], search.hull)
 
 
-def _apart(values: pl.DataFrame, cause: Cause) -> str:
+def _apart(values: pl.DataFrame | None, cause: Cause) -> str:
     """The value that sets the edge's slow calls apart from its normal ones, in words; empty where none does clearly."""
+    if values is None:
+        return ""
     claim = cause.farthest
     limit = (max(claim.edge.shift.before_ns, 1) * claim.edge.shift.during_ns) ** 0.5
     samples = [*claim.evidence.before, *claim.evidence.during]
@@ -284,19 +317,19 @@ def _traces_of(traces: Mapping[str, Trace], samples: Sequence[Sample]) -> list[T
 def _figures(search: _Search, cause: Cause) -> Figures:
     edge, share = cause.nearest.edge, cause.nearest.share
     if cause.component.kind == "hop":
-        shift = edge.shift
         return Figures(
             before_ns=share.before_ns,
             during_ns=share.during_ns,
-            calls_before=shift.calls_before,
-            calls_during=shift.calls_during,
-            first_unix_nano=shift.start_unix_nano,
-            last_unix_nano=shift.end_unix_nano,
+            calls_before=edge.shift.calls_before,
+            calls_during=calls_in_all(cause.stretches),
+            first_unix_nano=min(s.start_unix_nano for s in cause.stretches),
+            last_unix_nano=max(s.end_unix_nano for s in cause.stretches),
         )
     limit: int | None = None
     figures = None
     for _ in range(2):
-        table = component_figures(cause.component, edge.shift, search.normal(edge), search.hull, limit)
+        normal = search.normal(edge, *cause.stretches)
+        table = component_figures(cause.component, cause.stretches, edge.shift.quantile, normal, search.hull, limit)
         row = search.query(compile_sql(table)).row(0, named=True)
         figures = Figures(
             before_ns=row["before_ns"] or 0.0,

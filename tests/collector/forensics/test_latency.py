@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from collector.forensics.attribution import common_factor, place_traces, shares, take_apart
-from collector.forensics.latency import LatencyParams, find_latency, latency_sql
-from collector.forensics.shifts import BINS_PER_OCTAVE, Series, ShiftParams, find_shifts, quantile_ns
+from collector.forensics.attribution import Component, Share, common_factor, place_traces, shares, take_apart
+from collector.forensics.causes import Claim, Evidence, calls_in_all, causes_of, united
+from collector.forensics.durations import SlowEdge
+from collector.forensics.latency import LatencyParams, find_latency, incidents, latency_sql
+from collector.forensics.shifts import BINS_PER_OCTAVE, Series, Shift, ShiftParams, find_shifts, quantile_ns
 from collector.forensics.tables import Window
 from tests.collector.forensics.factories import MS, T0, S, make_span, store
 
@@ -377,6 +379,98 @@ def test_a_few_slow_calls_in_a_hundred_are_told_with_their_quantiles_and_their_c
 def test_two_causes_at_once_are_two_findings():
     found = find(slower(Load(4), 30, ("own", "pricing"), ("own", "tax"), active=during(0.5, 1)).run(ENTRY))
     assert {f.callee for f in found} == {"pricing", "tax"}
+
+
+TWICE = ((0.2, 0.35), (0.6, 0.8))
+
+
+def twice(load, *targets, times=50):
+    """Slower in two stretches that are two incidents."""
+    stretches = [during(*stretch) for stretch in TWICE]
+    return slower(load, times, *targets, active=lambda time: any(active(time) for active in stretches))
+
+
+@pytest.mark.parametrize("what", ["own", "hop"])
+def test_one_cause_in_two_stretches_is_one_finding_with_the_evidence_of_both(what):
+    load = twice(Load(1), (what, "pricing"), times=50 if what == "own" else 300).run(ENTRY)
+    (finding,) = find(load)
+    assert (finding.caller, finding.callee, finding.operation) == ("checkout", "pricing", "pricing/Quote")
+    (first, _), (_, last) = TWICE
+    assert finding.first_seen_unix_nano == pytest.approx(T0 + first * 600 * S, abs=6 * S)
+    assert finding.last_seen_unix_nano == pytest.approx(T0 + last * 600 * S, abs=6 * S)
+    starts = {f"{s['trace_id']:032x}": s["start_time_unix_nano"] for s in load.spans if s["name"] == "POST /buy"}
+    inside = [any(during(*stretch)(start) for stretch in TWICE) for start in starts.values()]
+    assert finding.count == pytest.approx(sum(inside), rel=0.05)
+    assert ", in 2 stretches, against " in finding.explanation
+    seen = {[during(*stretch)(starts[t]) for stretch in TWICE].index(True) for t in finding.trace_ids}
+    assert seen == {0, 1}
+
+
+def test_what_slowed_everything_twice_is_told_once():
+    load, rng = Load(9), random.Random(2)
+    factors = {name: rng.uniform(2, 3) for name in ("gateway", "checkout", "pricing", "tax", "inventory")}
+    stretches = [during(*stretch) for stretch in TWICE]
+    load.factor = lambda what, service, name, time: factors[service] if any(a(time) for a in stretches) else 1.0
+    (finding,) = find(load.run(ENTRY))
+    assert "common_cause" in finding.reasons
+    assert finding.first_seen_unix_nano < T0 + 0.35 * 600 * S < T0 + 0.6 * 600 * S < finding.last_seen_unix_nano
+    assert finding.count == pytest.approx((0.15 + 0.2) * 600 * 2, rel=0.2)
+    assert "in 2 stretches, in the worst of which two thirds" in finding.explanation
+
+
+def shift(begin, end, calls=40):
+    return Shift(
+        start_unix_nano=T0 + begin * S, end_unix_nano=T0 + end * S, ended=True, quantile=0.5,
+        before_ns=4.0 * MS, during_ns=8.0 * MS, calls_before=100, calls_during=calls, z=9.0,
+    )  # fmt: skip
+
+
+def claim(operation, stretch, *, edge="gateway", excess_ms=4, incident=0, service="pricing"):
+    component = Component("own", service, operation)
+    share = Share(component, 0.5, 4.0 * MS, (4.0 + excess_ms) * MS, 1, 1, 1)
+    return Claim(SlowEdge(None, edge, "GET /", "server", stretch), share, Evidence([], []), incident)
+
+
+def test_causes_of_one_service_are_one_where_they_overlap_and_where_they_bear_one_name():
+    def told(*claims):
+        return [
+            (cause.component.operation, len(cause.claims), len(cause.stretches))
+            for cause in united([cause for c in claims for cause in causes_of([c])])
+        ]
+
+    # Edges that overlap by too little to be one incident, one service behind both.
+    assert told(claim("A", shift(0, 12)), claim("B", shift(11, 30), incident=1, excess_ms=9)) == [("B", 2, 2)]
+    # At another time another operation is another cause, and another service always is.
+    assert told(claim("A", shift(0, 12)), claim("B", shift(12, 30), incident=1)) == [("A", 1, 1), ("B", 1, 1)]
+    assert told(claim("A", shift(0, 12)), claim("A", shift(0, 12), service="tax")) == [("A", 1, 1), ("A", 1, 1)]
+    # The second and the third are one, by which they become the same as the first.
+    assert told(
+        claim("A", shift(0, 12)),
+        claim("B", shift(50, 60), incident=1),
+        claim("A", shift(55, 70), incident=2, excess_ms=9),
+    ) == [("A", 3, 3)]
+
+
+def test_calls_at_one_time_are_counted_once():
+    assert calls_in_all([shift(0, 10, 5)]) == 5
+    assert calls_in_all([shift(20, 30, 7), shift(0, 10, 5)]) == 12
+    assert calls_in_all([shift(0, 10, 5), shift(20, 30, 7), shift(5, 20, 6)]) == 13
+
+
+def test_a_share_is_of_one_shift_of_an_edge_and_not_of_all_of_them():
+    first, second = claim("A", shift(0, 10)), claim("A", shift(20, 30), incident=1)
+    (cause,) = united([*causes_of([first]), *causes_of([second])])
+    assert cause.share_on(first.edge) == cause.share_on(second.edge) == 0.5
+    assert cause.farthest is first
+
+
+def test_no_shift_of_an_edge_is_lost_beside_one_that_lasts():
+    long, edge = (
+        SlowEdge(None, "gateway", "GET /", "server", shift(0, 60)),
+        claim("A", shift(0, 20), edge="pricing").edge,
+    )
+    again = replace(edge, shift=shift(40, 60))
+    assert incidents([long, edge, again]) == [[long, edge], [again]]
 
 
 @pytest.mark.slow

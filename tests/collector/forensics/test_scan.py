@@ -1,6 +1,7 @@
 """`provenance scan`: what it prints, where, and what it exits with."""
 
 import json
+import random
 from pathlib import Path
 
 import polars as pl
@@ -13,7 +14,17 @@ from collector.forensics.findings import SCHEMA, Finding, to_frame
 from collector.forensics.scan import examine, scan
 from collector.store.database import Store
 from collector.store.writer import Writer
-from tests.collector.forensics.factories import T0, Row, S, make_proxy_record, make_span, store, to_arrow
+from tests.collector.forensics.factories import (
+    T0,
+    Row,
+    S,
+    make_proxy_record,
+    make_socket,
+    make_span,
+    store,
+    to_arrow,
+)
+from tests.collector.forensics.outbound import make_flow
 
 NOW = T0 + 3600 * S
 
@@ -241,3 +252,37 @@ def test_an_empty_store_is_clean_and_keeps_the_schema() -> None:
     result = examine(store())
     assert result.findings.schema == pl.Schema(SCHEMA)
     assert (result.findings.height, result.notes) == (0, ())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_two_findings_of_random_evidence_are_known_by_one_id(seed: int) -> None:
+    rng = random.Random(seed)
+    hosts = ["api.example.com", "API.example.com", "198.51.100.7", "2001:db8::7", "a.b:443", "169.254.169.254"]
+    services, ports = ["web", "pay", "10.0.0.5"], [None, 443, 8443]
+    at = (T0 + second * S for second in range(300))
+
+    def left() -> Row:
+        return make_span(
+            service_name=rng.choice(services), kind="CLIENT", start_time_unix_nano=next(at),
+            server_address=rng.choice(hosts), server_port=rng.choice(ports), network_peer_address=rng.choice([None, "198.51.100.7"]),
+        )  # fmt: skip
+
+    def flow() -> Row:
+        return make_flow(
+            start_time_unix_nano=next(at), destination_name=rng.choice([*hosts, None]), destination_port=rng.choice([443, 8443]),
+            source_workload=rng.choice([None, *services]), protocol=rng.choice(["tcp", "udp"]), destination_workload=rng.choice([None, "pay"]),
+        )  # fmt: skip
+
+    def socket() -> Row:
+        seen = next(at)
+        return make_socket(
+            service_name=rng.choice(services), capture=rng.choice(["captured", "bypassed"]), remote_port=rng.choice([80, 8080]),
+            remote_address=rng.choice(["10.0.0.2", "10.0.0.3"]), first_seen_unix_nano=seen, last_seen_unix_nano=seen + S,
+        )  # fmt: skip
+
+    allowed = [{"service_name": "web", "destination": "api.example.com", "port": 443}]
+    spans, flows, sockets = ([make() for _ in range(n)] for make, n in ((left, 120), (flow, 60), (socket, 60)))
+    query = store(spans, egress_allow=allowed, flows=flows, sockets=sockets)
+    found = scan(query)
+    assert found.height >= 3
+    assert found["finding_id"].is_unique().all(), found.filter(found["finding_id"].is_duplicated())

@@ -40,6 +40,8 @@ def disagreement(mesh: Mesh) -> dict[str, list[str]]:
 
 
 def compared(mesh: Mesh, findings: list[dict[str, Any]]) -> dict[str, list[str]]:
+    ids = [finding["finding_id"] for finding in findings]
+    assert len(ids) == len(set(ids)), "two findings are known by one id: who watches would see one of them only"
     planted = [incident for incident in mesh.incidents if incident.subject[1] != "nobody"]
     return {
         "missing": [f"{i.kind} {i.subject}" for i in planted if not any(explains(i, f) for f in findings)],
