@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 import polars as pl
 
+from collector.forensics.collections_paused import collections_paused
 from collector.forensics.critical_path import Interval, TraceSpan, Tree, awaited, build_tree, critical_path_below
 
 PlaceKind = Literal["own", "hop", "exit", "queue"]
@@ -127,6 +128,7 @@ class _Row(NamedTuple):
     destination: str | None
 
 
+@collections_paused()
 def take_apart_windows(frames: Sequence[pl.DataFrame]) -> list[Body]:
     """The bodies of these windows of spans (columns `COLUMNS`); they share what is known of who answers which call."""
     rooted = [[_rooted(rows) for rows in _by_trace(frame)] for frame in frames]
@@ -135,16 +137,18 @@ def take_apart_windows(frames: Sequence[pl.DataFrame]) -> list[Body]:
 
 
 class _Rooted(NamedTuple):
-    """A trace as a tree of its application's spans."""
+    """A trace as a tree of its application's spans; of outgoing ones that a callee answered, its first span."""
 
     tree: Tree
     rows: Mapping[int, _Row]
+    answers: Mapping[int, _Row]
 
 
 def _by_trace(frame: pl.DataFrame) -> Iterator[list[_Row]]:
     traces: defaultdict[object, list[_Row]] = defaultdict(list)
-    for row in frame.select(COLUMNS).iter_rows():
-        traces[row[0]].append(_Row(*row))
+    columns = (frame[name].to_list() for name in COLUMNS)  # ten times faster than row by row
+    for row in map(_Row._make, zip(*columns, strict=True)):
+        traces[row.trace].append(row)
     yield from traces.values()
 
 
@@ -155,10 +159,18 @@ def _rooted(rows: Sequence[_Row]) -> _Rooted:
         if row.witness != "proxy":
             kept.setdefault(row.span_id, row)
     spans = [
-        TraceSpan(r.span_id, _past(proxies, r.parent), r.service, r.kind, r.start, r.start + max(r.duration, 0))
+        TraceSpan(
+            r.span_id,
+            _past(proxies, r.parent) if r.parent in proxies else r.parent,
+            r.service,
+            r.kind,
+            r.start,
+            r.start + max(r.duration, 0),
+        )
         for r in kept.values()
     ]
-    return _Rooted(build_tree(spans), kept)
+    tree = build_tree(spans)
+    return _Rooted(tree, kept, _answers(tree, kept))
 
 
 def _past(proxies: Mapping[int, int | None], parent: int | None) -> int | None:
@@ -170,21 +182,27 @@ def _past(proxies: Mapping[int, int | None], parent: int | None) -> int | None:
     return parent
 
 
-def _arrivals(trace: _Rooted, span_id: int) -> list[_Row]:
-    """The spans of a callee below an outgoing span."""
-    row = trace.rows[span_id]
-    below = (trace.rows[child] for child in trace.tree.children.get(span_id, ()))
-    return [b for b in below if b.service != row.service or b.kind in _ARRIVING]
+def _answers(tree: Tree, rows: Mapping[int, _Row]) -> dict[int, _Row]:
+    """The first span of a callee below each outgoing span that has one."""
+    found: dict[int, _Row] = {}
+    for span_id, children in tree.children.items():
+        row = rows[span_id]
+        if row.kind in _OUTGOING:
+            for child in children:
+                below = rows[child]
+                if below.service != row.service or below.kind in _ARRIVING:
+                    found[span_id] = below
+                    break
+    return found
 
 
 def _callees(traces: Iterator[_Rooted]) -> dict[tuple[str, str, str], tuple[str, str]]:
     """(service, span name, destination) of a call to the (service, operation) that answers it most often."""
     counted: defaultdict[tuple[str, str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
     for trace in traces:
-        for span_id, row in trace.rows.items():
-            if row.kind in _OUTGOING:
-                for answer in _arrivals(trace, span_id)[:1]:
-                    counted[row.service, row.name, row.destination or ""][answer.service, answer.name] += 1
+        for span_id, answer in trace.answers.items():
+            row = trace.rows[span_id]
+            counted[row.service, row.name, row.destination or ""][answer.service, answer.name] += 1
     return {call: answers.most_common(1)[0][0] for call, answers in counted.items()}
 
 
@@ -193,7 +211,8 @@ def _place(trace: _Rooted, span_id: int, who: Mapping[tuple[str, str, str], tupl
     row = trace.rows[span_id]
     if row.kind not in _OUTGOING:
         return Place("own", row.service, row.name), True
-    for answer in _arrivals(trace, span_id):
+    answer = trace.answers.get(span_id)
+    if answer is not None:
         return Place("hop", answer.service, answer.name, caller=row.service), True
     if any(trace.rows[child].kind in _OUTGOING for child in trace.tree.children.get(span_id, ())):
         return Place("own", row.service, row.name), True
@@ -224,8 +243,9 @@ def _tops(tree: Tree, waited: _Waited) -> Iterator[int]:
     """The entries of a trace: its roots, and every span that its parent did not wait for."""
     yield from tree.roots
     for span_id, children in tree.children.items():
-        some = {child for child, _ in waited[span_id]}
-        yield from (child for child in children if child not in some)
+        if len(waited[span_id]) < len(children):
+            some = {child for child, _ in waited[span_id]}
+            yield from (child for child in children if child not in some)
 
 
 def _append(

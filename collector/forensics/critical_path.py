@@ -18,7 +18,8 @@ Rules that the literature leaves open, decided here:
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 import polars as pl
 
@@ -30,8 +31,7 @@ LATE_RATIO: Final = 0.02
 """A child in the same service may end this much after its parent (the larger of the two) and still count as awaited."""
 
 
-@dataclass(frozen=True, slots=True)
-class TraceSpan:
+class TraceSpan(NamedTuple):
     """What a span must tell to be placed: ids within its trace, service, kind and its interval in Unix ns."""
 
     span_id: int
@@ -42,8 +42,7 @@ class TraceSpan:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """A span's time after alignment, in ns; `end` is never before `start`."""
 
     start: int
@@ -72,6 +71,9 @@ class Tree:
     times: Mapping[int, Interval]
 
 
+_BY_START: Final = attrgetter("start", "span_id")
+
+
 def build_tree(spans: Iterable[TraceSpan]) -> Tree:
     """The forest of these spans; of a span delivered twice the first one counts."""
     by_id: dict[int, TraceSpan] = {}
@@ -79,7 +81,7 @@ def build_tree(spans: Iterable[TraceSpan]) -> Tree:
         by_id.setdefault(span.span_id, span)
     below: defaultdict[int, list[int]] = defaultdict(list)
     roots: list[int] = []
-    for span in sorted(by_id.values(), key=lambda s: (s.start, s.span_id)):
+    for span in sorted(by_id.values(), key=_BY_START):
         if span.parent_id is None or span.parent_id not in by_id or span.parent_id == span.span_id:
             roots.append(span.span_id)
         else:
@@ -118,16 +120,16 @@ def critical_path_below(
     while pending:
         span_id, within = pending.pop()
         cursor = within.end
-        own[span_id] = own.get(span_id, 0)
+        time_here = own.get(span_id, 0)
         children = awaited(tree, span_id) if waited is None else waited.get(span_id, ())
         for child, time in children:
-            part = Interval(max(time.start, within.start), min(time.end, cursor))
-            if part.end <= part.start:
+            start, end = max(time.start, within.start), min(time.end, cursor)
+            if end <= start:
                 continue
-            own[span_id] += cursor - part.end
-            pending.append((child, part))
-            cursor = part.start
-        own[span_id] += cursor - within.start
+            time_here += cursor - end
+            pending.append((child, Interval(start, end)))
+            cursor = start
+        own[span_id] = time_here + cursor - within.start
     return own
 
 
@@ -162,6 +164,8 @@ def _open_circles(
 ) -> tuple[list[int], dict[int, tuple[int, ...]]]:
     """Cuts each circle of parents above its earliest span, which becomes a root."""
     reached = set(_below(roots, children))
+    if len(reached) == len(spans):
+        return roots, children
     for span_id in spans:
         if span_id in reached:
             continue
@@ -186,15 +190,10 @@ def _circle_above(spans: Mapping[int, TraceSpan], span_id: int) -> list[int]:
 
 
 def _below(roots: Sequence[int], children: Mapping[int, tuple[int, ...]]) -> list[int]:
-    found: list[int] = []
-    seen = set(roots)
-    stack = list(roots)
-    while stack:
-        span_id = stack.pop()
-        found.append(span_id)
-        fresh = [c for c in children.get(span_id, ()) if c not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
+    """These and all below them: a span is below one other at most, and these are below none, so nothing comes twice."""
+    found = list(roots)
+    for span_id in found:
+        found += children.get(span_id, ())
     return found
 
 
@@ -207,13 +206,18 @@ def _align(
     while stack:
         span_id, shift = stack.pop()
         span = spans[span_id]
-        times[span_id] = Interval(span.start + shift, max(span.start, span.end) + shift)
-        groups: defaultdict[str | None, list[TraceSpan]] = defaultdict(list)
-        for child in children.get(span_id, ()):
-            groups[spans[child].service if is_remote(span, spans[child]) else None].append(spans[child])
-        for service, group in groups.items():
-            extra = 0 if service is None else _shift_into(span, times[span_id], group, shift)
-            stack.extend((child.span_id, shift + extra) for child in group)
+        time = Interval(span.start + shift, max(span.start, span.end) + shift)
+        times[span_id] = time
+        groups: dict[str, list[TraceSpan]] = {}
+        for child_id in children.get(span_id, ()):
+            child = spans[child_id]
+            if is_remote(span, child):
+                groups.setdefault(child.service, []).append(child)
+            else:
+                stack.append((child_id, shift))
+        for group in groups.values():
+            moved = shift + _shift_into(span, time, group, shift)
+            stack += [(child.span_id, moved) for child in group]
     return times
 
 
@@ -227,9 +231,9 @@ def _shift_into(parent: TraceSpan, time: Interval, group: Sequence[TraceSpan], s
     waited = [c for c in group if c.kind != "CONSUMER"]
     if not waited:
         return 0
-    first = min(c.start for c in waited) + shift
-    last = max(c.end for c in waited) + shift
-    if last - first > time.length:
+    first = min([c.start for c in waited]) + shift
+    last = max([c.end for c in waited]) + shift
+    if last - first > time.end - time.start:
         return 0
     move = max(time.start - first, 0) or min(time.end - last, 0)
     # Nobody is called before the caller began: to seem so takes clocks, however far apart. To seem later does not.
@@ -240,13 +244,14 @@ def awaited(tree: Tree, span_id: int) -> list[tuple[int, Interval]]:
     """The children that a span waited for, last to finish first."""
     span, time = tree.spans[span_id], tree.times[span_id]
     latest = time.end + max(LATE_NS, int(time.length * LATE_RATIO))
-    found = [
-        (child, tree.times[child])
-        for child in tree.children.get(span_id, ())
-        if tree.spans[child].kind != "CONSUMER"
-        and (is_remote(span, tree.spans[child]) or tree.times[child].end <= latest)
-    ]
-    return sorted(found, key=lambda pair: (pair[1].end, pair[1].start), reverse=True)
+    found = []
+    for child_id in tree.children.get(span_id, ()):
+        child, interval = tree.spans[child_id], tree.times[child_id]
+        if child.kind != "CONSUMER" and (interval.end <= latest or is_remote(span, child)):
+            found.append((child_id, interval))
+    if len(found) > 1:
+        found.sort(key=lambda pair: (pair[1].end, pair[1].start), reverse=True)
+    return found
 
 
 def _own_time(tree: Tree, span_id: int) -> int:

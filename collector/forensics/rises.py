@@ -258,16 +258,15 @@ def _calls(
     """By operation, what it calls and who it is: of every span (calls, their time on the path, how many failed)."""
     found: defaultdict[tuple[Operation, Place, Unit], list[tuple[int, int, int]]] = defaultdict(list)
     for index, children in body.below.items():
-        counted: defaultdict[Place, list[int]] = defaultdict(lambda: [0, 0, 0])
+        counted: dict[Place, tuple[int, int, int]] = {}
         for child in children:
             limb = body.limbs[child]
-            tally = counted[limb.place]
-            tally[0] += 1
-            tally[1] += limb.below_ns
-            tally[2] += limb.error or not limb.answered
+            calls, time, failed = counted.get(limb.place, (0, 0, 0))
+            counted[limb.place] = (calls + 1, time + limb.below_ns, failed + (limb.error or not limb.answered))
         parent = body.limbs[index]
-        for place, (calls, time, failed) in counted.items():
-            found[parent.operation, place, unit_of(parent)].append((calls, time, failed))
+        unit = unit_of(parent)
+        for place, tally in counted.items():
+            found[parent.operation, place, unit].append(tally)
     return found
 
 

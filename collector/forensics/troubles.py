@@ -6,6 +6,7 @@ failed, was not answered, or itself stopped early, has its reason below it.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
@@ -83,16 +84,22 @@ def trouble_rises(baseline: Body, incident: Body, unit_of: UnitOf) -> list[Troub
     return found
 
 
-def _usual(body: Body) -> dict[Operation, Counter[_Called]]:
+def _usual(body: Body, called: Sequence[_Called]) -> dict[Operation, Counter[_Called]]:
     """By operation, how often it called which set of places."""
     found: defaultdict[Operation, Counter[_Called]] = defaultdict(Counter)
-    for index, limb in enumerate(body.limbs):
-        found[limb.operation][_called(body, index)] += 1
+    for limb, places in zip(body.limbs, called, strict=True):
+        found[limb.operation][places] += 1
     return found
 
 
-def _called(body: Body, index: int) -> _Called:
-    return frozenset(body.limbs[child].place for child in body.below.get(index, ()))
+def _called(body: Body) -> list[_Called]:
+    """Of each limb the set of places that it called; equal sets are one object."""
+    sets: list[_Called] = [frozenset()] * len(body.limbs)
+    known: dict[_Called, _Called] = {}
+    for index, below in body.below.items():
+        found = frozenset([body.limbs[child].place for child in below])
+        sets[index] = known.setdefault(found, found)
+    return sets
 
 
 def _odd(
@@ -122,20 +129,20 @@ class _Judge:
     """Who is to blame for a span that failed or stopped."""
 
     def __init__(self, baseline: Body, incident: Body, unit_of: UnitOf) -> None:
-        was, now = _usual(baseline), _usual(incident)
+        self.called = {id(baseline): _called(baseline), id(incident): _called(incident)}
+        was, now = _usual(baseline, self.called[id(baseline)]), _usual(incident, self.called[id(incident)])
         self._unit_of = unit_of
         self._usual = was
         self.odd = _odd(was, now)
         self.gone = _gone(was, now)
-        self._after = _stopped_after(incident, self.odd)
+        self._after = _stopped_after(incident, self.called[id(incident)], self.odd)
 
-    def trouble(self, body: Body, index: int) -> Trouble | None:
-        """Of a span with nothing wrong below it."""
+    def trouble(self, body: Body, index: int, called: _Called) -> Trouble | None:
+        """Of a span with nothing wrong below it, which called these."""
         limb = body.limbs[index]
         if not limb.answered:
             return Trouble("unanswered", _callee(limb, self._unit_of), limb.place.operation)
-        called = _called(body, index)
-        stopped = (limb.operation, called) in self.odd
+        stopped = bool(self.odd) and (limb.operation, called) in self.odd
         missing = self._missing(limb, called) if stopped or limb.error else None
         if missing is not None:
             return Trouble("unanswered", self._service(limb, missing.service), missing.operation)
@@ -178,11 +185,11 @@ def _gone(was: dict[Operation, Counter[_Called]], now: dict[Operation, Counter[_
     return {service for service, calls in expected.items() if calls >= MIN_SPANS and made[service] < GONE * calls}
 
 
-def _stopped_after(body: Body, odd: set[tuple[Operation, _Called]]) -> dict[str, set[str]]:
+def _stopped_after(body: Body, called: Sequence[_Called], odd: set[tuple[Operation, _Called]]) -> dict[str, set[str]]:
     """By service, which other services stop after having called it."""
     found: defaultdict[str, set[str]] = defaultdict(set)
-    for index, limb in enumerate(body.limbs):
-        if (limb.operation, _called(body, index)) in odd:
+    for index, limb in enumerate(body.limbs if odd else ()):
+        if (limb.operation, called[index]) in odd:
             last = _last(body, index)
             if last is not None and last.service != limb.operation.service:
                 found[last.service].add(limb.operation.service)
@@ -197,12 +204,13 @@ def _last(body: Body, index: int) -> Place | None:
 
 def _troubled(body: Body, judge: _Judge) -> Counter[Trouble]:
     """How many entries each trouble hits. Limbs come before what is below them: backwards is from below."""
+    called = judge.called[id(body)]
     hits: set[tuple[int, Trouble]] = set()
     troubled: set[int] = set()
     for index in range(len(body.limbs) - 1, -1, -1):
         limb = body.limbs[index]
-        below = any(child in troubled for child in body.below.get(index, ()))
-        trouble = None if below else judge.trouble(body, index)
+        below = not troubled.isdisjoint(body.below.get(index, ()))
+        trouble = None if below else judge.trouble(body, index, called[index])
         if trouble is not None:
             hits.add((limb.entry, trouble))
         if trouble is not None or below:
