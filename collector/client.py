@@ -5,26 +5,26 @@ A source may be asked from several threads at once. DuckDB is imported only when
     Source.query(sql) -> polars.DataFrame    raises QueryError, SourceUnreachableError
     Source.interrupt()                       every running query of this source ends with QueryError
 
-What a collector that is not on loopback wants to see, and how it is known, comes from flags or from the environment:
-PROVENANCE_READ_TOKEN_FILE, PROVENANCE_CA_FILE, PROVENANCE_CLIENT_CERT_FILE, PROVENANCE_CLIENT_KEY_FILE.
+What a collector that is not on loopback wants to see, how it is known, and how much memory a file may take comes from flags or from the
+environment: see `collector.access`.
 """
 
 import argparse
 import io
-import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 import polars as pl
 
+from collector.access import Access, add_access_arguments, add_memory_argument
 from collector.errors import QueryError, SourceUnreachableError, StoreError
 from collector.query_protocol import QUERY_ID, QUERY_PATH, STATUS_PATH
+from collector.units import show_size
 
 if TYPE_CHECKING:
     import ssl
@@ -32,6 +32,17 @@ if TYPE_CHECKING:
     import httpx
 
     from collector.store.database import Store
+
+__all__ = [
+    "Access",
+    "CollectorSource",
+    "FileSource",
+    "Source",
+    "add_access_arguments",
+    "add_memory_argument",
+    "is_collector",
+    "open_source",
+]
 
 _CONNECT_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 120.0
@@ -61,53 +72,6 @@ class Source(Protocol):
         """Release the file or the connections."""
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What is shown to a collector, and by what it is known; files are not read before they are needed.
-
-    Attributes:
-        token_file: Its first token is sent with each request; read each time, so that it may rotate.
-        ca_file: PEM authorities that may vouch for the collector; None: those of this machine.
-        client_cert_file: PEM certificate to show where the collector asks for one (mTLS), with `client_key_file`.
-    """
-
-    token_file: Path | None = None
-    ca_file: Path | None = None
-    client_cert_file: Path | None = None
-    client_key_file: Path | None = None
-
-    @classmethod
-    def of(cls, options: argparse.Namespace, environ: Mapping[str, str] | None = None) -> "Access":
-        """From the flags of `add_access_arguments`, and where they are not given from the environment."""
-        environ = os.environ if environ is None else environ
-
-        def chosen(name: str) -> Path | None:
-            text = getattr(options, name, None) or environ.get(_VARIABLES[name])
-            return Path(text).expanduser() if text else None
-
-        return cls(**{name: chosen(name) for name in _VARIABLES})
-
-
-_VARIABLES: Final = {
-    "token_file": "PROVENANCE_READ_TOKEN_FILE",
-    "ca_file": "PROVENANCE_CA_FILE",
-    "client_cert_file": "PROVENANCE_CLIENT_CERT_FILE",
-    "client_key_file": "PROVENANCE_CLIENT_KEY_FILE",
-}
-
-
-def add_access_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that `Access.of` reads."""
-    for name, text in (
-        ("token_file", "the read token of a collector that asks for one"),
-        ("ca_file", "PEM: the authority of an https:// collector (default: this machine's)"),
-        ("client_cert_file", "PEM: the certificate to show a collector that asks for one"),
-        ("client_key_file", "PEM: its private key"),
-    ):
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, metavar="FILE", help=f"{text} (environment: {_VARIABLES[name]})")
-
-
 def is_collector(text: str) -> bool:
     """Whether a source is a collector's URL. A file that can be opened has no collector: nothing more is on its way there."""
     return text.startswith(("http://", "https://"))
@@ -116,26 +80,27 @@ def is_collector(text: str) -> bool:
 def open_source(text: str, access: Access | None = None) -> Source:
     """A source for a file's path or an http(s) URL; raises SourceUnreachableError, which says what to try.
 
-    Without `access` the environment says how a collector is asked.
+    Without `access` the environment says how it is asked; raises ConfigError for what it says wrongly.
     """
+    access = Access.of(argparse.Namespace()) if access is None else access
     if is_collector(text):
-        return CollectorSource(text, Access.of(argparse.Namespace()) if access is None else access)
+        return CollectorSource(text, access)
     if "://" in text:
         scheme = text.partition("://")[0]
         raise SourceUnreachableError(f"{text}: a source is a DuckDB file or an http(s) URL, not {scheme}://")
-    return FileSource(text)
+    return FileSource(text, memory_bytes=access.memory_bytes)
 
 
 class FileSource:
-    """An evidence file that no collector holds, opened read-only."""
+    """An evidence file that no collector holds, opened read-only; `memory_bytes` is what DuckDB may hold (None: see `Store`)."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, memory_bytes: int | None = None) -> None:
         from collector.store.database import Store
         from collector.store.reader import Interrupt, Reader
 
         self.name = path
         try:
-            self._store = Store.open_read_only(Path(path).expanduser())
+            self._store = Store.open_read_only(Path(path).expanduser(), memory_bytes=memory_bytes)
         except StoreError as e:
             raise SourceUnreachableError(str(e)) from e
         self.lacks = _unread(self._store)
@@ -151,7 +116,25 @@ class FileSource:
                 table = self._reader.query(sql, interrupt=interrupt)
             except StoreError as e:
                 raise SourceUnreachableError(str(e)) from e
+            except QueryError as e:
+                if self._took_too_much(e):
+                    raise QueryError(self._too_little(e)) from e
+                raise
         return _frame(lambda: pl.from_arrow(table), self.name)
+
+    def _took_too_much(self, error: QueryError) -> bool:
+        """Whether there was too little memory for it, and no room, no directory or no right to spill the rest."""
+        from collector.store.failures import is_out_of_memory
+
+        return is_out_of_memory(error.__cause__ or error) or f"{self._store.path}.tmp" in str(error)
+
+    def _too_little(self, error: QueryError) -> str:
+        store = self._store
+        return (
+            f"{self.name}: the question takes more than the {show_size(store.memory.largest)} of memory that it may have and what could be "
+            f"spilled into {store.path.name}.tmp: give it more with --memory or PROVENANCE_MEMORY, see that this directory may be written and "
+            f"has room, or ask about less time (--since, --until). DuckDB says: {error}"
+        )
 
     def interrupt(self) -> None:
         """Every running query ends with QueryError."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from collector.access import add_memory_argument
 from collector.commands.scope import add_arguments, scope_of
 from collector.commands.terminal import complain
 from collector.errors import CollectorError, ConfigError, SourceUnreachableError
@@ -36,9 +37,10 @@ def main(argv: Sequence[str]) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
-    from collector.client import is_collector, open_source
+    from collector.client import Access, is_collector, open_source
 
     try:
+        access = Access.of(arguments)
         scope = scope_of(arguments, time.time_ns(), is_complete=not is_collector(arguments.source))
     except ConfigError as error:
         return _refuse(str(error), EXIT_USAGE)
@@ -49,14 +51,14 @@ def main(argv: Sequence[str]) -> int:
     from tui.source import SourceEvidence
 
     try:
-        source = open_source(arguments.source)
+        source = open_source(arguments.source, access)
     except SourceUnreachableError as error:
         return _refuse(str(error), EXIT_UNREACHABLE)
     except CollectorError as error:
         return _refuse(str(error), EXIT_USAGE)
     evidence = SourceEvidence(
         source,
-        lambda: open_source(arguments.source),
+        lambda: open_source(arguments.source, access),
         is_live=is_collector(arguments.source),
         scope=scope,
     )
@@ -102,4 +104,5 @@ def _parser() -> argparse.ArgumentParser:
         "--refresh", metavar="SECONDS", type=_refresh, default=3.0, help="how often a collector is asked (3)"
     )
     add_arguments(parser)
+    add_memory_argument(parser)
     return parser

@@ -21,7 +21,7 @@ import duckdb
 
 from collector import schema
 from collector.errors import StoreBusyError, StoreError, StoreInUseError
-from collector.store import failures
+from collector.store import failures, machine
 from collector.store.birth import make_whole
 from collector.store.failures import message
 from collector.store.memory import WRITING_BYTES, Allowance
@@ -81,6 +81,10 @@ _COLLECTOR_MEMORY_BYTES: Final = 1024**3
 """At most, and at most a quarter of the machine: a collector runs beside what it watches. Larger questions spill. On a
 million spans `scan --kind shadow` peaks at 1.3 GB of process memory with it and at 3.1 GB without any, in 47 s and 30 s."""
 
+_READER_MEMORY_BYTES: Final = 4 * 1024**3
+"""At most, and at most half of what there is: somebody's laptop has other work, and a pod that takes all of its memory is killed. Every
+detector has ten million spans of a day in it without spilling."""
+
 
 _RELEASE_SECONDS: Final = 5.0
 """How long a reopening waits for queries that it has interrupted; one that builds a large value looks late."""
@@ -122,9 +126,9 @@ class Store:
         return cls._open(Path(path), read_only=False, memory_bytes=memory_bytes)
 
     @classmethod
-    def open_read_only(cls, path: str | Path) -> Self:
-        """Open an existing file that no collector holds; raises StoreBusyError, StoreError."""
-        return cls._open(Path(path), read_only=True)
+    def open_read_only(cls, path: str | Path, *, memory_bytes: int | None = None) -> Self:
+        """Open an existing file that no collector holds; raises StoreBusyError, StoreError. `memory_bytes` as of `open`."""
+        return cls._open(Path(path), read_only=True, memory_bytes=memory_bytes)
 
     @classmethod
     def _open(cls, path: Path, *, read_only: bool, memory_bytes: int | None = None) -> Self:
@@ -359,9 +363,9 @@ def release() -> str:
 
 
 def _memory_limit(*, read_only: bool) -> int:
-    """Bytes that DuckDB may hold: half of the machine for an investigator's file, less for a collector."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return machine // 2 if read_only else min(machine // 4, _COLLECTOR_MEMORY_BYTES)
+    """Bytes that DuckDB may hold: up to half of what there is for an investigator's file, less for a collector."""
+    there_is = machine.memory_bytes()
+    return min(there_is // 2, _READER_MEMORY_BYTES) if read_only else min(there_is // 4, _COLLECTOR_MEMORY_BYTES)
 
 
 def _check_path(path: Path, *, read_only: bool) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from collector.access import add_memory_argument
 from collector.client import FileSource
 from collector.forensics.tables import NS_PER_S, Query, Window
 from tests.benchmarks.bench_queries import data_of, stored
@@ -76,9 +77,9 @@ DETECTORS: Final[Mapping[str, Ask]] = {
 }
 
 
-def measured(detector: str, path: Path, window: Window, runs: int) -> dict[str, object]:
+def measured(detector: str, path: Path, window: Window, runs: int, memory_bytes: int | None) -> dict[str, object]:
     """In this process: the first run, the median of the others, and the most memory that it ever held."""
-    source = FileSource(str(path))
+    source = FileSource(str(path), memory_bytes=memory_bytes)
     runs_s: list[tuple[float, float]] = []
     rows = 0
     try:
@@ -104,10 +105,11 @@ def _moved(window: Window, n: int) -> Window:
     return Window((window.since_unix_nano or 0) + n * NS_PER_S, window.until_unix_nano)
 
 
-def in_a_process(detector: str, path: Path, window: Window, runs: int) -> dict[str, object]:
+def in_a_process(detector: str, path: Path, window: Window, runs: int, memory_bytes: int | None) -> dict[str, object]:
     """The same in a process of its own, whose memory is only this detector's."""
     command = [sys.executable, __file__, "--db", str(path), "--runs", str(runs), "--of", detector]
     command += ["--window", f"{window.since_unix_nano}", f"{window.until_unix_nano}"]
+    command += [] if memory_bytes is None else ["--memory", str(memory_bytes)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return {"failed": f"exit code {done.returncode}"}
@@ -129,7 +131,7 @@ def main() -> None:
     options = _parser().parse_args()
     path = options.db or stored(options.folder, 50_000 if options.quick else SPANS, hours=DAY_HOURS)
     if options.of:
-        print(json.dumps(measured(options.of, path, Window(*options.window), options.runs)))
+        print(json.dumps(measured(options.of, path, Window(*options.window), options.runs, options.memory_bytes)))
         return
     source = FileSource(str(path))
     try:
@@ -142,7 +144,8 @@ def main() -> None:
         if options.only in detector:
             figures[detector] = {}
             for name, window in windows.items():
-                figures[detector][name] = in_a_process(detector, path, window, 1 if options.quick else options.runs)
+                runs = 1 if options.quick else options.runs
+                figures[detector][name] = in_a_process(detector, path, window, runs, options.memory_bytes)
                 print(f"{detector}, {name}: {figures[detector][name]}", file=sys.stderr)
     print(json.dumps(report | {"detectors": figures}, indent=2))
     if any("failed" in str(of_window) for by_window in figures.values() for of_window in by_window.values()):
@@ -159,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--of", choices=tuple(DETECTORS), help="measure this one in this process, and print its figures alone"
     )
+    add_memory_argument(parser)
     parser.add_argument("--window", type=int, nargs=2, metavar=("SINCE", "UNTIL"), help="for --of: Unix nanoseconds")
     return parser
 

@@ -106,7 +106,7 @@ def test_files_that_cannot_be_used(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SourceUnreachableError, match=complaint):
-        open_source(collector.url, Access(**{"ca_file": files.authority, name: path}))
+        open_source(collector.url, Access(**{"ca_file": files.authority, name: path}))  # type: ignore[arg-type]
 
 
 def test_a_plain_port_is_no_tls_port(files: Files, tmp_path: Path) -> None:

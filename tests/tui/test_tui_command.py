@@ -43,7 +43,7 @@ def test_without_a_terminal_it_names_the_command_that_prints(capsys):
     ("error", "code"), [(SourceUnreachableError("no collector answers at x"), 3), (ConfigError("a bad name"), 2)]
 )
 def test_a_source_that_cannot_be_opened_is_told_before_the_screen_switches(terminal, monkeypatch, capsys, error, code):
-    def refuse(_text):
+    def refuse(_text, _access):
         raise error
 
     monkeypatch.setattr("collector.client.open_source", refuse)
