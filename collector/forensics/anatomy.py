@@ -5,17 +5,20 @@ it. An entry is a piece of work that is waited for as a whole, or by nobody: a r
 child that its parent did not wait for. Across hosts durations are compared, never clocks (see `critical_path` on how children are
 shifted into their parents), except that a queue's gap is compared with the same queue's gap in the other window: what two clocks
 differ by is in both.
+
+Windows are taken apart as a whole (`forest`); what is not plain, trace by trace, by the same rules.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+import numpy as np
 import polars as pl
 
-from collector.forensics.collections_paused import collections_paused
 from collector.forensics.critical_path import Interval, TraceSpan, Tree, awaited, build_tree, critical_path_below
+from collector.forensics.forest import Forest, plant
 
 PlaceKind = Literal["own", "hop", "exit", "queue"]
 
@@ -113,6 +116,13 @@ class Body:
         return (limb for limb in self.limbs if limb.above < 0)
 
 
+_Call = tuple[str, str, str]
+"""A call as who makes it sees it: service, span name, destination."""
+
+_Who = Mapping[_Call, tuple[str, str]]
+"""The service and the operation that answer a call."""
+
+
 class _Row(NamedTuple):
     trace: object
     span_id: int
@@ -128,12 +138,113 @@ class _Row(NamedTuple):
     destination: str | None
 
 
-@collections_paused()
 def take_apart_windows(frames: Sequence[pl.DataFrame]) -> list[Body]:
     """The bodies of these windows of spans (columns `COLUMNS`); they share what is known of who answers which call."""
+    forests = [forest for frame in frames if (forest := plant(frame.select(COLUMNS))) is not None]
+    if len(forests) == len(frames):
+        who = _callees(answered for forest in forests for answered in _answered(forest))
+        return [_grown(forest, who) for forest in forests]
+    return take_apart_by_trace(frames)
+
+
+def take_apart_by_trace(frames: Sequence[pl.DataFrame]) -> list[Body]:
+    """The same of whatever spans, at three times the cost."""
     rooted = [[_rooted(rows) for rows in _by_trace(frame)] for frame in frames]
-    who = _callees(trace for traces in rooted for trace in traces)
+    who = _callees(
+        ((row.service, row.name, row.destination or ""), (answer.service, answer.name))
+        for traces in rooted
+        for trace in traces
+        for span_id, row in trace.rows.items()
+        if (answer := trace.answers.get(span_id)) is not None
+    )
     return [_body(traces, who) for traces in rooted]
+
+
+def _grown(forest: Forest, who: _Who) -> Body:
+    """A forest as limbs."""
+    rows, order = forest.rows, np.argsort(forest.position)
+    operations = _operations(rows)
+    above = np.where(forest.above >= 0, forest.position[forest.above], -1)[order].tolist()
+    places = _places(forest, operations, who)
+    columns = (
+        rows[name].gather(order).to_list()
+        for name in ("service_instance_id", "duration_ns", "start_time_unix_nano", "error")
+    )
+    numbers = (forest.entry, forest.own_ns, forest.below_ns)
+    nodes = zip(order.tolist(), above, *(n[order].tolist() for n in numbers), *columns, strict=True)
+    limbs = [
+        Limb(
+            entry, upper, operations[node], places[node][0], pod or "", own, all_of_it, max(duration, 0), start, bool(error),
+            places[node][1],
+        )
+        for node, upper, entry, own, all_of_it, pod, duration, start, error in nodes
+    ]  # fmt: skip
+    below: defaultdict[int, list[int]] = defaultdict(list)
+    for index, upper in enumerate(above):
+        if upper >= 0:
+            below[upper].append(index)
+    return Body(limbs, below, _gaps(forest), forest.traces)
+
+
+def _operations(rows: pl.DataFrame) -> list[Operation]:
+    """Of each node; equal ones are one object."""
+    known: dict[tuple[str, str, str], Operation] = {}
+    found = []
+    for key in zip(rows["service_name"].to_list(), rows["name"].to_list(), rows["kind"].to_list(), strict=True):
+        operation = known.get(key)
+        if operation is None:
+            operation = known[key] = Operation(*key)
+        found.append(operation)
+    return found
+
+
+def _places(forest: Forest, operations: Sequence[Operation], who: _Who) -> list[tuple[Place, bool]]:
+    """Of each node, as `_place` has it; equal ones are one object."""
+    known: dict[tuple[int, int, bool, str | None], tuple[Place, bool]] = {}
+    found = []
+    nodes = zip(
+        operations, forest.answer.tolist(), forest.calls.tolist(), forest.rows["destination"].to_list(), strict=True
+    )
+    for operation, answer, calls, destination in nodes:
+        callee = operations[answer] if answer >= 0 else None
+        key = (id(operation), id(callee), calls, destination)
+        place = known.get(key)
+        if place is None:
+            place = known[key] = _place(operation, callee, destination, who, calls=calls)
+        found.append(place)
+    return found
+
+
+def _as_sent(forest: Forest, chosen: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> list[int]:
+    """These nodes by trace, and in the order of the frame within it."""
+    nodes = np.flatnonzero(chosen)
+    arrived, trace = (forest.rows[name].to_numpy()[nodes] for name in ("arrived", "trace"))
+    ordered: list[int] = nodes[np.lexsort((arrived, trace))].tolist()
+    return ordered
+
+
+def _answered(forest: Forest) -> Iterator[tuple[_Call, tuple[str, str]]]:
+    """Each call that was answered, and by whom."""
+    columns = (forest.rows[name].to_list() for name in ("service_name", "name", "destination"))
+    service, name, destination = columns
+    answers = forest.answer.tolist()
+    for node in _as_sent(forest, forest.answer >= 0):
+        answer = answers[node]
+        yield (service[node], name[node], destination[node] or ""), (service[answer], name[answer])
+
+
+def _gaps(forest: Forest) -> dict[Place, list[int]]:
+    """How long the messages of each queue waited: see `_waits`."""
+    rows = forest.rows
+    consumers = _as_sent(forest, (rows["kind"] == "CONSUMER").fill_null(value=False).to_numpy() & (forest.sender >= 0))
+    gaps: defaultdict[Place, list[int]] = defaultdict(list)
+    columns = [rows[name] for name in ("service_name", "name", "start_time_unix_nano", "duration_ns")]
+    for node in consumers:
+        sender = int(forest.sender[node])
+        service, name, start, _ = (column[node] for column in columns)
+        caller, _, sent, took = (column[sender] for column in columns)
+        gaps[Place("queue", service, name, caller=caller)].append(start - (sent + max(took, 0)))
+    return gaps
 
 
 class _Rooted(NamedTuple):
@@ -196,33 +307,35 @@ def _answers(tree: Tree, rows: Mapping[int, _Row]) -> dict[int, _Row]:
     return found
 
 
-def _callees(traces: Iterator[_Rooted]) -> dict[tuple[str, str, str], tuple[str, str]]:
-    """(service, span name, destination) of a call to the (service, operation) that answers it most often."""
-    counted: defaultdict[tuple[str, str, str], Counter[tuple[str, str]]] = defaultdict(Counter)
-    for trace in traces:
-        for span_id, answer in trace.answers.items():
-            row = trace.rows[span_id]
-            counted[row.service, row.name, row.destination or ""][answer.service, answer.name] += 1
+def _callees(answered: Iterable[tuple[_Call, tuple[str, str]]]) -> _Who:
+    """Who answers each call most often."""
+    counted: defaultdict[_Call, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for call, answer in answered:
+        counted[call][answer] += 1
     return {call: answers.most_common(1)[0][0] for call, answers in counted.items()}
 
 
-def _place(trace: _Rooted, span_id: int, who: Mapping[tuple[str, str, str], tuple[str, str]]) -> tuple[Place, bool]:
-    """Where a span's own time is spent, and whether it was answered (as far as anybody was expected to)."""
-    row = trace.rows[span_id]
-    if row.kind not in _OUTGOING:
-        return Place("own", row.service, row.name), True
-    answer = trace.answers.get(span_id)
-    if answer is not None:
-        return Place("hop", answer.service, answer.name, caller=row.service), True
-    if any(trace.rows[child].kind in _OUTGOING for child in trace.tree.children.get(span_id, ())):
-        return Place("own", row.service, row.name), True
-    expected = who.get((row.service, row.name, row.destination or ""))
+def _place(
+    operation: Operation, callee: Operation | None, destination: str | None, who: _Who, *, calls: bool
+) -> tuple[Place, bool]:
+    """Where a span's own time is spent, and whether it was answered (as far as anybody was expected to).
+
+    `callee` is whose span is below an outgoing one, `calls` whether another outgoing one is.
+    """
+    service, name, kind = operation
+    if kind not in _OUTGOING:
+        return Place("own", service, name), True
+    if callee is not None:
+        return Place("hop", callee.service, callee.name, caller=service), True
+    if calls:
+        return Place("own", service, name), True
+    expected = who.get((service, name, destination or ""))
     if expected is not None:
-        return Place("hop", *expected, caller=row.service), False
-    return Place("exit", row.service, row.name, caller=row.service, destination=row.destination or row.name), True
+        return Place("hop", *expected, caller=service), False
+    return Place("exit", service, name, caller=service, destination=destination or name), True
 
 
-def _body(traces: Sequence[_Rooted], who: Mapping[tuple[str, str, str], tuple[str, str]]) -> Body:
+def _body(traces: Sequence[_Rooted], who: _Who) -> Body:
     limbs: list[Limb] = []
     below: defaultdict[int, list[int]] = defaultdict(list)
     gaps: defaultdict[Place, list[int]] = defaultdict(list)
@@ -253,7 +366,7 @@ def _append(
     below: defaultdict[int, list[int]],
     trace: _Rooted,
     entry: tuple[int, _Waited],
-    who: Mapping[tuple[str, str, str], tuple[str, str]],
+    who: _Who,
 ) -> None:
     top, waited = entry
     path = critical_path_below(trace.tree, top, waited)
@@ -262,12 +375,16 @@ def _append(
     while pending:
         span_id, above = pending.pop()
         row = trace.rows[span_id]
-        place, answered = _place(trace, span_id, who)
+        operation = Operation(row.service, row.name, row.kind)
+        answer = trace.answers.get(span_id)
+        callee = None if answer is None else Operation(answer.service, answer.name, answer.kind)
+        calls = any(trace.rows[child].kind in _OUTGOING for child in trace.tree.children.get(span_id, ()))
+        place, answered = _place(operation, callee, row.destination, who, calls=calls)
         index = len(limbs)
         own = path.get(span_id, 0)
         limbs.append(
             Limb(
-                first, above, Operation(row.service, row.name, row.kind), place, row.pod or "", own, own,
+                first, above, operation, place, row.pod or "", own, own,
                 max(row.duration, 0), row.start, bool(row.error), answered,
             )
         )  # fmt: skip

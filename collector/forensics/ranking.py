@@ -15,7 +15,6 @@ from typing import Final, Literal
 
 from collector.forensics.anatomy import Body
 from collector.forensics.attribution import UNEVEN_RATIO
-from collector.forensics.collections_paused import collections_paused
 from collector.forensics.rises import (
     MoreCalls,
     Rise,
@@ -86,7 +85,6 @@ class Candidate:
     file: File
 
 
-@collections_paused()
 def rank_causes(
     baseline: Body, incident: Body, by: By = "service", signals: Sequence[Signal] = SIGNALS
 ) -> list[Candidate]:
