@@ -15,6 +15,7 @@ from typing import Final
 
 import ibis.expr.types as ir
 
+from collector import statement_files
 from collector.forensics.tables import Window, compile_sql
 
 REACH: Final = 30 * 24 * 3600 * 10**9
@@ -82,5 +83,8 @@ def windowed(window: Window, compiled: Callable[[Window], str], **values: str | 
 
 @lru_cache(maxsize=64)
 def compiled_once(build: Callable[..., ir.Table], *shape: object) -> str:
-    """The SQL of `build(*shape)`, remembered."""
-    return compile_sql(build(*shape))
+    """The SQL of `build(*shape)`, remembered; between processes too, where the function and its arguments have names that last."""
+    key = f"{build.__module__}:{build.__qualname__}{shape!r}"
+    if "<" in key:  # a function within a function, or an object that is told apart by its address
+        return compile_sql(build(*shape))
+    return statement_files.of_user().recall(key, lambda: compile_sql(build(*shape)))
