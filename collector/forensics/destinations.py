@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import ibis
+import ibis.expr.types as ir
 import polars as pl
 
 from collector.forensics.beacon import MAX_LOG10, MIN_UNIQUE_SECONDS, observation
@@ -37,7 +38,7 @@ from collector.forensics.oddities import (
 )
 from collector.forensics.own_addresses import Suspect, own_addresses, own_sql
 from collector.forensics.statements import compiled_once
-from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, egress_allow
+from collector.forensics.tables import NS_PER_S, Query, Window, egress_allow, workloads
 from collector.forensics.territory import Territory
 from collector.policy.calls import Call, Verdict, written
 from collector.policy.listed import EgressPolicy, address_of
@@ -220,19 +221,22 @@ class Judge:
 
 def _workloads(query: Query) -> dict[str, tuple[str, str | None]]:
     """Service name and namespace by address; addresses of nodes, which many share, left out."""
-    table = ibis.table(ibis_schema("workloads"), name="workloads")
+    found = query(compiled_once(_addresses))
+    return {address: (name, namespace) for address, name, namespace, _ in found.iter_rows()}
+
+
+def _addresses() -> ir.Table:
+    table = workloads()
     one_each = table.filter(~table.host_network.fill_null(False)).select(
         "address", "service_name", "namespace", "received_unix_nano"
     )
-    found = query(compile_sql(one_each.order_by("received_unix_nano")))
-    return {address: (name, namespace) for address, name, namespace, _ in found.iter_rows()}
+    return one_each.order_by("received_unix_nano")
 
 
 def _facts(query: Query) -> dict[str, tuple[str | None, Mapping[str, str] | None]]:
     """Namespace and pods' labels of services, as their resources say; what two of a service's resources say differently is not known."""
-    table = ibis.table(ibis_schema("resources"), name="resources").select("service_name", "attributes")
     facts: dict[str, tuple[str | None, Mapping[str, str] | None]] = {}
-    for name, attributes in query(compile_sql(table)).iter_rows():
+    for name, attributes in query(compiled_once(_resources)).iter_rows():
         said = dict(pairs_of(attributes))
         labels = {k.removeprefix(p): v for k, v in said.items() for p in _LABEL_KEYS if k.startswith(p)} or None
         namespace = said.get("k8s.namespace.name")
@@ -244,6 +248,10 @@ def _facts(query: Query) -> dict[str, tuple[str | None, Mapping[str, str] | None
             )
         facts[name] = (namespace, labels)
     return facts
+
+
+def _resources() -> ir.Table:
+    return ibis.table(ibis_schema("resources"), name="resources").select("service_name", "attributes")
 
 
 def _outside_of_networks(territory: Territory, found: pl.DataFrame) -> pl.DataFrame:

@@ -9,7 +9,8 @@ from collector.forensics.departures import HOUR_NS, flows, settled_exits
 from collector.forensics.destinations import destination_of, size
 from collector.forensics.findings import EVIDENCE_LIMIT, SEVERITIES, Finding, Severity
 from collector.forensics.ids import span_id_hex, trace_id_hex
-from collector.forensics.tables import Query, Window, compile_sql
+from collector.forensics.statements import compiled_once, text, windowed
+from collector.forensics.tables import Query, Window
 
 SCORES: Final[Mapping[str, float]] = {
     "unlisted": 0.7,
@@ -139,24 +140,30 @@ def _evidence(query: Query, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tu
     newest = row["last_seen_unix_nano"]
     last = Window(max(row["first_seen_unix_nano"], newest - 24 * HOUR_NS), newest + 1)
     if row["witness"] == "flows":
-        found = query(compile_sql(_newest_flows(last, row)))
+        found = query(
+            windowed(
+                last,
+                lambda blank: compiled_once(_newest_flows, blank),
+                destination=row["destination"],
+                sources=[row["source"], *row["source_addresses"]],
+            )
+        )
         return (), (), tuple(str(r) for r in found["record_id"])
-    found = query(compile_sql(_newest_calls(last, row)))
+    source, host = row["source"], row["destination"]
+    found = query(windowed(last, lambda blank: compiled_once(_newest_calls, blank), source=source, host=host))
     traces = tuple(trace_id_hex(t) or "" for t in found["trace_id"])
     return traces, tuple(span_id_hex(s) or "" for s in found["span_id"]), ()
 
 
-def _newest_flows(window: Window, row: Mapping[str, Any]) -> ir.Table:
+def _newest_flows(window: Window) -> ir.Table:
     table = window.of(flows())
     name, address = table.destination_name.lower(), table.destination_address.lower()
-    wanted = table.filter(name.fill_null("").isin([row["destination"]]) | (address == row["destination"]))
-    from_it = wanted.filter(
-        (wanted.source_address == row["source"]) | wanted.source_address.isin(row["source_addresses"])
-    )
+    wanted = table.filter((name == text("destination")) | (address == text("destination")))
+    from_it = wanted.filter(wanted.source_address.isin([text("sources")]))
     return from_it.order_by(from_it.start_time_unix_nano.desc()).limit(EVIDENCE_LIMIT).select("record_id")
 
 
-def _newest_calls(window: Window, row: Mapping[str, Any]) -> ir.Table:
+def _newest_calls(window: Window) -> ir.Table:
     exits = settled_exits(window, 0)
-    wanted = exits.filter((exits.service_name == row["source"]) & (exits.host == row["destination"]))
+    wanted = exits.filter((exits.service_name == text("source")) & (exits.host == text("host")))
     return wanted.order_by(wanted.start_time_unix_nano.desc()).limit(EVIDENCE_LIMIT).select("trace_id", "span_id")

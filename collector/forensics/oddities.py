@@ -49,6 +49,8 @@ class OddityParams:
         min_z: Robust z of the logarithm of an hour's bytes.
         min_mad: Of that logarithm, at least: with it and `min_z`, an hour of a steady pair has to exceed its median twentyfold.
         min_bytes: An hour with less is never far more.
+        min_times_others: And so many times the largest of the hours before and after its stretch of such hours: what was nearly as much
+            at another time, such as last night's backup, is a habit.
         min_subdomains: Names under one registered domain; RITA's lowest step.
         max_calls_per_name: A tunnel uses a name once, and a resolver asks again once or twice.
         long_connection_ns: RITA's step from nothing to low, 4 h.
@@ -60,6 +62,7 @@ class OddityParams:
     min_z: float = 8.0
     min_mad: float = 0.25
     min_bytes: int = 1_000_000
+    min_times_others: float = 2.0
     min_subdomains: int = 100
     max_calls_per_name: float = 3.0
     long_connection_ns: int = 4 * HOUR_NS
@@ -112,15 +115,30 @@ def volume(hours: pl.DataFrame, since_hour: int | None, params: OddityParams) ->
 
 
 def _excess(hours: pl.DataFrame, key: Sequence[str], params: OddityParams) -> pl.DataFrame:
-    """The rows whose bytes are far above the median of their key's, with `usual` and `z`."""
+    """The rows whose bytes are far above the median of their key's, and above all hours but those next to them, with `usual` and `z`."""
     logged = hours.with_columns(log=(pl.col("bytes") + 1).log())
     middle = logged.group_by(key).agg(usual_log=pl.col("log").median(), known=pl.len(), usual=pl.col("bytes").median())
     joined = logged.join(middle, on=list(key)).with_columns(distance=pl.col("log") - pl.col("usual_log"))
     mad = joined.group_by(key).agg(mad=pl.col("distance").abs().median().clip(lower_bound=params.min_mad))
     scored = joined.join(mad, on=list(key)).with_columns(z=_NORMAL * pl.col("distance") / pl.col("mad"))
-    return scored.filter(
-        (pl.col("known") >= params.min_hours) & (pl.col("z") >= params.min_z) & (pl.col("bytes") >= params.min_bytes)
-    ).select(*key, "hour", "bytes", "usual", "z")
+    is_far = (pl.col("z") >= params.min_z) & (pl.col("bytes") >= params.min_bytes)
+    marked = scored.filter(pl.col("known") >= params.min_hours).sort(*key, "hour").with_columns(far=is_far)
+    begins = pl.col("far") & ~(pl.col("far").shift(1, fill_value=False) & (pl.col("hour").diff().fill_null(0) == 1))
+    staged = marked.with_columns(stretch=pl.when("far").then(begins.cum_sum().over(key)))
+    return (
+        staged.filter("far")
+        .join(_largest_elsewhere(staged, key), on=[*key, "stretch"])
+        .filter(pl.col("bytes") >= params.min_times_others * pl.col("elsewhere"))
+        .select(*key, "hour", "bytes", "usual", "z")
+    )
+
+
+def _largest_elsewhere(staged: pl.DataFrame, key: Sequence[str]) -> pl.DataFrame:
+    """By key and `stretch`, the most bytes of an hour that is not in that stretch: `elsewhere`."""
+    parts = staged.group_by(*key, "stretch").agg(most=pl.col("bytes").max())
+    pairs = parts.filter(pl.col("stretch").is_not_null()).join(parts, on=list(key), suffix="_other")
+    others = pairs.filter(pl.col("stretch").ne_missing(pl.col("stretch_other")))
+    return others.group_by(*key, "stretch").agg(elsewhere=pl.col("most_other").max())
 
 
 def tunnels(ways: pl.DataFrame, params: OddityParams) -> pl.DataFrame:

@@ -52,6 +52,9 @@ class File:
     waits: list[Rise] = field(default_factory=list)
     calls: list[MoreCalls] = field(default_factory=list)
     troubles: list[TroubleRise] = field(default_factory=list)
+    far_ends: list[Rise] = field(default_factory=list)
+    """Slower hops for which the unit at the other end is blamed: traces do not tell the two apart for certain."""
+
     doubtful_ns: float = 0.0
     doubtful_of_ns: float = 0.0
 
@@ -167,6 +170,11 @@ def _files(baseline: Body, incident: Body, unit_of: UnitOf, signals: Sequence[Si
         own = {unit: f.excess_ns for unit, f in files.items()}
         for blame in blame_hops([r for r in rises if r.place.kind == "hop"], own):
             files[blame.unit].hops += blame.hops
+            for hop in blame.hops:
+                other = files[hop.caller if hop.unit == blame.unit else hop.unit]
+                other.far_ends.append(hop)
+                other.doubtful_ns += hop.excess_ns
+                other.doubtful_of_ns += hop.expected_ns
     if "queues" in signals:
         for wait in queues(baseline, incident, unit_of):
             files[wait.unit].waits.append(wait)

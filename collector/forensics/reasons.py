@@ -17,6 +17,9 @@ def reason(candidate: Candidate) -> str:
     """The candidate's strongest evidence first."""
     parts = [*_times(candidate.file), *_waits(candidate.file), *_troubles(candidate.file)]
     told = [text for _, text in sorted(parts, key=lambda part: -part[0])[:PARTS]]
+    far = max(candidate.file.far_ends, key=lambda rise: rise.excess_ns, default=None)
+    if not told and far is not None:
+        return f"the other end of a slower hop: {_hop(far, 1)}"
     return "; ".join(told) if told else NOTHING
 
 

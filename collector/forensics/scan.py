@@ -11,7 +11,8 @@ from collector.forensics.egress import EgressParams, examine_egress
 from collector.forensics.findings import KINDS, Finding, Kind, to_frame
 from collector.forensics.latency import LatencyParams, find_latency
 from collector.forensics.shadow import ShadowParams, examine_shadow, percent
-from collector.forensics.tables import Query, Window, compile_sql, flows, proxy_records, sockets, spans
+from collector.forensics.statements import compiled_once, windowed
+from collector.forensics.tables import Query, Window, flows, proxy_records, sockets, spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def examine(
 
 def is_nothing_there(query: Query, window: Window) -> bool:
     """Whether no witness saw anything that was there in the window: then a scan of it says nothing. Raises what `query` raises."""
-    return query(compile_sql(_first_seen(window))).is_empty()
+    return query(windowed(window, lambda blank: compiled_once(_first_seen, blank))).is_empty()
 
 
 def _first_seen(window: Window) -> ir.Table:

@@ -23,8 +23,8 @@ from collector.forensics.findings import EVIDENCE_LIMIT, SEVERITIES, Finding, Se
 from collector.forensics.ids import span_id_hex, trace_id_hex
 from collector.forensics.oddities import WEB_PORTS
 from collector.forensics.own_addresses import Suspect
-from collector.forensics.statements import compiled_once, windowed
-from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, proxy_records
+from collector.forensics.statements import compiled_once, text, windowed
+from collector.forensics.tables import NS_PER_S, Query, Window, proxy_records
 from collector.forensics.territory import METADATA_HOSTS
 from collector.policy.calls import Verdict
 from collector.policy.policies import Policies
@@ -131,12 +131,12 @@ def _calls_to(window: Window) -> ir.Table:
     ).order_by("start_time_unix_nano", "span_id")
 
 
-def _records(window: Window, services: Sequence[str], request_ids: Sequence[str]) -> ir.Table:
-    """Outbound records of these workloads' proxies with these request ids, without the character that Envoy overwrites."""
+def _records(window: Window) -> ir.Table:
+    """Outbound records of proxies of the workloads in the blank `services` with the request ids in `keys`, without the character that Envoy overwrites."""
     table = window.of(proxy_records(), margin_ns=60 * NS_PER_S)
     key = request_key_of(table.request_id)
-    own = table.filter(table.service_name.isin(list(services)) & (table.direction == "outbound"))
-    return own.mutate(key=key).filter(ibis._.key.isin(list(request_ids))).select("service_name", "key", "record_id")
+    own = table.filter(table.service_name.isin([text("services")]) & (table.direction == "outbound"))
+    return own.mutate(key=key).filter(ibis._.key.isin([text("keys")])).select("service_name", "key", "record_id")
 
 
 def _logging(window: Window) -> ir.Table:
@@ -203,9 +203,13 @@ def is_rhythmic(times_unix_nano: Sequence[int], params: RhythmParams) -> bool:
 def _access(query: Query, window: Window, judged: Sequence[_Judged]) -> _Access:
     keys = sorted(set(pl.concat([j.calls["request_key"] for j in judged]).drop_nulls()))
     services = sorted({j.suspect.service for j in judged})
-    records = query(compile_sql(_records(window, services, keys))) if keys else pl.DataFrame()
+    records = query(_records_sql(window, services, keys)) if keys else pl.DataFrame()
     found = {(s, k): r for s, k, r in records.select("service_name", "key", "record_id").iter_rows()} if keys else {}
     return _Access(found, frozenset(query(_logging_sql(window))["service_name"]))
+
+
+def _records_sql(window: Window, services: Sequence[str], keys: Sequence[str]) -> str:
+    return windowed(window, lambda blank: compiled_once(_records, blank), services=services, keys=keys)
 
 
 def _logging_sql(window: Window) -> str:

@@ -4,17 +4,18 @@ A statement is compiled with *blanks* where the values will stand, each of them 
 literal by literal. A text is written by sqlglot, as Ibis has it written, so that what people type stays a literal.
 
     moment("since")                 an integer's blank; blank ± n, up to `REACH`, becomes value ± n
-    text("service")                 a text's blank
+    text("service")                 a text's blank; of `column.isin([text("services")])`, where a list of texts fills it
     fill(sql, since=1, service="")  the statement; values of blanks that it has not are ignored
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 
 import ibis.expr.types as ir
 
+from collector import statement_files
 from collector.forensics.tables import Window, compile_sql
 
 REACH: Final = 30 * 24 * 3600 * 10**9
@@ -46,14 +47,19 @@ def text(name: str) -> str:
     return f"\ue000{name}\ue000"
 
 
-def fill(sql: str, **values: str | int | None) -> str:
+Value = str | int | Sequence[str] | None
+"""What fills a blank; a list is never empty."""
+
+
+def fill(sql: str, **values: Value) -> str:
     """The statement with every blank replaced, in one pass: what stands in a value is never taken for a blank."""
     return _BLANK.sub(lambda found: _literal(found, values), sql)
 
 
-def _literal(found: "re.Match[str]", values: dict[str, str | int | None]) -> str:
+def _literal(found: "re.Match[str]", values: dict[str, Value]) -> str:
     if name := found[1]:
-        return _quoted(str(values[name]))
+        value = values[name]
+        return _quoted(str(value)) if isinstance(value, str | int | None) else ", ".join(map(_quoted, value))
     if not found[2]:
         return str(values["trace_id"])
     written = int(found[2])
@@ -70,7 +76,7 @@ def _quoted(value: str) -> str:
     return exp.Literal.string(value).sql("duckdb")
 
 
-def windowed(window: Window, compiled: Callable[[Window], str], **values: str | int | None) -> str:
+def windowed(window: Window, compiled: Callable[[Window], str], **values: Value) -> str:
     """The statement for a window, out of the one that `compiled` (which remembers its answers) has for windows of this shape.
 
     `values` fill what other blanks there are.
@@ -82,5 +88,8 @@ def windowed(window: Window, compiled: Callable[[Window], str], **values: str | 
 
 @lru_cache(maxsize=64)
 def compiled_once(build: Callable[..., ir.Table], *shape: object) -> str:
-    """The SQL of `build(*shape)`, remembered."""
-    return compile_sql(build(*shape))
+    """The SQL of `build(*shape)`, remembered; between processes too, where the function and its arguments have names that last."""
+    key = f"{build.__module__}:{build.__qualname__}{shape!r}"
+    if "<" in key:  # a function within a function, or an object that is told apart by its address
+        return compile_sql(build(*shape))
+    return statement_files.of_user().recall(key, lambda: compile_sql(build(*shape)))

@@ -1,14 +1,15 @@
 """What the evidence holds and what it lacks, for a status bar: figures, and one line about what is incomplete."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Final
 
 import ibis
 import ibis.expr.types as ir
 
-from collector.forensics.tables import NS_PER_S, Query, compile_sql, egress_allow, proxy_records, spans
+from collector.forensics.statements import compiled_once
+from collector.forensics.tables import NS_PER_S, Query, egress_allow, proxy_records, spans
 from collector.schema import EVIDENCE_SINCE_KEY, ibis_schema
 
 NAMED: Final = 3
@@ -75,33 +76,53 @@ class Status:
 
 def status_sql() -> dict[str, str]:
     """The statements behind `status`."""
-    return dict(_compiled())
+    return {name: compiled_once(build) for name, build in _STATEMENTS.items()}
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> tuple[tuple[str, str], ...]:
-    table, records, allow = spans(), proxy_records(), egress_allow()
-    errors = ibis.table(ibis_schema("ingest_errors"), name="ingest_errors")
-    totals = table.aggregate(
+def _totals() -> ir.Table:
+    table = spans()
+    return table.aggregate(
         span_count=table.count(),
         first_start=table.start_time_unix_nano.min(),
         last_start=table.start_time_unix_nano.max(),
         last_received=table.received_unix_nano.max(),
     )
-    services = table.filter(table.witness != "proxy").select("service_name").distinct().order_by("service_name")
+
+
+def _services() -> ir.Table:
+    table = spans()
+    return table.filter(table.witness != "proxy").select("service_name").distinct().order_by("service_name")
+
+
+def _proxy_logs() -> ir.Table:
+    records = proxy_records()
     logs = records.group_by(["service_name", "direction"]).aggregate(last_record=records.start_time_unix_nano.max())
+    return logs.order_by("service_name", "direction")
+
+
+def _ingest_errors() -> ir.Table:
+    errors = ibis.table(ibis_schema("ingest_errors"), name="ingest_errors")
     refused = errors.group_by("reason").aggregate(refused=errors["count"].sum())
+    return refused.order_by(ibis.desc("refused"), "reason")
+
+
+def _egress_allow() -> ir.Table:
+    return egress_allow().aggregate(rules=egress_allow().count())
+
+
+def _evidence_since() -> ir.Table:
     meta = ibis.table({"key": "string", "value": "string"}, name="meta")
-    since = meta.filter(meta.key == EVIDENCE_SINCE_KEY).select(since=meta.value.cast("int64"))
-    statements: dict[str, ir.Table] = {
-        "totals": totals,
-        "services": services,
-        "proxy_logs": logs.order_by("service_name", "direction"),
-        "ingest_errors": refused.order_by(ibis.desc("refused"), "reason"),
-        "egress_allow": allow.aggregate(rules=allow.count()),
-        "evidence_since": since,
-    }
-    return tuple((name, compile_sql(expression)) for name, expression in statements.items())
+    return meta.filter(meta.key == EVIDENCE_SINCE_KEY).select(since=meta.value.cast("int64"))
+
+
+_STATEMENTS: Final[Mapping[str, Callable[[], ir.Table]]] = {
+    "totals": _totals,
+    "services": _services,
+    "proxy_logs": _proxy_logs,
+    "ingest_errors": _ingest_errors,
+    "egress_allow": _egress_allow,
+    "evidence_since": _evidence_since,
+}
 
 
 def status(query: Query) -> Status:

@@ -64,6 +64,7 @@ TRADES: Final[dict[str, tuple[str, str]]] = {
         "told sooner; a callee that reports late looks like an outside one",
         "late reports are waited for; egress is told so much later",
     ),
+    "egress.odd.min_times_others": ("peaks that come again are told", "one peak among a few is not told"),
     "egress.max_destinations": (
         "less memory and time; the rhythm of rarer destinations is not judged",
         "more destinations are judged call by call, and take longer",

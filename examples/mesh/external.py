@@ -13,6 +13,8 @@ class Answer(BaseHTTPRequestHandler):
     """200, whatever was sent."""
 
     protocol_version = "HTTP/1.1"
+    # Headers and body in one segment: in two, the second waits for the client's delayed acknowledgement of the first, now and then for 40 ms.
+    wbufsize = -1
 
     def do_POST(self) -> None:
         """Read the request to its end, so that the connection can be used again."""

@@ -258,3 +258,31 @@ def test_what_totals_say_joins_what_calls_say():
     (alone,) = find_egress(evidence(spans=spans), EVERYTHING)
     assert (alone.reasons, alone.severity) == (("long_connection",), "low")
     assert len(alone.trace_ids) == 7
+
+
+def test_what_comes_every_night_is_a_habit_and_a_long_night_is_none():
+    usual = [make_flow(start_time_unix_nano=DAY0 + h * HOUR, bytes_out=10_000 + 100 * h) for h in range(44)]
+
+    def reasons(*nights):
+        backups = [make_flow(start_time_unix_nano=DAY0 + h * HOUR + S, bytes_out=b) for h, b in nights]
+        allowed = policy("198.51.100.7")
+        return one(flows(*usual, *backups, window=SECOND_DAY, baseline=FIRST_DAY, policies=allowed))["reasons"]
+
+    assert reasons((16, 60_000_000), (40, 80_000_000)) == []
+    assert reasons((16, 30_000_000), (40, 80_000_000)) == ["volume"]
+    assert reasons((39, 70_000_000), (40, 80_000_000), (41, 75_000_000)) == ["volume"]
+
+
+def test_who_fetches_much_now_and_then_from_others_has_a_habit_too():
+    steady = [make_flow(start_time_unix_nano=DAY0 + h * HOUR, bytes_in=50_000) for h in range(24)]
+    browsing = [
+        make_flow(destination_address=f"203.0.113.{n}", start_time_unix_nano=DAY0 + h * HOUR + S, bytes_in=b)
+        for n, (h, b) in enumerate([(5, 3_000_000), (11, 4_000_000), (19, 2_500_000)])
+    ]
+    assert not flows(*steady, *browsing).rows["reasons"].list.contains("volume").any()
+    rows = flows(
+        *steady,
+        *browsing,
+        make_flow(destination_address="203.0.113.9", start_time_unix_nano=DAY0 + 21 * HOUR, bytes_in=90_000_000),
+    ).rows
+    assert rows.filter(pl.col("reasons").list.contains("volume"))["destination"].to_list() == ["203.0.113.9"]

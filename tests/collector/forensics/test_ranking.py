@@ -128,6 +128,15 @@ def test_one_fault_is_first_and_says_why(faults, cause, said, skew_s):
     assert 0.5 < first.share <= 1
 
 
+def test_the_other_end_of_a_slower_hop_comes_next_and_says_so():
+    """Traces name one end of a slow hop; who looks for the other finds it in the second line."""
+    blamed, other, *_ = ranked(USUAL, Shop(2).play(**{"gateway stock": 60}).frame)
+    assert (blamed.unit, other.unit) == (("stock",), ("gateway",))
+    assert 0 < other.score < 0.05 * blamed.score
+    assert other.share == 0
+    assert reason(other).startswith("the other end of a slower hop: between gateway and stock serve")
+
+
 def test_a_quiet_incident_blames_nobody():
     for seed in range(2, 7):
         candidates = ranked(USUAL, Shop(seed).play().frame)

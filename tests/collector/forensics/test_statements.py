@@ -41,6 +41,13 @@ def test_a_number_keeps_its_distance_to_the_blank(value: int, margin: int) -> No
     assert duckdb.execute(sql).fetchall() == [(value + margin,)]
 
 
+@given(st.lists(WORDS, min_size=1, max_size=4), WORDS)
+def test_a_list_arrives_as_it_was_typed(among: list[str], word: str) -> None:
+    sql = fill(f"SELECT '{text('word')}' IN ('{text('words')}')", word=word, words=among)
+
+    assert duckdb.execute(sql).fetchall() == [(word in among,)]
+
+
 def test_numbers_without_a_value_and_other_numbers_stay() -> None:
     sql = f"SELECT {number('until')}, {3 * 10**18}, {6 * 10**18}, {2**63 - 1}, {-(2**63)}"
 
