@@ -192,7 +192,7 @@ def common_cause(incidents: Sequence[Common]) -> Finding:
         last_seen_unix_nano=last,
         count=calls_in_all([max(i.edges, key=lambda e: e.shift.calls_during).shift for i in incidents]),
         explanation=(
-            f"most services slowed together {_when(first, last, ended=all(e.shift.ended for e in edges))}"
+            f"most services slowed together {when(first, last, ended=all(e.shift.ended for e in edges))}"
             f"{f', in {len(incidents)} stretches, in the worst of which' if len(incidents) > 1 else ':'} two thirds of them take at least "
             f"{factor:.1f} times their own time, on {len({e.key for e in edges})} slower edges; look at what they share (host, throttling, network)"
         ),
@@ -300,14 +300,14 @@ def _sentence(cause: Cause, figures: Figures) -> str:
     stretches = f", in {apart} stretches," if apart > 1 else ""
     return (
         f"{_what(cause, figures)} (p{shift.quantile * 100:g}, {figures.calls_during} calls "
-        f"{_when(figures.first_unix_nano, figures.last_unix_nano, ended=ended)}{stretches} against {figures.calls_before} in normal times)"
+        f"{when(figures.first_unix_nano, figures.last_unix_nano, ended=ended)}{stretches} against {figures.calls_before} in normal times)"
         f"{others}; it explains {cause.share_on(far):.0%} of the rise on {far.callee} {far.operation} "
-        f"({_quantiles(far)})"
+        f"({quantiles_of(far)})"
         f"{'' if far.beside is None else far.beside.sentence}"
     )
 
 
-def _quantiles(edge: SlowEdge) -> str:
+def quantiles_of(edge: SlowEdge) -> str:
     """Which quantiles moved, and how far, where the others stayed, and what is usual at that time."""
     shift, usual = edge.shift, edge.usual
     moved = {m.q: (m.before_ns, m.during_ns) for m in shift.quantiles if m.moved}
@@ -345,7 +345,8 @@ def _what(cause: Cause, figures: Figures) -> str:
     )
 
 
-def _when(first: int, last: int, *, ended: bool) -> str:
+def when(first: int, last: int, *, ended: bool) -> str:
+    """A stretch of time for people, in UTC."""
     start = datetime.fromtimestamp(first // 1_000_000_000, UTC).strftime("%H:%M:%SZ")
     if not ended:
         return f"since {start}"

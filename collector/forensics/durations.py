@@ -113,7 +113,12 @@ def histogram(window: Window, buckets: int) -> ir.Table:
 
     Not from the window's own ends: of a day that was asked for and an hour that was recorded, the hour has to fill the buckets.
     """
-    calls = bucketed(durations_in(window), Window(), buckets)
+    return binned(durations_in(window), buckets)
+
+
+def binned(calls: ir.Table, buckets: int) -> ir.Table:
+    """The histogram of rows such as those of `durations_in`."""
+    calls = bucketed(calls, Window(), buckets)
     octaves = ibis.greatest(calls.duration_ns, 1).cast("float64").log2()
     calls = calls.mutate(bin=(octaves * BINS_PER_OCTAVE).floor().cast("int64"))
     return calls.group_by([*KEY, "bucket", "bin"]).aggregate(

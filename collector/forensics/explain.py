@@ -48,7 +48,7 @@ DETECTORS: Final[dict[Kind, Detector]] = {
         ),
     ),
     "latency": Detector(
-        ("latency", "shifts", "earlier", "attribution"),
+        ("latency", "shifts", "queue_waits", "earlier", "attribution"),
         (
             "plain spans of two services that call each other; client and server spans, to tell the network's part",
             "enough calls on the edge, inside the episode and outside it: see `min_calls`",

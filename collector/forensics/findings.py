@@ -44,7 +44,7 @@ class Finding:
     Attributes:
         kind: Which question found it.
         reasons: What was found, most telling first: `unstamped`, `unknown_caller`, `mesh_bypass`; `unlisted`, `beacon`;
-            `latency_shift`.
+            `latency_shift`, with `queue_wait` or `common_cause`.
         severity: For a person's order of work.
         score: 0 to 1, the detector's own strength of evidence.
         caller: service.name of the caller; None where nothing vouches for one.

@@ -43,6 +43,7 @@ from collector.forensics.durations import (
 )
 from collector.forensics.earlier import day_before, unusual
 from collector.forensics.findings import Finding
+from collector.forensics.queue_waits import longest_waits, queue_finding, waits_sql
 from collector.forensics.shifts import Series, Shift, ShiftParams, find_shifts
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql
@@ -117,14 +118,19 @@ class _Explained:
 
 
 def latency_sql(window: Window, params: LatencyParams | None = None) -> dict[str, str]:
-    """The statements that start a search: calls by edge, bucket and bin, the baseline's where one is given, first spans.
+    """The statements that start a search: calls and messages by edge, bucket and bin, the baseline's where one is given, first spans.
 
     The statements that fetch sampled traces follow from their answers.
     """
     params = params or LatencyParams()
-    statements = {"durations": _durations_sql(window), "services": _first_spans_sql()}
+    statements = {
+        "durations": _durations_sql(window),
+        "services": _first_spans_sql(),
+        "queues": waits_sql(window, BUCKETS),
+    }
     if params.baseline is not None:
         statements["baseline"] = _durations_sql(params.baseline)
+        statements["queues_baseline"] = waits_sql(params.baseline, BUCKETS)
     return statements
 
 
@@ -155,7 +161,20 @@ def find_latency(query: Query, window: Window, params: LatencyParams | None = No
     search = _Search(query, window, params, slow)
     groups = incidents(slow[: params.max_edges])
     findings = _findings(search, [_explain(search, number, group) for number, group in enumerate(groups)])
+    findings += _queues(search, statements, first)
     return sorted(findings, key=lambda f: (-f.score, f.finding_id))
+
+
+def _queues(search: _Search, statements: Mapping[str, str], first: Mapping[str, int]) -> list[Finding]:
+    """One finding for each queue in which messages wait longer, of several stretches for the worst."""
+    waits = search.query(statements["queues"])
+    if waits.is_empty():
+        return []
+    before = search.query(statements["queues_baseline"]) if "queues_baseline" in statements else None
+    worst: dict[tuple[str | None, str, str, str], SlowEdge] = {}
+    for edge in slow_edges(waits, before, first, search.params)[: search.params.max_edges]:
+        worst.setdefault(edge.key, edge)
+    return [queue_finding(edge, longest_waits(search.query, search.window, edge)) for edge in worst.values()]
 
 
 def slow_edges(

@@ -39,6 +39,11 @@ def flows() -> ir.Table:
     return _unbound("flows")
 
 
+def span_links() -> ir.Table:
+    """The unbound `span_links` table."""
+    return _unbound("span_links")
+
+
 def sockets() -> ir.Table:
     """The unbound `sockets` table."""
     return _unbound("sockets")

@@ -298,7 +298,8 @@ def find(load, **params):
 def test_empty_store():
     assert find_latency(store(), Window()) == []
     assert find_latency(store(), Window(T0, T0 + S), LatencyParams(baseline=Window(0, T0))) == []
-    assert set(latency_sql(Window(), LatencyParams(baseline=Window(0, 1)))) == {"durations", "services", "baseline"}
+    statements = set(latency_sql(Window(), LatencyParams(baseline=Window(0, 1))))
+    assert statements == {"durations", "services", "baseline", "queues", "queues_baseline"}
 
 
 def test_a_deep_cause_is_one_finding_with_everything_upstream():
