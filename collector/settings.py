@@ -229,7 +229,7 @@ class Settings:
         _MEMORY_SIZE,
         None,
         "what the database may hold in memory while it answers questions; larger ones spill to the disk (default: "
-        "1GiB, or a quarter of the machine's if that is less)",
+        "1GiB, or a quarter of the machine's or container's if that is less)",
         "SIZE",
     )
     ready_file: Path | None = _declared(

@@ -17,7 +17,7 @@ import ibis
 import ibis.expr.types as ir
 import polars as pl
 
-from collector.forensics.columns import host_of, is_error
+from collector.forensics.columns import host_of
 from collector.forensics.edges import calls_in
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, spans
@@ -84,8 +84,7 @@ def settled_exits(window: Window, settle_ns: int) -> ir.Table:
     exits = calls_in(window).exits
     newest = spans().aggregate(newest=spans().received_unix_nano.max())
     joined = exits.cross_join(newest)
-    settled = joined.filter(joined.received_unix_nano <= joined.newest - settle_ns)
-    return settled.mutate(error=is_error(settled))
+    return joined.filter(joined.received_unix_nano <= joined.newest - settle_ns)
 
 
 def _outward_spans(window: Window, settle_ns: int) -> ir.Table:

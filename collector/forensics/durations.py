@@ -15,8 +15,7 @@ import ibis.expr.types as ir
 
 from collector.forensics.attribution import Component
 from collector.forensics.beside import Beside
-from collector.forensics.columns import is_error
-from collector.forensics.edges import answering, bucketed, calls_in, deduplicated, destination_of
+from collector.forensics.edges import LINKING, answering, bucketed, calls_in, deduplicated, destination_of
 from collector.forensics.shifts import BINS_PER_OCTAVE, Shift
 from collector.forensics.tables import Window, spans
 
@@ -69,7 +68,7 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
     side is 'server' (the entry's own span), 'client' (the CLIENT span above it: hop included) or 'exit' (nothing below it). `table` may be
     a part of the spans that keeps traces whole.
     """
-    found = calls_in(window, table)
+    found = calls_in(window, table, LINKING)
     entries = found.entries
     exits = found.exits.left_join(answering(entries), [("address", "answering_address")])
     served = entries.select(
@@ -81,7 +80,7 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
         callee="service_name",
         operation="name",
         side=ibis.literal("server"),
-        error=is_error(entries),
+        error=entries.error,
     )
     called = entries.filter(entries.parent_kind == "CLIENT").select(
         "trace_id",
@@ -92,7 +91,7 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
         callee="service_name",
         operation="name",
         side=ibis.literal("client"),
-        error=is_error(entries),
+        error=entries.error,
     )
     left = exits.select(
         "trace_id",
@@ -103,7 +102,7 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
         callee=ibis.coalesce(exits.answering_service, exits.destination),
         operation="name",
         side=ibis.literal("exit"),
-        error=is_error(exits),
+        error=exits.error,
     )
     return served.union(called, left)
 

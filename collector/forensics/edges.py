@@ -45,9 +45,6 @@ _READ: Final = (
     "start_time_unix_nano",
     "end_time_unix_nano",
     "duration_ns",
-    "status_code",
-    "http_response_status_code",
-    "rpc_grpc_status_code",
     "db_system_name",
     "messaging_system",
     "http_request_method",
@@ -71,11 +68,8 @@ LINKING: Final = (
 )
 """What tells a call from other spans, and whose it is."""
 
-FAILING: Final = ("status_code", "http_response_status_code", "rpc_grpc_status_code")
-"""What `columns.is_error` reads."""
-
-_DIALLED: Final = ("host", "port", "address", "destination")
-"""Where a client span dialled, as `with_destination` tells it."""
+_TOLD: Final = ("host", "port", "address", "destination", "error")
+"""Where a client span dialled, as `with_destination` tells it, and whether it failed."""
 
 _KEY: Final = ["caller", "callee", "operation", "external"]
 
@@ -101,7 +95,7 @@ class Calls:
     """The spans of a window as calls.
 
     Attributes:
-        entries: One row an entry: the columns that were asked for, `_DIALLED`, `app_parent`, and of the span that called it, where it is known,
+        entries: One row an entry: the columns that were asked for, `_TOLD`, `app_parent`, and of the span that called it, where it is known,
             `parent_service`, `parent_name`, `parent_kind`, `parent_duration_ns`, `parent_address`.
         exits: One row an exit: the same columns and `app_parent`.
     """
@@ -116,7 +110,9 @@ def calls_in(window: Window, table: ir.Table | None = None, columns: Sequence[st
     Of `_READ` they have `columns`, which must have `LINKING`: an engine carries each through a few joins, whether it is used or not.
     """
     scope = window.of(spans() if table is None else table, margin_ns=PARENT_MARGIN_NS)
-    everything = deduplicated(with_destination(scope).select(*columns, *_DIALLED))
+    # Whether it failed is found out before the joins: one truth value goes through them instead of what tells it.
+    told = with_destination(scope.mutate(error=is_error(scope)))
+    everything = deduplicated(told.select(*columns, *_TOLD))
     app = _with_app_parent(everything)
     parent = everything.filter(everything.witness != "proxy").select(
         caller_trace="trace_id",
@@ -184,7 +180,7 @@ def edge_calls(window: Window) -> ir.Table:
     A call is counted where it arrived; where nothing arrived, where it left. An exit whose destination answered other calls of the
     window with a span of a service counts for that service.
     """
-    found = calls_in(window, columns=(*LINKING, *FAILING))
+    found = calls_in(window, columns=LINKING)
     arrived = found.entries.select(
         caller="parent_service",
         callee="service_name",
@@ -192,7 +188,7 @@ def edge_calls(window: Window) -> ir.Table:
         external=ibis.literal(value=False),
         start_time_unix_nano="start_time_unix_nano",
         duration_ns=found.entries.duration_ns,
-        error=is_error(found.entries),
+        error=found.entries.error,
     )
     exits = found.exits.left_join(answering(found.entries), [("address", "answering_address")])
     left = exits.select(
@@ -202,7 +198,7 @@ def edge_calls(window: Window) -> ir.Table:
         external=exits.answering_service.isnull(),
         start_time_unix_nano="start_time_unix_nano",
         duration_ns=exits.duration_ns,
-        error=is_error(exits),
+        error=exits.error,
     )
     return arrived.union(left)
 

@@ -242,7 +242,7 @@ def _judged(found: Sequence[MoreCalls], unit_of: UnitOf, incident: Body) -> list
     for more in found:
         callers[more.callee, more.operation].add(more.caller)
     answering: dict[tuple[str, str], Unit] = {}
-    for limb in incident.limbs:
+    for limb in incident.limbs if found else ():
         answering.setdefault((limb.operation.service, limb.operation.name), unit_of(limb))
     judged = []
     for more in found:

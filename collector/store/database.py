@@ -82,8 +82,7 @@ _COLLECTOR_MEMORY_BYTES: Final = 1024**3
 million spans `scan --kind shadow` peaks at 1.3 GB of process memory with it and at 3.1 GB without any, in 47 s and 30 s."""
 
 _READER_MEMORY_BYTES: Final = 4 * 1024**3
-"""At most, and at most half of what there is: somebody's laptop has other work, and a pod that takes all of its memory is killed. Every
-detector has ten million spans of a day in it without spilling."""
+"""At most, and at most half of what there is: a laptop has other work, and a pod that takes all of its memory is killed."""
 
 
 _RELEASE_SECONDS: Final = 5.0
