@@ -15,8 +15,8 @@ import polars as pl
 
 from collector.forensics.anatomy import COLUMNS
 from collector.forensics.comparison import Drawn, drawn_traces
-from collector.forensics.statements import compiled_once, windowed
-from collector.forensics.tables import Query, Window, compile_sql, spans
+from collector.forensics.statements import TRACE_ID, compiled_once, windowed
+from collector.forensics.tables import Query, Window, spans
 from collector.schema import HOT_ATTRIBUTES, ibis_schema
 
 MIN_TRACES: Final = 5
@@ -64,14 +64,12 @@ def values_in(query: Query, window: Window, share: str) -> pl.DataFrame:
 
 def values_of(query: Query, trace_ids: Sequence[str], window: Window) -> pl.DataFrame:
     """The same of these traces, within an hour of the window."""
+    return _long(query(windowed(window, lambda blank: compiled_once(_of_traces, blank), trace_id=trace_ids)))
+
+
+def _of_traces(window: Window) -> ir.Table:
     table = window.of(spans(), margin_ns=3_600_000_000_000)
-    return _long(
-        query(
-            compile_sql(
-                _with_resources(table.filter(table.trace_id.isin([ibis.literal(UUID(t), "uuid") for t in trace_ids])))
-            )
-        )
-    )
+    return _with_resources(table.filter(table.trace_id.isin([ibis.literal(UUID(TRACE_ID), "uuid")])))
 
 
 def slow_and_normal(baseline: Drawn, incident: Drawn) -> tuple[pl.Series, pl.Series]:

@@ -17,10 +17,13 @@ from collector.forensics.attribution import Component
 from collector.forensics.beside import Beside
 from collector.forensics.edges import LINKING, answering, bucketed, calls_in, deduplicated, destination_of
 from collector.forensics.shifts import BINS_PER_OCTAVE, Shift
+from collector.forensics.stages import given
+from collector.forensics.statements import TRACE_ID, compiled_once, text, windowed
 from collector.forensics.tables import Window, spans
 
 KEY: Final = ("caller", "callee", "operation", "side")
 
+_DRAWS: Final = 4096
 DRAWN: Final = 4
 """How many times more calls are looked at than are sampled."""
 
@@ -107,6 +110,33 @@ def durations_in(window: Window, table: ir.Table | None = None) -> ir.Table:
     return served.union(called, left)
 
 
+_COLUMNS: Final = {
+    "trace_id": "uuid",
+    "start_time_unix_nano": "int64",
+    "span_id": "uint64",
+    "duration_ns": "int64",
+    "caller": "string",
+    "callee": "string",
+    "operation": "string",
+    "side": "string",
+    "error": "boolean",
+}
+
+
+def durations(window: Window, share: float = 1.0) -> ir.Table:
+    """`durations_in`, compiled before, of all traces or about this share of them: by the last three hex digits of their ids."""
+    below = int(share * _DRAWS) + 1
+    if below >= _DRAWS:
+        sql = windowed(window, lambda blank: compiled_once(durations_in, blank))
+    else:
+        sql = windowed(window, lambda blank: compiled_once(_durations_of_part, blank), tail=f"{below:03x}")
+    return given("durations", sql, _COLUMNS)
+
+
+def _durations_of_part(window: Window) -> ir.Table:
+    return durations_in(window, spans().filter(spans().trace_id.cast("string").right(3) < ibis.literal(text("tail"))))
+
+
 def histogram(window: Window, buckets: int) -> ir.Table:
     """Calls and errors by KEY, bucket and log bin of the duration, with window_since and window_ns: from the first call to the last.
 
@@ -159,7 +189,7 @@ def sampled_calls(group: Sequence[tuple[SlowEdge, Normal]], window: Window, limi
     from the slowest part of either side.
     """
     fewest = min(min(e.shift.calls_before, e.shift.calls_during) * e.shift.of_calls for e, _ in group)
-    calls = durations_in(window, _part_of_traces(spans(), DRAWN * limit / max(fewest, 1)))
+    calls = durations(window, DRAWN * limit / max(fewest, 1))
     start = calls.start_time_unix_nano
     matches = [is_edge(calls, edge) for edge, _ in group]
     numbered = calls.mutate(
@@ -180,16 +210,14 @@ def sampled_calls(group: Sequence[tuple[SlowEdge, Normal]], window: Window, limi
     return ranked.filter(ranked.place < limit).select("edge", "during", "trace_id", "span_id")
 
 
-def _part_of_traces(table: ir.Table, share: float) -> ir.Table:
-    """The spans of about this share of the traces, by the last three hex digits of their ids."""
-    below = int(share * 4096) + 1
-    return table if below >= 4096 else table.filter(table.trace_id.cast("string").right(3) < f"{below:03x}")
-
-
-def spans_of_traces(trace_ids: Sequence[str], window: Window) -> ir.Table:
+def spans_of_traces_sql(trace_ids: Sequence[str], window: Window) -> str:
     """Every span of these traces that starts within an hour of the window, as `attribution.place_traces` wants them."""
+    return windowed(window, lambda blank: compiled_once(_spans_of_traces, blank), trace_id=trace_ids)
+
+
+def _spans_of_traces(window: Window) -> ir.Table:
     table = window.of(spans(), margin_ns=TRACE_MARGIN_NS)
-    table = table.filter(table.trace_id.isin([ibis.literal(UUID(t), "uuid") for t in trace_ids]))
+    table = table.filter(table.trace_id.isin([ibis.literal(UUID(TRACE_ID), "uuid")]))
     found = deduplicated(table)
     return found.select(
         "trace_id",

@@ -14,7 +14,7 @@ import ibis
 import ibis.expr.types as ir
 import polars as pl
 
-from collector.forensics.durations import SlowEdge, Usual, durations_in, during, is_edge
+from collector.forensics.durations import SlowEdge, Usual, durations, during, is_edge
 from collector.forensics.shifts import ShiftParams, least_calls
 from collector.forensics.statements import compiled_once, fill, number, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
@@ -95,7 +95,7 @@ def _medians(window: Window) -> ir.Table:
 def _at_the_same_time(since: int, until: int, slow: Sequence[SlowEdge]) -> ir.Table:
     """Row an edge: `edge` (its place in `slow`), calls, and their quantiles in ns, where the edges' shifts lie if the first began at `since`."""
     moved = since - min(edge.shift.start_unix_nano for edge in slow)
-    calls = durations_in(Window(since, until))
+    calls = durations(Window(since, until))
     start = calls.start_time_unix_nano
     matches = (is_edge(calls, edge) & during(start, edge.shift.moved(moved)) for edge in slow)
     numbered = calls.mutate(edge=ibis.cases(*((match, n) for n, match in enumerate(matches))))

@@ -39,7 +39,7 @@ from collector.forensics.durations import (
     first_spans,
     histogram,
     sampled_calls,
-    spans_of_traces,
+    spans_of_traces_sql,
 )
 from collector.forensics.earlier import day_before, unusual
 from collector.forensics.findings import Finding
@@ -264,7 +264,7 @@ def _explain(search: _Search, number: int, group: Sequence[SlowEdge]) -> _Explai
     with_normal = [(edge, search.normal(edge)) for edge in group]
     sampled = search.query(compile_sql(sampled_calls(with_normal, search.hull, search.params.sample)))
     ids = sampled["trace_id"].unique().sort().to_list()
-    traces = place_traces(search.query(compile_sql(spans_of_traces(ids, search.hull)))) if ids else {}
+    traces = place_traces(search.query(spans_of_traces_sql(ids, search.hull))) if ids else {}
     evidence = _take_apart(sampled, traces, len(group))
     factor = common_factor(
         _traces_of(traces, [s for e in evidence for s in e.before]),

@@ -10,10 +10,12 @@ statement grows with the number of its parts, and people can read it.
 Readers are read-only and cannot create tables; a common table expression is none.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import ibis
 import ibis.expr.operations as ops
+import ibis.expr.schema as sch
 import ibis.expr.types as ir
 
 
@@ -26,6 +28,18 @@ class Stage(ops.PhysicalTable):  # type: ignore[misc]
     def schema(self) -> Any:
         """That of what it computes."""
         return self.parent.schema
+
+
+class Given(ops.PhysicalTable):  # type: ignore[misc]
+    """A relation whose statement is known; it is written where it is used, not computed apart."""
+
+    schema: sch.Schema
+    sql: str
+
+
+def given(name: str, sql: str, columns: Mapping[str, str]) -> ir.Table:
+    """A statement as a table to go on from, with its columns: what was compiled before is not compiled again."""
+    return Given(name=name, schema=sch.Schema(dict(columns)), sql=sql).to_expr()
 
 
 def staged(name: str, table: ir.Table) -> ir.Table:
@@ -62,18 +76,23 @@ def compile_stages(expression: ir.Table, dialect: str = "duckdb") -> str:
     body = _select(last, dialect)
     if not stages:
         return body
-    materialized = "MATERIALIZED " if dialect == "duckdb" else ""
-    ahead = ", ".join(f"{name} AS {materialized}({_select(node.to_expr(), dialect)})" for name, node in stages.items())
+    ahead = ", ".join(f"{name} AS {_written(node, dialect)}" for name, node in stages.items())
     # What Ibis itself writes before a SELECT stands inside the brackets of a stage; of the last one it goes on the list.
     return f"WITH {ahead}, {body.removeprefix('WITH ')}" if body.startswith("WITH ") else f"WITH {ahead} {body}"
+
+
+def _written(node: ops.Relation, dialect: str) -> str:
+    known = isinstance(node, Given)
+    how = ("NOT MATERIALIZED " if known else "MATERIALIZED ") if dialect == "duckdb" else ""
+    return f"{how}({node.sql if known else _select(node.to_expr(), dialect)})"
 
 
 def _cutter(stages: dict[str, ops.Relation]) -> Any:
     """What replaces each stage by its name and writes it down after those that it needs: Ibis replaces leaves first."""
 
     def cut(node: Any, changed: Any) -> Any:
-        if isinstance(node, Stage):
-            parent = (changed or {}).get("parent", node.parent)
+        if isinstance(node, Stage | Given):
+            parent = node if isinstance(node, Given) else (changed or {}).get("parent", node.parent)
             name, serial = node.name, 1
             while stages.setdefault(name, parent) != parent:
                 serial += 1

@@ -9,7 +9,7 @@ literal by literal. A text is written by sqlglot, as Ibis has it written, so tha
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -32,9 +32,9 @@ _NUMBERS: Final = {
 """Each with 19 digits and far from the others, from times of our century and from `traces._LATER`."""
 
 TRACE_ID: Final = "e0e0e0e0-e0e0-e0e0-e0e0-e0e0e0e0e0e0"
-"""A trace id's blank, as a UUID is written."""
+"""A trace id's blank, as a UUID is written; of `column.isin([UUID(TRACE_ID)])`, where a list of ids fills it."""
 
-_BLANK: Final = re.compile(rf"'\ue000([a-z_]+)\ue000'|\b([5-9][0-9]{{18}})\b|{TRACE_ID}")
+_BLANK: Final = re.compile(rf"'\ue000([a-z_]+)\ue000'|\b([5-9][0-9]{{18}})\b|CAST\('{TRACE_ID}' AS UUID\)")
 
 
 def number(name: str) -> int:
@@ -48,7 +48,7 @@ def text(name: str) -> str:
 
 
 Value = str | int | Sequence[str] | None
-"""What fills a blank; a list is never empty."""
+"""What fills a blank."""
 
 
 def fill(sql: str, **values: Value) -> str:
@@ -59,15 +59,22 @@ def fill(sql: str, **values: Value) -> str:
 def _literal(found: "re.Match[str]", values: dict[str, Value]) -> str:
     if name := found[1]:
         value = values[name]
-        return _quoted(str(value)) if isinstance(value, str | int | None) else ", ".join(map(_quoted, value))
+        return _quoted(str(value)) if isinstance(value, str | int | None) else _listed(map(_quoted, value))
     if not found[2]:
-        return str(values["trace_id"])
+        trace_ids = values["trace_id"]
+        listed = trace_ids if isinstance(trace_ids, Sequence) and not isinstance(trace_ids, str) else [trace_ids]
+        return _listed(f"CAST({_quoted(str(trace_id))} AS UUID)" for trace_id in listed)
     written = int(found[2])
     for name, blank in _NUMBERS.items():
         value = values.get(name)
         if isinstance(value, int) and abs(written - blank) <= REACH:
             return str(value + written - blank)
     return found[0]
+
+
+def _listed(literals: Iterable[str]) -> str:
+    """For the brackets of IN, which are never empty: nothing is in NULL."""
+    return ", ".join(literals) or "NULL"
 
 
 def _quoted(value: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from collector.forensics.attribution import Component, Share, common_factor, place_traces, shares, take_apart
 from collector.forensics.causes import Claim, Evidence, calls_in_all, causes_of, united
-from collector.forensics.durations import SlowEdge
+from collector.forensics.durations import SlowEdge, durations, durations_in
 from collector.forensics.latency import LatencyParams, find_latency, incidents, latency_sql
 from collector.forensics.shifts import BINS_PER_OCTAVE, Series, Shift, ShiftParams, find_shifts, quantile_ns
 from collector.forensics.tables import Window
@@ -602,3 +602,7 @@ def test_components_add_up_to_the_call():
     assert take_apart(next(iter(traces.values())), 1 << 62) is None
     assert shares([], [], 1.0) == []
     assert math.isclose(common_factor(traces.values(), traces.values()), 1)
+
+
+def test_the_columns_of_durations_are_those_that_it_is_given_as():
+    assert dict(durations(Window()).schema()) == dict(durations_in(Window()).schema())

@@ -1,15 +1,18 @@
 """Statements that are filled in: the same literals as if they had been compiled, whatever people type."""
 
 import itertools
+from uuid import UUID
 
 import duckdb
+import ibis
 import ibis.expr.types as ir
 import pytest
-from hypothesis import given
+from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from collector.forensics.edges import edges_sql
 from collector.forensics.search import TraceFilter, search_sql
+from collector.forensics.stages import given
 from collector.forensics.statements import REACH, TRACE_ID, compiled_once, fill, number, text, windowed
 from collector.forensics.tables import Window, compile_sql, spans
 
@@ -18,7 +21,7 @@ WORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 BLANK = text("words")
 
 
-@given(WORDS, WORDS)
+@drawn(WORDS, WORDS)
 def test_a_text_arrives_as_it_was_typed(first: str, second: str) -> None:
     sql = fill(f"SELECT '{text('service')}' AS a, '{text('words')}' AS b", service=first, words=second)
 
@@ -34,18 +37,35 @@ def test_what_looks_like_a_quote_or_a_blank_stays_text(hostile: str) -> None:
     assert duckdb.execute(sql).fetchall() == [(hostile, "other")]
 
 
-@given(st.integers(-(2**62), 2**62), st.integers(-REACH, REACH))
+@drawn(st.integers(-(2**62), 2**62), st.integers(-REACH, REACH))
 def test_a_number_keeps_its_distance_to_the_blank(value: int, margin: int) -> None:
     sql = fill(f"SELECT {number('since') + margin}::HUGEINT", since=value)
 
     assert duckdb.execute(sql).fetchall() == [(value + margin,)]
 
 
-@given(st.lists(WORDS, min_size=1, max_size=4), WORDS)
+@drawn(st.lists(WORDS, max_size=4), WORDS)
 def test_a_list_arrives_as_it_was_typed(among: list[str], word: str) -> None:
     sql = fill(f"SELECT '{text('word')}' IN ('{text('words')}')", word=word, words=among)
 
-    assert duckdb.execute(sql).fetchall() == [(word in among,)]
+    assert duckdb.execute(f"SELECT coalesce(({sql}), false)").fetchall() == [(word in among,)]
+
+
+@drawn(st.lists(st.uuids(), max_size=3), st.uuids())
+def test_trace_ids_arrive_one_or_many(among: list[UUID], wanted: UUID) -> None:
+    table = spans()
+    blank = compile_sql(table.filter(table.trace_id.isin([ibis.literal(UUID(TRACE_ID), "uuid")])).select("trace_id"))
+    many = fill(blank, trace_id=[str(u) for u in among]).replace('"spans"', "(SELECT ?::UUID AS trace_id)")
+
+    assert duckdb.execute(many, [wanted]).fetchall() == ([(wanted,)] if wanted in among else [])
+
+
+def test_a_statement_that_is_given_is_written_as_it_is_and_read_by_name() -> None:
+    table = given("known", "WITH a AS (SELECT 5 AS n) SELECT n, 'x' AS word FROM a", {"n": "int64", "word": "string"})
+    sql = compile_sql(table.filter(table.n > 4).group_by("word").aggregate(n=table.n.sum()))
+
+    assert "known AS NOT MATERIALIZED (WITH a AS (SELECT 5 AS n)" in sql
+    assert duckdb.execute(sql).fetchall() == [("x", 5)]
 
 
 def test_numbers_without_a_value_and_other_numbers_stay() -> None:
