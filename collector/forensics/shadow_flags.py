@@ -129,7 +129,7 @@ def flagged_calls(
     judged = judge(window.widened(MARGIN_NS), params.coverage, present, narrow, _with_looks)
     facts = staged("facts", _facts(judged, params))
     # What other calls say of a call is read before those outside the window are left out.
-    table = _with_telemetry(facts)
+    table = facts.mutate(telemetry_complete=ibis.literal(False)) if told == "bypasses" else _with_telemetry(facts)
     asked = facts.mutate(decides=_needs_entry(facts, told))
     table = window.of(table.mutate(entry=_is_entry(table.callee, asked, window, params)))
     # Kubernetes probes the application itself, past its sidecar; that is how it is meant.

@@ -1,5 +1,7 @@
 """Entry points take unstamped calls, and plaintext from outside, by nature: asked only where it decides something, and then everywhere."""
 
+from collections.abc import Iterable
+
 import polars as pl
 import pytest
 
@@ -41,17 +43,22 @@ def into_gateway(at: int, caller: str | None, *, looks: bool, peer: str | None =
     return spans, [make_proxy_record(start_time_unix_nano=T0 + at, **line)]
 
 
-def gateway(*, looks: bool, batch: bool = True, **others: list[Row]) -> Query:
+def gateway(*, looks: bool, batch: bool = True, flows: Iterable[Row] = (), workloads: Iterable[Row] = ()) -> Query:
     """Ten minutes of calls from nobody in plaintext, and two of `batch`: with an identity and in plaintext."""
     calls = [into_gateway(at * S, None, looks=looks) for at in range(0, 600, 10)]
     if batch:
         calls.append(into_gateway(301 * S, "batch", looks=looks, peer=IDENTITY))
         calls.append(into_gateway(305 * S, "batch", looks=looks))
-    return store([s for spans, _ in calls for s in spans], [r for _, lines in calls for r in lines], **others)
+    return store(
+        [s for spans, _ in calls for s in spans],
+        [r for _, lines in calls for r in lines],
+        flows=flows,
+        workloads=workloads,
+    )
 
 
 @pytest.mark.parametrize("looks", [True, False])
-def test_plaintext_into_an_entry_point_is_no_bypass_in_the_list_nor_in_a_finding(looks: bool) -> None:
+def test_plaintext_into_an_entry_point_is_no_bypass_in_the_list_nor_in_a_finding(*, looks: bool) -> None:
     query = gateway(looks=looks)
     for params, verdicts in (
         (ShadowParams(), {"unknown", "meshed"}),
