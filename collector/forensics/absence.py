@@ -169,7 +169,8 @@ def _unseen(sides: ir.Table, totals: ir.Table, logs: ir.Table) -> ir.Table:
 def _maybe_of_line_without_id(units: ir.Table, sides: ir.Table, logged: ir.Table) -> ir.Table:
     """`_UNIT` of those without a request id that a line which nobody claims may yet be about."""
     bare = units.filter(units.without_id)
-    free = logged.filter(logged.side == "inbound").semi_join(bare, "service")
+    # Not a join: an engine would build it over all lines, not knowing that the units are few.
+    free = logged.filter((logged.side == "inbound") & logged.service.isin(bare.service))
     free = free.anti_join(sides.filter(sides.recorded & (sides.side == "inbound")), "record_id")
     free = free.select(
         free_service=free.service,
@@ -230,7 +231,8 @@ def _with_proxy(table: ir.Table, replicas: ir.Table) -> ir.Table:
 
 def _covered(units: ir.Table, replicas: ir.Table, logged: ir.Table, coverage: Coverage) -> ir.Table:
     """(side, trace_id, server_span_id, covered) of the units of whose proxy there is any file: in time, by all of them."""
-    able = logged.filter(_able(logged)).semi_join(units, ["side", "service"])
+    # Of the other side, too: those lines are beside no unit. A join would be built over all lines, not over the few units.
+    able = logged.filter(_able(logged)).filter(logged.service.isin(units.service))
     able = staged("able", _with_proxy(able.select("side", "service", "instance", "source", "end"), replicas))
     files = able.select(*_PROXY).distinct()
     waiting = units.inner_join(files, ["side", "service", "proxy"]).select(*_UNIT, *_PROXY[1:], "start", "end")

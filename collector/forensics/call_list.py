@@ -123,7 +123,7 @@ def _shape(wanted: CallFilter) -> _Shape:
 
 
 def _calls(window: Window, params: ShadowParams, present: Present, shape: _Shape) -> ir.Table:
-    table = flagged_calls(window, params, present)
+    table = flagged_calls(window, params, present, told="bypasses")
     if shape.by_trace:
         table = table.filter(table.trace_id == ibis.literal(TRACE_ID).cast("uuid"))
     if shape.by_service:

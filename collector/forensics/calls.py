@@ -281,6 +281,11 @@ def _answered(window: Window) -> ir.Table:
         & ~other_replica
     )
     table = table.filter(~mounted.fill_null(False))
+
+    def passed(*conditions: ir.BooleanValue) -> ir.IntegerValue:
+        # Most calls have no proxy span, and putting names together takes longer than all the rest of a row.
+        return ibis.ifelse(table.proxy_1.isnull(), 0, _count(*conditions)).cast("int64")
+
     return _shape(
         table,
         server_span_id=table.span_id,
@@ -312,8 +317,8 @@ def _answered(window: Window) -> ir.Table:
         remote_port=table.remote_port,
         principal=table.provenance_peer_principal,
         proxy_spans=_count(*(p.notnull() for p in proxies)),
-        proxy_spans_inbound=_count(*(is_of(p, table.service_name) for p in proxies)),
-        proxy_spans_outbound=_count(*(is_of(p, caller) & ~is_of(p, table.service_name) for p in proxies)),
+        proxy_spans_inbound=passed(*(is_of(p, table.service_name) for p in proxies)),
+        proxy_spans_outbound=passed(*(is_of(p, caller) & ~is_of(p, table.service_name) for p in proxies)),
         received_unix_nano=table.received_unix_nano,
     )
 

@@ -124,7 +124,7 @@ def _vouched(calls: ir.Table, logged: ir.Table, alone: ir.Table, pairs: ir.Table
     One call and one line that is nobody else's, of the same request id and path at the same time. Columns: vouched_trace_id,
     vouched_span_id; vouched_service, vouched_record_id and the facts of the line.
     """
-    nobody = calls.filter(calls.caller.isnull() & calls.server_span_id.notnull())
+    nobody = calls.filter(calls.caller.isnull() & calls.server_span_id.notnull() & calls.request_key.notnull())
     nobody = nobody.select(
         "trace_id",
         "server_span_id",
@@ -139,7 +139,7 @@ def _vouched(calls: ir.Table, logged: ir.Table, alone: ir.Table, pairs: ir.Table
     table = nobody.inner_join(sent, [nobody.request_key == sent.request_key, nobody.unit_path == sent.path])
     table = staged("vouching", table.filter((table.service != table.callee) & _compatible(table)))
     # Those few first, then whose they are: to sort out the lines that are nobody's takes a look at each.
-    own = _line_of_call(alone.semi_join(table, "record_id"))
+    own = _line_of_call(alone.filter(alone.record_id.isin(table.record_id)))
     own = calls.inner_join(own, calls.outbound_hash == own.key_hash)
     own = own.filter(_is_about(own, "outbound"))
     taken = own.select(record_id="line_record_id").union(_of_side(pairs, "outbound").select("record_id"))

@@ -112,6 +112,8 @@ def examine_shadow(query: Query, window: Window, params: ShadowParams | None = N
     known = known_workloads(query, window) if present.any else Knowledge()
     sql = shadow_sql(window, params, present)
     rows = [_without_opaque(row, known) for row in query(sql["calls"]).to_dicts()]
+    # An engine hands groups on in any order; the same evidence is to be told in the same words.
+    rows.sort(key=lambda row: (row["first"], repr(row)))
     into: dict[str, list[Row]] = {}
     for row in rows:
         into.setdefault(row["callee"], []).append(row)

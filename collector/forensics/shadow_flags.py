@@ -5,7 +5,7 @@ Every rule here is about one call; `shadow` gathers the flagged calls into findi
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 import ibis
 import ibis.expr.types as ir
@@ -108,8 +108,17 @@ class ShadowParams:
     probe_paths: tuple[str, ...] = ()
 
 
-def flagged_calls(window: Window, params: ShadowParams, present: Present | None = None) -> ir.Table:
+Told = Literal["bypasses", "flags", "entries"]
+"""What is read of flagged calls: how they went past the mesh; all that they are flagged for; of all callees whether they are entry points."""
+
+
+def flagged_calls(
+    window: Window, params: ShadowParams, present: Present | None = None, *, told: Told = "entries"
+) -> ir.Table:
     """The answered calls of the window, each with what it is flagged for.
+
+    Who takes unstamped calls by nature is told by all that is recorded, so it is asked only of callees of which it decides something
+    that is `told`; `entry` is false of the others.
 
     Columns: trace_id, client_span_id, server_span_id, caller, callee, operation, claimed (the service that the stamp names),
     start_time_unix_nano, outbound_record_id, inbound_record_id, outbound_verdict, inbound_verdict, outbound_reason,
@@ -120,8 +129,9 @@ def flagged_calls(window: Window, params: ShadowParams, present: Present | None 
     judged = judge(window.widened(MARGIN_NS), params.coverage, present, narrow, _with_looks)
     facts = staged("facts", _facts(judged, params))
     # What other calls say of a call is read before those outside the window are left out.
-    table = _with_telemetry(facts)
-    table = window.of(table.mutate(entry=_is_entry(table.callee, facts, window, params)))
+    table = facts.mutate(telemetry_complete=ibis.literal(False)) if told == "bypasses" else _with_telemetry(facts)
+    asked = facts.mutate(decides=_needs_entry(facts, told))
+    table = window.of(table.mutate(entry=_is_entry(table.callee, asked, window, params)))
     # Kubernetes probes the application itself, past its sidecar; that is how it is meant.
     missed_in = (table.inbound_verdict == MISSED) & ~(table.probe & ~table.has_request_id)
     # What comes from outside comes in plaintext, or with a client's own certificate.
@@ -166,13 +176,15 @@ def summary(window: Window, params: ShadowParams, present: Present | None = None
     flagged calls, `DETAILS`, trace_ids, span_ids (the client's where there is one, else the server's) and record_ids of the earliest
     `EVIDENCE_LIMIT` of each (caller, callee, details).
     """
-    table = staged("flagged_calls", flagged_calls(window, params, present))
+    # Flows into an entry point come from anywhere; of nothing else is it asked beyond what calls are flagged for.
+    flows = present is None or present.flows
+    table = staged("flagged_calls", flagged_calls(window, params, present, told="entries" if flows else "flags"))
     table = table.mutate(
         **{name: ibis.ifelse(table.flagged, table[name], ibis.null(table[name].type())) for name in DETAILS}
     )
     table = table.mutate(span_id=ibis.coalesce(table.client_span_id, table.server_span_id))
     table = _shown(table.filter(table.flagged)).union(table.filter(~table.flagged).mutate(shown=ibis.literal(False)))
-    order = [table.start_time_unix_nano, table.trace_id]
+    order = [table.start_time_unix_nano, table.trace_id, table.server_span_id]
     return table.group_by(
         "caller",
         "callee",
@@ -304,6 +316,14 @@ def _probe(
     return probe | rpc.isin(params.probe_services).fill_null(False) if params.probe_services else probe
 
 
+def _needs_entry(calls: ir.Table, told: Told) -> ir.BooleanValue:
+    """Whether anything that is told of a call depends on its callee being an entry point."""
+    if told == "entries":
+        return ibis.literal(True)
+    plain = calls.plaintext & (calls.outbound_verdict == MISSED)
+    return plain if told == "bypasses" else plain | (calls.caller.isnull() & (calls.bare | calls.orphan))
+
+
 def _is_entry(callee: ir.StringValue, calls: ir.Table, window: Window, params: ShadowParams) -> ir.BooleanValue:
     """Whether a callee takes unstamped traffic by nature, as it says or as all of these calls have it."""
     declared = callee.isin(params.entry_services) if params.entry_services else ibis.literal(False)
@@ -314,13 +334,18 @@ def _is_entry(callee: ir.StringValue, calls: ir.Table, window: Window, params: S
 
 
 def _entries(table: ir.Table, window: Window, params: ShadowParams) -> ir.Table:
-    """(entry_service), judged by minutes of the window and by everything that is recorded before its end."""
+    """(entry_service), judged by minutes of the window and by everything that is recorded before its end.
+
+    Of those callees alone of whose calls any `decides`.
+    """
+    deciding = table.filter(table.decides).select("callee").distinct()
     minutes = table.filter(~table.probe).group_by("callee", "minute").agg(share=table.caller.isnull().mean())
     outside = minutes.group_by("callee").agg(outside_ratio=(minutes.share > 0.5).mean())
-    candidates = outside.filter(outside.outside_ratio >= ENTRY_OUTSIDE_RATIO).select("callee")
+    candidates = outside.filter(outside.outside_ratio >= ENTRY_OUTSIDE_RATIO).semi_join(deciding, "callee")
+    candidates = staged("entry_candidates", candidates.select("callee"))
     recorded = Window(None, window.until_unix_nano)
-    history = _history(recorded, staged("entry_candidates", candidates), params)
-    mesh = _answers(recorded).select("start").union(history.select("start"))
+    history = _history(recorded, candidates, params)
+    mesh = staged("recorded_calls", _answers(recorded, candidates).union(history.select("start")))
     bounds = staged("recorded_time", mesh.agg(begin=mesh.start.min(), span=mesh.start.max() - mesh.start.min() + 1))
     mesh = _with_tenth(mesh, bounds).agg(mesh_tenths=lambda t: t.tenth.nunique())
     history = _with_tenth(history, bounds)
@@ -341,10 +366,13 @@ def _with_tenth(table: ir.Table, bounds: ir.Table) -> ir.Table:
     return joined.mutate(tenth=(joined.start - joined.begin) // (joined.span // ENTRY_SLICES + 1))
 
 
-def _answers(until: Window) -> ir.Table:
-    """(start) of the calls that somebody's span made, of all that is recorded: no probe has a parent."""
+def _answers(until: Window, candidates: ir.Table) -> ir.Table:
+    """(start) of the calls that somebody's span made, of all that is recorded: no probe has a parent. None without candidates."""
     table = until.of(spans().select("witness", "kind", "parent_span_id", "start_time_unix_nano"))
     table = table.filter((table.witness == "app") & (table.kind == "SERVER") & table.parent_span_id.notnull())
+    # As a join, so that an engine that finds no candidates reads nothing.
+    asked = candidates.select(asked=ibis.literal("SERVER")).distinct()
+    table = table.semi_join(asked, table.kind == asked.asked)
     return table.select(start=table.start_time_unix_nano)
 
 

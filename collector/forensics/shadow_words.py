@@ -155,7 +155,9 @@ def causes(rows: list[Row], callees_proxy: str) -> str:
             reason = row[f"{side}_reason"]
             if is_unjudged(row) and reason:
                 why[f"{whose}: {REASONS[reason]}"] += row["calls"]
-    return "; ".join(f"{reason} ({calls:,})" for reason, calls in why.most_common(3))
+    # The rows come in any order: of two that are as frequent, the same is always told.
+    most = sorted(why.items(), key=lambda item: (-item[1], item[0]))[:3]
+    return "; ".join(f"{reason} ({calls:,})" for reason, calls in most)
 
 
 def clock(unix_nano: int) -> str:

@@ -159,42 +159,61 @@ def _with_side(table: ir.Table, side: Side, evidence: _Evidence) -> ir.Table:
     And the connection that speaks of it: `{side}_connection_id`, `{side}_by_connection`, `{side}_uid`.
     """
     columns = table.columns
-    table = table.mutate(**side_of(table, side), **dict.fromkeys(_PROOFS, ibis.literal(False)))
-    table = table.mutate(connection_id=ibis.null("uint64"), connection_uid=ibis.null("int64"))
-    logs, traced, open_ = evidence.logs, evidence.traced, evidence.open_
-    if evidence.proofs is not None:
-        table = _with_proofs(table, evidence.proofs.filter(evidence.proofs.side == side).drop("side"))
-    mine = logs.filter(logs.side == side)
+    table = table.mutate(**side_of(table, side))
+    mine = evidence.logs.filter(evidence.logs.side == side)
     mine = mine.group_by(log_service="service").agg(log_able=mine.able.any())
-    unsettled = open_.filter(open_.side == side)
+    unsettled = evidence.open_.filter(evidence.open_.side == side)
     unsettled = unsettled.select("open_reason", open_trace_id=unsettled.trace_id, open_span_id=unsettled.server_span_id)
     table = table.left_join(mine, table.service == mine.log_service)
-    table = table.left_join(traced, table.service == traced.traced_service)
+    table = table.left_join(evidence.traced, table.service == evidence.traced.traced_service)
     table = table.left_join(
         unsettled, [table.trace_id == unsettled.open_trace_id, table.server_span_id == unsettled.open_span_id]
     )
-    reason = _reason(table)
-    # That some of the connections bypassed it does not say which: but it says more than that no log was there.
-    weak = table.alike_mixed & reason.isin(_SAID_BY_NOBODY)
-    proof = table.exact_missed | (table.alike_missed & ~table.exact_seen & ~table.seen)
-    spoken = proof | table.exact_seen | (table.alike_seen & ~table.seen)
-    return table.select(
-        *columns,
-        **{
-            _WORD[side]: ibis.ifelse(weak, "mixed_connections", reason),
-            f"{side}_by_connection": proof,
-            f"{side}_connection_id": ibis.ifelse(spoken, table.connection_id, ibis.null("uint64")),
-            f"{side}_uid": ibis.ifelse(proof, table.connection_uid, ibis.null("int64")),
-        },
-    )
+    if evidence.proofs is None:
+        word = ibis.cases((table.seen, SEEN), else_=_reason(table))
+        found = _spoken(word, ibis.literal(False), ibis.null("uint64"), ibis.null("int64"))
+    else:
+        table = _with_proofs(table, evidence.proofs.filter(evidence.proofs.side == side).drop("side"))
+        found = _proven(table)
+    return table.select(*columns, **{name.format(word=_WORD[side], side=side): value for name, value in found.items()})
 
 
-def _reason(table: ir.Table) -> ir.StringValue:
-    return ibis.cases(
+def _spoken(
+    word: ir.StringValue, proof: ir.BooleanValue, connection_id: ir.IntegerValue, uid: ir.IntegerValue
+) -> dict[str, ir.Value]:
+    """The columns that `_with_side` adds."""
+    return {
+        "{word}": word,
+        "{side}_by_connection": proof,
+        "{side}_connection_id": connection_id,
+        "{side}_uid": uid,
+    }
+
+
+def _proven(table: ir.Table) -> dict[str, ir.Value]:
+    """`_spoken` where connections may speak, too: a proof goes before everything, what is alike comes after what was seen."""
+    word = ibis.cases(
         (table.exact_missed, MISSED),
         (table.exact_seen | table.seen, SEEN),
         (table.alike_missed, MISSED),
         (table.alike_seen, SEEN),
+        else_=_reason(table),
+    )
+    # That some of the connections bypassed it does not say which: but it says more than that no log was there.
+    weak = table.alike_mixed & word.isin(_SAID_BY_NOBODY)
+    proof = table.exact_missed | (table.alike_missed & ~table.exact_seen & ~table.seen)
+    spoken = proof | table.exact_seen | (table.alike_seen & ~table.seen)
+    return _spoken(
+        ibis.ifelse(weak, "mixed_connections", word),
+        proof,
+        ibis.ifelse(spoken, table.connection_id, ibis.null("uint64")),
+        ibis.ifelse(proof, table.connection_uid, ibis.null("int64")),
+    )
+
+
+def _reason(table: ir.Table) -> ir.StringValue:
+    """What is said of a side that nothing saw: why, or that it was missed."""
+    return ibis.cases(
         (table.service.isnull(), "caller_unknown"),
         (table.loopback, "self_over_loopback"),
         (table.log_service.isnull() & table.traced_service.notnull(), "not_sampled"),

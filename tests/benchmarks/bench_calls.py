@@ -1,10 +1,11 @@
 """What the verdict of every call costs: `provenance calls` and the shadow detector over an hour of ten million spans and ten million lines.
 
-Prints one JSON object: what the data hold, and for each question seconds, CPU seconds of all threads and the most memory that its process
+The spans and lines lie evenly over `--spread` hours, and the last `--hours` of them are asked: `--spread 24` is an hour of a day, `--spread 1` has
+everything in the hour. Prints one JSON object: what the data hold, and for each question seconds, CPU seconds of all threads and the most memory that its process
 held. Each is asked in processes of its own, so that nothing is warm and the memory is its own: `first` is asked with nothing compiled, as
 a command asks, `again` with the statements compiled, as a workbench and a watch ask. The file is built once, in a few minutes, and kept.
 
-Usage: python tests/benchmarks/bench_calls.py [--spans N] [--records N] [--hours H] [--memory BYTES] [--folder DIR | --db FILE] [--quick]
+Usage: python tests/benchmarks/bench_calls.py [--spans N] [--records N] [--spread H] [--hours H] [--memory BYTES] [--folder DIR | --db FILE] [--quick]
 """
 
 import argparse
@@ -27,6 +28,7 @@ from collector.forensics.tables import NS_PER_S, Query, Window
 from collector.store.database import Store
 from collector.store.reader import Reader
 from tests.benchmarks.bench_queries import stored
+from tests.benchmarks.synthetic_store import HOURS
 
 HOUR_NS = 3600 * NS_PER_S
 TARGET_S = 2.0
@@ -73,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--spans", type=int, default=10_000_000)
     parser.add_argument("--records", type=int, default=10_000_000)
+    parser.add_argument("--spread", type=int, default=HOURS, help="hours that the file covers (default: %(default)s)")
     parser.add_argument(
         "--hours", type=float, default=1.0, help="how much of the end of the file (default: %(default)s)"
     )
@@ -89,16 +92,22 @@ def main() -> None:
         options.spans = options.records = 20_000
     with tempfile.TemporaryDirectory() as short_lived:
         folder = Path(short_lived) if options.quick else options.folder
-        path = options.db or stored(folder, options.spans, options.records)
+        path = options.db or stored(folder, options.spans, options.records, options.spread)
         report = {name: _alone(name, path, options) for name in QUESTIONS}
-        print(json.dumps({"hours": options.hours, "data": data_of(path), "questions": report}, indent=2))
+        data = data_of(path, options.hours)
+        print(json.dumps({"hours": options.hours, "data": data, "questions": report}, indent=2))
 
 
-def data_of(path: Path) -> dict[str, object]:
-    """What the figures are to be read beside."""
+def data_of(path: Path, hours: float) -> dict[str, object]:
+    """What the figures are to be read beside: how much there is, and how much of it began in the hours that are asked."""
     store = Store.open_read_only(path)
-    counts = "SELECT (SELECT count(*) FROM spans) AS spans, (SELECT count(*) FROM proxy_records) AS proxy_records"
-    [row] = Reader(store).query(counts).to_pylist()
+    since = f"(SELECT max(start_time_unix_nano) FROM spans) - {round(hours * HOUR_NS)}"
+    counts = [
+        f"(SELECT count(*) {asked} FROM {table}) AS {table}{suffix}"
+        for table in ("spans", "proxy_records")
+        for suffix, asked in (("", ""), ("_asked", f"FILTER (start_time_unix_nano >= {since})"))
+    ]
+    [row] = Reader(store).query(f"SELECT {', '.join(counts)}").to_pylist()
     store.close()
     return {**row, "file_bytes": path.stat().st_size}
 

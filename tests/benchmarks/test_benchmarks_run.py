@@ -53,6 +53,9 @@ def test_calls() -> None:
 
     assert report["data"]["spans"] >= 20_000
     assert report["data"]["proxy_records"] == 20_000
+    # One hour of the six that the file covers.
+    assert 0.1 < report["data"]["spans_asked"] / report["data"]["spans"] < 0.3
+    assert 0.1 < report["data"]["proxy_records_asked"] / report["data"]["proxy_records"] < 0.3
     for question in ("calls", "shadow"):
         answer = report["questions"][question]
         assert answer["calls"] > 1_000
