@@ -155,7 +155,8 @@ def decode_group(payloads: Sequence[bytes], received_unix_nano: Sequence[int]) -
         return _decode(payloads, received_unix_nano)
     except DecodeError as error:
         if len(payloads) == 1:
-            # Without its traceback: the frames hold the request and all that was made of it.
+            # Without its traceback, and without its causes': the frames hold the request and all that was made of it.
+            error.__cause__ = error.__context__ = None
             return Group((), (Outcome(error=error.with_traceback(None)),), {})
     half = len(payloads) // 2
     groups = [decode_group(payloads[part], received_unix_nano[part]) for part in (slice(half), slice(half, None))]
