@@ -70,6 +70,8 @@ def test_beside_the_first_nobody_goes_on_while_the_process_grows() -> None:
         process.held += GROWTH_BYTES + 1
         with pytest.raises(CrowdedError, match=NO_MEMORY):
             await beside
+        await asyncio.sleep(0)
+        assert not second.message.cancelled(), "gRPC would never free a message that comes after its reading was cancelled"
         first.message.set_result(b"first")
         assert await reading == b"first"
 
@@ -141,8 +143,11 @@ def test_who_runs_into_the_time_out_is_the_first_no_longer() -> None:
     async def scenario() -> None:
         process = Process()
         places = Places(timeout_s=0.05, memory=process)
+        slow = Call()
         with pytest.raises(TooSlowError):
-            await answered(places, Call())
+            await answered(places, slow)
+        await asyncio.sleep(0)
+        assert not slow.message.cancelled()
         process.held += 10 * GROWTH_BYTES
         with pytest.raises(TooSlowError):
             await answered(places, Call())
