@@ -71,7 +71,9 @@ def test_beside_the_first_nobody_goes_on_while_the_process_grows() -> None:
         with pytest.raises(CrowdedError, match=NO_MEMORY):
             await beside
         await asyncio.sleep(0)
-        assert not second.message.cancelled(), "gRPC would never free a message that comes after its reading was cancelled"
+        assert not second.message.cancelled(), (
+            "gRPC would never free a message that comes after its reading was cancelled"
+        )
         first.message.set_result(b"first")
         assert await reading == b"first"
 
