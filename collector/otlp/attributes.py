@@ -208,6 +208,8 @@ def _json(attributes: Attributes, chosen: Indices, notes: Notes) -> pa.Array:
         parts.append(_json_of(attributes, kind, chosen[place], notes))
     if not parts:
         return pa.array([], pa.string())
+    if len(parts) == 1:
+        return parts[0]
     order = np.argsort(np.concatenate(places))
     return pa.concat_arrays(parts).take(pa.array(order))
 

@@ -6,7 +6,7 @@
 | not a trace request | INVALID_ARGUMENT | drops it |
 | larger than the limit, also after decompression | RESOURCE_EXHAUSTED, by gRPC itself | drops it |
 | the message did not arrive in time | DEADLINE_EXCEEDED | sends it again |
-| the store failed, is full, or took too long; too many slow messages | UNAVAILABLE with RetryInfo | sends it again |
+| the store failed, is full, or took too long; too many slow messages, or a large one beside another | UNAVAILABLE with RetryInfo | sends it again |
 
 An event loop on a thread of its own, not gRPC's thread pool: a request costs a third of the CPU, and how many messages are read at
 once is ours to say (see `reading`). Export is declared as a stream of one message, which looks the same on the wire, so that a message is read when
@@ -25,7 +25,7 @@ from google.rpc import status_pb2
 from collector.errors import ConfigError, DecodeError, StoreError, StoreFullError
 from collector.receiver.counters import Counters, Reason
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest, store_failure
-from collector.receiver.reading import CrowdedError, Places
+from collector.receiver.reading import CrowdedError, Places, TooSlowError
 from collector.receiver.statuses import bad_request, grpc_trailer, unavailable
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
@@ -146,25 +146,28 @@ class _Export:
 
     async def _export(self, _: Any, context: Any) -> bytes:
         try:
-            payload = await self._places.read(context)
+            async with self._places.message(context) as payload:
+                return await self._answer(payload, context)
         except CrowdedError as error:
             body = unavailable(str(error))
             return await self._refuse(context, grpc.StatusCode.UNAVAILABLE, str(error), "queue_full", body)
-        except TimeoutError:
-            message = self._places.too_slow()
-            return await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, message, "too_slow")
+        except TooSlowError as error:
+            return await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, str(error), "too_slow")
+
+    async def _answer(self, payload: Any, context: Any) -> bytes:
         if payload is grpc.aio.EOF:
             return await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message", "malformed")
         try:
             accepted = self._ingest.traces(payload)
-            del payload
             async with asyncio.timeout(self._commit_timeout_s):
                 await asyncio.shield(asyncio.wrap_future(accepted.committed))
         except DecodeError as error:
+            error.__traceback__ = None  # its frames hold the request, and the request holds the error
             return await self._refuse(
                 context, grpc.StatusCode.INVALID_ARGUMENT, str(error), "malformed", bad_request(str(error))
             )
         except (StoreError, CancelledError, TimeoutError) as error:
+            error.__traceback__ = None
             reason: Reason = "queue_full" if isinstance(error, StoreFullError) else "store_failed"
             message = store_failure(error)
             return await self._refuse(context, grpc.StatusCode.UNAVAILABLE, message, reason, unavailable(message))

@@ -143,7 +143,9 @@ class Ingest:
             self._waiting.append(request)
             self._waiting_bytes += len(payload)
             self._changed.notify()
-        request.committed.add_done_callback(lambda _: self._answered(request))
+        # Not the request: a future keeps its callbacks, and both would wait for the garbage collector, with the bytes.
+        size = len(payload)
+        request.committed.add_done_callback(lambda _: self._answered(size))
         return request
 
     def close(self, timeout_s: float = 30.0) -> None:
@@ -154,17 +156,23 @@ class Ingest:
         self._decoder.join(timeout_s)
         self._keep.close(timeout_s)
 
-    def _answered(self, request: Accepted) -> None:
+    def _answered(self, size_bytes: int) -> None:
         with self._changed:
-            self._waiting_bytes -= len(request.payload)
+            self._waiting_bytes -= size_bytes
 
     def _decode(self) -> None:
-        while requests := self._next_group():
-            try:
+        while self._decode_group(self._next_group()):
+            pass
+
+    def _decode_group(self, requests: list[Accepted]) -> bool:
+        """Decode them and hand them on; False when there are none. A function: its frame keeps no request until the next ones come."""
+        try:
+            if requests:
                 self._keep.keep(_Decoded.of(requests))
-            except BaseException as error:
-                LOG.exception("a group of %d requests could not be decoded", len(requests))
-                fail(requests, StoreError(f"the collector failed: {error!r}"))
+        except BaseException as error:
+            LOG.exception("a group of %d requests could not be decoded", len(requests))
+            fail(requests, StoreError(f"the collector failed: {error!r}"))
+        return bool(requests)
 
     def _next_group(self) -> list[Accepted]:
         """Everything that waits, up to a group's size; empty only when closing and drained."""
@@ -289,19 +297,31 @@ class _Journaled:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while (decoded := self._decoded.get()) is not None:
-            try:
-                if decoded.requests:
-                    self._end = self._journal.write([(r.received_unix_nano, r.payload) for r in decoded.requests])
-            except StoreError as error:
-                fail(decoded.requests, error)
-                continue
-            _succeed(decoded.requests)
-            try:
-                self._writer.append_journaled(decoded.parts, self._end)
-            except StoreError as error:
-                LOG.error("%d requests wait in the journal for the next start: %s", len(decoded.requests), error)  # noqa: TRY400
-            self._journal.retire()
+        while self._write(self._decoded.get()):
+            pass
+
+    def _write(self, decoded: _Decoded | None) -> bool:
+        """Journal a group, answer, hand on its rows; False for None. A function: its frame keeps no group until the next one comes."""
+        if decoded is None:
+            return False
+        count = len(decoded.requests)
+        try:
+            if count:
+                self._end = self._journal.write([(r.received_unix_nano, r.payload) for r in decoded.requests])
+        except StoreError as error:
+            fail(decoded.requests, error)
+            return True
+        _succeed(decoded.requests)
+        parts = decoded.parts
+        del (
+            decoded
+        )  # the requests' bytes: handing on may wait for room, and the writer makes several copies of what is large
+        try:
+            self._writer.append_journaled(parts, self._end)
+        except StoreError as error:
+            LOG.error("%d requests wait in the journal for the next start: %s", count, error)  # noqa: TRY400
+        self._journal.retire()
+        return True
 
 
 def _succeed(requests: Iterable[Accepted]) -> None:

@@ -1,14 +1,16 @@
-"""Memory that was freed and is still held goes back to the machine, when it is much.
+"""Memory that was freed and is still held, and code that is mapped and not used, goes back to the machine, when it is much.
 
 What 16 senders of bombs made a C library allocate in small pieces stays with the process when it is freed: the next large
 requests come on top of it. Asking glibc for it costs some milliseconds, so it is asked only above what full load needs.
+
+Starting, and many a question, touch code that ingesting never needs: its pages go back to the machine's cache of files.
 """
 
 import time
 from typing import Final
 
 from collector.receiver.health import rss_bytes
-from collector.store.memory import give_back
+from collector.store.memory import give_back, give_back_code, mapped_bytes
 
 ENOUGH_BYTES: Final = 280_000_000
 """What the process may hold without being asked: more than under full load of ordinary requests."""
@@ -16,6 +18,11 @@ ENOUGH_BYTES: Final = 280_000_000
 AGAIN_SECONDS: Final = 1.0
 USELESS_SECONDS: Final = 20.0
 """How long not to ask again where asking gave little back."""
+
+CODE_BYTES: Final = 80_000_000
+"""Pages of libraries that may stay mapped: full load needs some 55 MB of them, and starting leaves 100."""
+
+CODE_AGAIN_SECONDS: Final = 60.0
 
 _LITTLE_BYTES: Final = 20_000_000
 
@@ -25,10 +32,15 @@ class Relief:
 
     def __init__(self) -> None:
         self._next = 0.0
+        self._code_next = 0.0
 
     def look(self) -> int:
-        """How many bytes went back, 0 where none were asked for."""
-        held, now = rss_bytes() or 0, time.monotonic()
+        """How many bytes of freed memory went back, 0 where none were asked for."""
+        now = time.monotonic()
+        if now >= self._code_next and mapped_bytes() > CODE_BYTES:
+            give_back_code()
+            self._code_next = now + CODE_AGAIN_SECONDS
+        held = rss_bytes() or 0
         if held <= ENOUGH_BYTES or now < self._next:
             return 0
         give_back()

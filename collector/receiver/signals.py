@@ -115,13 +115,13 @@ def logs_service(
 
     async def export(_: Any, context: Any) -> bytes:
         try:
-            payload = await reading.read(context)
-            if payload is grpc.aio.EOF:
-                return _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, bad_request("the call has no message"))
-            accepted = await asyncio.to_thread(logs.logs, payload)
-            del payload
-            async with asyncio.timeout(commit_timeout_s):
-                await asyncio.shield(asyncio.wrap_future(accepted.committed))
+            async with reading.message(context) as payload:
+                if payload is grpc.aio.EOF:
+                    return _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, bad_request("the call has no message"))
+                accepted = await asyncio.to_thread(logs.logs, payload)
+                del payload
+                async with asyncio.timeout(commit_timeout_s):
+                    await asyncio.shield(asyncio.wrap_future(accepted.committed))
         except TooLargeError as error:
             return _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, bad_request(str(error)))
         except DecodeError as error:

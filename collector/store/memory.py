@@ -6,7 +6,9 @@ when none has run for a while. The same goes for its threads: one writes for a s
 """
 
 import ctypes
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +19,17 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-WRITING_BYTES: Final = 128 * 1024 * 1024
-"""Enough for a transaction of two row groups and a checkpoint of the WAL."""
+WRITING_BYTES: Final = 48 * 1024 * 1024
+"""A row group that waits for its commit takes 31 MB of it. What is above that DuckDB fills with blocks that it has written, which nobody
+reads; what does not fit is lent (see `lend`)."""
 
 IDLE_SECONDS: Final = 10.0
 """How long after a query its blocks are kept for the next one."""
+
+
+_MADV_DONTNEED: Final = 4
+_READ_ONLY: Final = frozenset({"r-xp", "r--p"})
+_MAPPING: Final = re.compile(r"^([0-9a-f]+-[0-9a-f]+ .*)$(?:\n[A-Z].*)*?\nAnonymous: +(\d+) kB$", re.MULTILINE)
 
 
 class Allowance:
@@ -37,9 +45,9 @@ class Allowance:
         self._asking = asking
         self._lock = threading.Lock()
         self._running = 0
-        # A file is opened with the larger limit: it may have to replay a WAL, or be migrated.
+        # A file is opened with the larger limit: it may have to replay a WAL, or be migrated. Once that is done nobody needs it.
         self._raised = asking > writing
-        self._last = time.monotonic()
+        self._last = -math.inf
 
     @property
     def largest(self) -> int:
@@ -49,7 +57,6 @@ class Allowance:
     def reopened(self) -> None:
         """The file was opened again, with the larger limit."""
         self._raised = self._asking > self._writing
-        self._last = time.monotonic()
 
     @contextmanager
     def asking(self, connect: Callable[[], duckdb.DuckDBPyConnection]) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -122,10 +129,44 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def give_back_code() -> None:
+    """Return pages of libraries and programs that no longer need to be mapped (Linux): they stay in the machine's cache of files.
+
+    Starting touches 100 MB of code and tables once, most of it DuckDB's functions and Arrow's; full load needs half of it. What is needed
+    again comes back by itself, sixteen pages at a time. Only pages that are as they are in the file: what the linker has written to is
+    this process's own, and would be lost.
+    """
+    with suppress(AttributeError, OSError):
+        madvise = ctypes.CDLL(None).madvise
+        madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for start, size in unwritten_mappings(Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")):
+            madvise(start, size, _MADV_DONTNEED)
+
+
+def unwritten_mappings(smaps: str) -> list[tuple[int, int]]:
+    """Address and size of each mapping of a file that cannot be written and has no page of the process's own, from /proc/…/smaps."""
+    found: list[tuple[int, int]] = []
+    for head, anonymous in _MAPPING.findall(smaps):
+        addresses, rights, _, _, _, *path = head.split(maxsplit=5)
+        if path and path[0].startswith("/") and rights in _READ_ONLY and int(anonymous) == 0:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            found.append((start, end - start))
+    return found
+
+
 def resident_bytes() -> int:
     """What this process has of the machine's memory; 0 where the system does not tell (/proc/self/statm)."""
+    return _pages(1)
+
+
+def mapped_bytes() -> int:
+    """The part of it that is pages of files; 0 where the system does not tell."""
+    return _pages(2)
+
+
+def _pages(field: int) -> int:
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text().split()[field])
     except OSError:
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")

@@ -79,7 +79,7 @@ def test_memory_is_lowered_also_after_the_file_was_opened_again(path: Path, monk
         for _ in range(2):
             store.lower_memory()
             told = store.cursor().execute("SELECT current_setting('memory_limit')").fetchall()
-            assert told == [("128.0 MiB",)]
+            assert told == [("48.0 MiB",)]
             store.reopen()
     store.lower_memory()  # nothing to do, and nobody to tell
 

@@ -425,3 +425,22 @@ def test_synthetic_requests_are_repeatable_and_weigh_what_they_say():
     assert payload != trace_request(512, seed=4).SerializeToString()
     assert 400 < len(payload) / 512 < 500
     assert {len(s.attributes) for s in trace_request(9).resource_spans[0].scope_spans[0].spans} == {9}
+
+
+# --- what rows weigh --------------------------------------------------------------------------------------------------
+
+
+def _buffers(batch):
+    return [buffer for column in batch.columns for buffer in column.buffers() if buffer is not None and buffer.size]
+
+
+def test_rows_that_wait_keep_nothing_else_in_memory():
+    """A table is one piece of memory: a column as ptars made it would keep the whole request's attributes beside it."""
+    group = decode.decode_group([trace_request(512, seed=seed).SerializeToString() for seed in range(3)], [1, 2, 3])
+    [part] = group.parts
+
+    buffers = _buffers(part["spans"])
+    first, end = min(b.address for b in buffers), max(b.address + b.size for b in buffers)
+
+    assert part["spans"].num_rows == 3 * 512
+    assert end - first <= sum(b.size for b in buffers) + 64 * len(buffers)

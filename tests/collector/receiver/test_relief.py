@@ -12,6 +12,7 @@ class Machine:
 
     def __init__(self, held: int, free: int) -> None:
         self.held, self.free, self.now, self.asked = held, free, 100.0, 0
+        self.mapped, self.code_asked = 50 * MB, 0
 
     def rss_bytes(self) -> int:
         return self.held
@@ -19,6 +20,12 @@ class Machine:
     def give_back(self) -> None:
         self.asked += 1
         self.held, self.free = self.held - self.free, 0
+
+    def mapped_bytes(self) -> int:
+        return self.mapped
+
+    def give_back_code(self) -> None:
+        self.code_asked += 1
 
     def monotonic(self) -> float:
         return self.now
@@ -29,6 +36,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(600 * MB, 400 * MB)
     monkeypatch.setattr(relief, "rss_bytes", made.rss_bytes)
     monkeypatch.setattr(relief, "give_back", made.give_back)
+    monkeypatch.setattr(relief, "mapped_bytes", made.mapped_bytes)
+    monkeypatch.setattr(relief, "give_back_code", made.give_back_code)
     monkeypatch.setattr(relief, "time", made)
     return made
 
@@ -69,3 +78,20 @@ def test_without_proc_nothing_is_asked(machine: Machine, monkeypatch: pytest.Mon
     monkeypatch.setattr(relief, "rss_bytes", lambda: None)
 
     assert relief.Relief().look() == 0
+
+
+def test_code_that_starting_needed_goes_back_at_the_first_look_and_then_once_a_minute(machine: Machine) -> None:
+    machine.held = 160 * MB
+    looking = relief.Relief()
+    looking.look()
+    assert machine.code_asked == 0, "what full load needs stays"
+
+    machine.mapped = 100 * MB
+    for _ in range(10):
+        looking.look()
+        machine.now += 0.5
+    assert machine.code_asked == 1
+
+    machine.now += relief.CODE_AGAIN_SECONDS
+    looking.look()
+    assert machine.code_asked == 2
