@@ -313,7 +313,8 @@ def run(
         for part in (proxy, till):
             part.terminate()
             assert part.wait(60) in {0, -signal.SIGTERM}  # uvicorn hands the signal on when it is done
-        return judged(collector.url, keys.by_kid, ledger) | {"calls": answered}
+        collector.stop()  # what it acknowledged is in its file then
+        return judged(collector.db, keys.by_kid, ledger) | {"calls": answered}
     finally:
         for part in parts:
             part.kill()
@@ -321,15 +322,14 @@ def run(
         collector.stop()
 
 
-def judged(url: str, keys: Any, ledger: Path) -> dict[str, Any]:
+def judged(evidence: Path, keys: Any, ledger: Path) -> dict[str, Any]:
     """What was done, beside what is said of it."""
     from collector.client import open_source
     from collector.forensics.authenticity import verify
     from collector.forensics.tables import Window
 
-    source = open_source(url)
+    source = open_source(str(evidence))
     try:
-        settled(source)
         verdicts = verify(source.query, Window(), keys)
         begun = time.perf_counter()
         verify(source.query, Window(), keys)
@@ -368,14 +368,6 @@ def judged(url: str, keys: Any, ledger: Path) -> dict[str, Any]:
         "verify_seconds": round(seconds, 2),
         "judged_calls": verdicts.height,
     }
-
-
-def settled(source: Any) -> None:
-    """Wait until nothing more arrives."""
-    before = -1
-    while (now := source.query("SELECT count(*) AS n FROM spans").item()) != before:
-        before = now
-        time.sleep(1.5)
 
 
 def roles(transport: str) -> dict[str, Callable[[argparse.Namespace], None]]:
