@@ -110,7 +110,9 @@ def in_a_process(detector: str, path: Path, window: Window, runs: int, memory_by
     command = [sys.executable, __file__, "--db", str(path), "--runs", str(runs), "--of", detector]
     command += ["--window", f"{window.since_unix_nano}", f"{window.until_unix_nano}"]
     command += [] if memory_bytes is None else ["--memory", str(memory_bytes)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    # Statements that an earlier process compiled and kept would make the first question one of those that are asked again.
+    environment = os.environ | {"PROVENANCE_CACHE_DIR": ""}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         return {"failed": f"exit code {done.returncode}"}
     report: dict[str, object] = json.loads(done.stdout)
