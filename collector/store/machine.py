@@ -38,6 +38,7 @@ def _limits(root: Path) -> Iterator[int]:
 def _text(path: Path) -> str | None:
     """None where it cannot be read: other systems have no control groups, and the group at the top has no limit."""
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        # UTF-8: every other codec is a module to be imported, and the interpreter's own folders may be closed to this user.
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
