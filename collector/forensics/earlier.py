@@ -5,8 +5,8 @@ zone and no weekday: days without calls enough do not count, and of those that d
 excuses nothing. A deployment that made an edge slower for good was on no earlier day, and is told; days later everything around it is slow too.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
@@ -25,34 +25,58 @@ MAX_WINDOW_NS: Final = DAY_NS // 2
 """A longer window is held against itself alone: a deployment of yesterday noon would be half of a whole day before, and told again."""
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """How far back is asked, and from when on there is anything to ask.
+
+    Attributes:
+        first_unix_nano: When the evidence begins: days before are not asked about.
+        days: How many earlier days are asked about at most.
+        min_days: With calls enough on fewer of them nothing is usual.
+    """
+
+    first_unix_nano: int
+    days: int
+    min_days: int
+
+
 def unusual(
-    query: Query, slow: Sequence[SlowEdge], first_unix_nano: int, params: ShiftParams, *, days: int, min_days: int
+    query: Query,
+    slow: Sequence[SlowEdge],
+    history: History,
+    params: ShiftParams,
+    rows: Callable[[Window], ir.Table] = durations,
+    around: Window | None = None,
 ) -> list[SlowEdge]:
     """The slow edges that were not as slow at the same time on most earlier days, with what they were then.
 
     Args:
         query: Raises what a source's `query` raises.
         slow: In the order in which they are given back.
-        first_unix_nano: When the evidence begins: days before are not asked about.
+        history: The days to ask about.
         params: By how much an edge must be slower than usual, as it must be than around it.
-        days: How many earlier days are asked about at most.
-        min_days: With calls enough on fewer of them nothing is usual.
+        rows: What is slow, as `durations_in` has it, of a window.
+        around: The window of today's rows, where a row's duration depends on what else is in it: then each day's is of the same hours. By
+            default from the first shift to the end of the last.
     """
     if not slow:
         return []
     earlier: list[list[float]] = [[] for _ in slow]
-    since, until = min(e.shift.start_unix_nano for e in slow), max(e.shift.end_unix_nano for e in slow)
+    first, last = min(e.shift.start_unix_nano for e in slow), max(e.shift.end_unix_nano for e in slow)
+    since, until = (first, last) if around is None else (around.since_unix_nano, around.until_unix_nano)
+    blank = Window(None if since is None else number("since"), None if until is None else number("until"))
     # One statement for all days: compiling it takes longer than it does.
-    sql = compile_sql(_at_the_same_time(number("since"), number("until"), slow))
-    for back in range(DAY_NS, (days + 1) * DAY_NS, DAY_NS):
-        if until - back <= first_unix_nano:
+    sql = compile_sql(_at_the_same_time(rows(blank), number("value"), slow))
+    for back in range(DAY_NS, (history.days + 1) * DAY_NS, DAY_NS):
+        if last - back <= history.first_unix_nano:
             break
-        for row in query(fill(sql, since=since - back, until=until - back)).iter_rows(named=True):
+        ends = {"since": _earlier(since, back), "until": _earlier(until, back)}
+        for row in query(fill(sql, value=first - back, **ends)).iter_rows(named=True):
             edge = slow[row["edge"]]
             if row["calls"] >= max(params.min_calls, least_calls(edge.shift.quantile)):
                 earlier[row["edge"]].append(row[_column(edge.shift.quantile)])
     told = [
-        replace(edge, usual=Usual(len(ns), median(ns))) if len(ns) >= min_days else edge
+        replace(edge, usual=Usual(len(ns), median(ns))) if len(ns) >= history.min_days else edge
         for edge, ns in zip(slow, earlier, strict=True)
     ]
     return [e for e in told if e.usual is None or params.is_slower(e.shift.quantile, e.usual.ns, e.shift.during_ns)]
@@ -80,6 +104,10 @@ def day_before(query: Query, window: Window, params: ShiftParams) -> Window | No
     return earlier if any(params.is_slower(0.5, before, during) for before, during in pairs) else None
 
 
+def _earlier(end: int | None, by_ns: int) -> int | None:
+    return None if end is None else end - by_ns
+
+
 def _end() -> ir.Table:
     return spans().aggregate(end=spans().start_time_unix_nano.max() + 1)
 
@@ -92,10 +120,9 @@ def _medians(window: Window) -> ir.Table:
     )
 
 
-def _at_the_same_time(since: int, until: int, slow: Sequence[SlowEdge]) -> ir.Table:
-    """Row an edge: `edge` (its place in `slow`), calls, and their quantiles in ns, where the edges' shifts lie if the first began at `since`."""
-    moved = since - min(edge.shift.start_unix_nano for edge in slow)
-    calls = durations(Window(since, until))
+def _at_the_same_time(calls: ir.Table, at: int, slow: Sequence[SlowEdge]) -> ir.Table:
+    """Row an edge: `edge` (its place in `slow`), calls, and their quantiles in ns, where the edges' shifts lie if the first began `at`."""
+    moved = at - min(edge.shift.start_unix_nano for edge in slow)
     start = calls.start_time_unix_nano
     matches = (is_edge(calls, edge) & during(start, edge.shift.moved(moved)) for edge in slow)
     numbered = calls.mutate(edge=ibis.cases(*((match, n) for n, match in enumerate(matches))))

@@ -41,9 +41,9 @@ from collector.forensics.durations import (
     sampled_calls,
     spans_of_traces_sql,
 )
-from collector.forensics.earlier import day_before, unusual
+from collector.forensics.earlier import History, day_before, unusual
 from collector.forensics.findings import Finding
-from collector.forensics.queue_waits import longest_waits, queue_finding, waits_sql
+from collector.forensics.queue_waits import longest_waits, queue_finding, waits_in, waits_sql
 from collector.forensics.shifts import Series, Shift, ShiftParams, find_shifts
 from collector.forensics.statements import compiled_once, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql
@@ -155,24 +155,29 @@ def find_latency(query: Query, window: Window, params: LatencyParams | None = No
     baseline = query(statements["baseline"]) if "baseline" in statements else None
     first = dict(query(statements["services"]).select("service_name", "first_unix_nano").iter_rows())
     slow = slow_edges(durations, baseline, first, params)
-    if not is_told:
-        days = {"days": params.earlier_days, "min_days": params.min_days}
-        slow = unusual(query, slow, min(first.values()), params.shift, **days)
+    history = None if is_told else History(min(first.values()), params.earlier_days, params.min_days)
+    if history is not None:
+        slow = unusual(query, slow, history, params.shift)
     search = _Search(query, window, params, slow)
     groups = incidents(slow[: params.max_edges])
     findings = _findings(search, [_explain(search, number, group) for number, group in enumerate(groups)])
-    findings += _queues(search, statements, first)
+    findings += _queues(search, statements, first, history)
     return sorted(findings, key=lambda f: (-f.score, f.finding_id))
 
 
-def _queues(search: _Search, statements: Mapping[str, str], first: Mapping[str, int]) -> list[Finding]:
+def _queues(
+    search: _Search, statements: Mapping[str, str], first: Mapping[str, int], history: History | None
+) -> list[Finding]:
     """One finding for each queue in which messages wait longer, of several stretches for the worst."""
     waits = search.query(statements["queues"])
     if waits.is_empty():
         return []
     before = search.query(statements["queues_baseline"]) if "queues_baseline" in statements else None
+    slow = slow_edges(waits, before, first, search.params)[: search.params.max_edges]
+    if history is not None:
+        slow = unusual(search.query, slow, history, search.params.shift, waits_in, search.window)
     worst: dict[tuple[str | None, str, str, str], SlowEdge] = {}
-    for edge in slow_edges(waits, before, first, search.params)[: search.params.max_edges]:
+    for edge in slow:
         worst.setdefault(edge.key, edge)
     return [queue_finding(edge, longest_waits(search.query, search.window, edge)) for edge in worst.values()]
 

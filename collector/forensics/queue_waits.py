@@ -37,8 +37,7 @@ def waits_sql(window: Window, buckets: int) -> str:
 
 def waits_in(window: Window) -> ir.Table:
     """One row a message that was taken in the window: KEY, trace_id, span_id and attributes of the consumer's span, start_time_unix_nano, duration_ns."""
-    consumers = spans().filter((spans().kind == "CONSUMER") & (spans().witness != "proxy"))
-    consumers = deduplicated(window.of(consumers))
+    consumers = _consumers(window)
     senders = window.of(spans(), margin_ns=SENDER_MARGIN_NS)
     senders = senders.filter(senders.kind != "CONSUMER").select(
         sender_trace="trace_id",
@@ -104,6 +103,11 @@ def queue_finding(edge: SlowEdge, longest: pl.DataFrame) -> Finding:
     )
 
 
+def _consumers(window: Window) -> ir.Table:
+    consumers = spans().filter((spans().kind == "CONSUMER") & (spans().witness != "proxy"))
+    return deduplicated(window.of(consumers))
+
+
 def _histogram(window: Window, buckets: int) -> ir.Table:
     return binned(waits_in(window), buckets)
 
@@ -118,9 +122,11 @@ def _longest(window: Window) -> ir.Table:
         & (start >= number("min"))
         & (start < number("max"))
     )
-    found = found.order_by(found.duration_ns.desc(), found.trace_id, found.span_id).limit(EVIDENCE_LIMIT)
-    attributes = window.of(spans()).select("trace_id", "span_id", "attributes")
-    return found.select("trace_id", "span_id", "duration_ns").join(attributes, ["trace_id", "span_id"])
+    order = (ibis._.duration_ns.desc(), ibis._.trace_id, ibis._.span_id)
+    found = found.order_by(*order).limit(EVIDENCE_LIMIT)
+    attributes = _consumers(window).select("trace_id", "span_id", "attributes")
+    # Ordered once more: a join keeps no order.
+    return found.select("trace_id", "span_id", "duration_ns").join(attributes, ["trace_id", "span_id"]).order_by(*order)
 
 
 def _topic(attributes: Sequence[Any]) -> str | None:

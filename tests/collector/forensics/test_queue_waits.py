@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -77,8 +77,63 @@ def test_a_lag_is_told_once_with_its_queue_and_since_when(by: str, skew_ns: int)
 
 
 @pytest.mark.slow
+def test_the_evidence_is_the_messages_that_waited_longest_the_longest_first() -> None:
+    tables: dict[str, list[Row]] = {"spans": [], "span_links": []}
+    for table, row in messages(lag_ms=900):
+        tables[table].append(row)
+        # What a proxy says of the same span is another row with its id.
+        tables[table].append(row | {"witness": "proxy"})
+    [finding] = find_latency(store(tables["spans"]), Window())
+    sent, taken = tables["spans"][::4], tables["spans"][2::4]
+    waits = {
+        f"{t['span_id']:016x}": t["start_time_unix_nano"] - s["start_time_unix_nano"]
+        for s, t in zip(sent, taken, strict=True)
+    }
+    longest = sorted(waits, key=lambda span_id: -waits[span_id])[:20]
+    # Of two replicas each has its own zero: the shortest waits of both lie within a few ms.
+    assert list(finding.span_ids)[:3] == longest[:3]
+    assert [round(waits[i] / (50 * MS)) for i in finding.span_ids] == sorted(
+        (round(waits[i] / (50 * MS)) for i in finding.span_ids), reverse=True
+    )
+
+
+@pytest.mark.slow
 def test_messages_that_wait_as_ever_are_no_finding() -> None:
     assert all(found(seed=seed) == [] for seed in (2, 3))
+
+
+def nightly(*nights: int) -> list[Row]:
+    """Six days of a message every four minutes; on these nights those from three to five o'clock wait for a batch."""
+    rng, rows = random.Random(5), []
+    for n in range(6 * 360):
+        day, hour = divmod(n / 15, 24)
+        lag = 40 * S if int(day) in nights and 3 <= hour < 5 else 0
+        sender = make_span(
+            kind="PRODUCER", name="publish", service_name="shop", start_time_unix_nano=T0 + n * 240 * S, duration_ns=MS
+        )
+        wait = int(rng.lognormvariate(4, 0.5) * MS + lag * rng.uniform(0.5, 1.5))
+        taker = make_span(
+            trace_id=sender["trace_id"],
+            parent_span_id=sender["span_id"],
+            kind="CONSUMER",
+            name="process",
+            service_name="ledger",
+            start_time_unix_nano=T0 + n * 240 * S + wait,
+            duration_ns=MS,
+        )
+        rows += [sender, taker]
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("nights", "told"), [(range(6), 0), ((5,), 1)], ids=["every night", "tonight"])
+@pytest.mark.parametrize("hours", [(0, 24), (1, 7)], ids=["the day", "the night"])
+def test_a_batch_of_every_night_is_no_incident(nights: Sequence[int], told: int, hours: tuple[int, int]) -> None:
+    midnight = T0 + 5 * 24 * 3600 * S
+    window = Window(*(midnight + hour * 3600 * S for hour in hours))
+    found = find_latency(store(nightly(*nights)), window)
+    assert [f.reasons for f in found] == [("latency_shift", "queue_wait")] * told
+    assert all("at this time on 5 earlier days" in f.explanation for f in found)
 
 
 @pytest.mark.slow
