@@ -45,6 +45,7 @@ def unusual(
     slow: Sequence[SlowEdge],
     history: History,
     params: ShiftParams,
+    *,
     rows: Callable[[Window], ir.Table] = durations,
     around: Window | None = None,
 ) -> list[SlowEdge]:

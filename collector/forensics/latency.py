@@ -175,7 +175,7 @@ def _queues(
     before = search.query(statements["queues_baseline"]) if "queues_baseline" in statements else None
     slow = slow_edges(waits, before, first, search.params)[: search.params.max_edges]
     if history is not None:
-        slow = unusual(search.query, slow, history, search.params.shift, waits_in, search.window)
+        slow = unusual(search.query, slow, history, search.params.shift, rows=waits_in, around=search.window)
     worst: dict[tuple[str | None, str, str, str], SlowEdge] = {}
     for edge in slow:
         worst.setdefault(edge.key, edge)
