@@ -8,7 +8,7 @@ thirds). Of each request the outcome is one of two:
 - a `DecodeError`: the bytes are not a trace request, or exceed what `projection` accepts. It costs its neighbours nothing:
   a group with such a request in it is halved until the request stands alone. Nothing else is raised.
 
-A span is rejected when it cannot be stored truthfully: its ids are not 16 and 8 bytes with at least one that is not
+A span is rejected when it is longer than `MAX_SPAN_BYTES`, or cannot be stored truthfully: its ids are not 16 and 8 bytes with at least one that is not
 zero ("The ID ... with all zeroes is considered invalid", trace.proto), its parent's id is neither absent nor 8 bytes, or
 a time exceeds 2^63 - 1 ns (the year 2262). An unknown kind or status code is kept as UNSPECIFIED or UNSET with a note:
 proto3 enums are open, and what else the span says may matter.
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -44,6 +45,7 @@ from collector.schema import arrow_schema
 KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 STATUS_CODES: Final = ("UNSET", "OK", "ERROR")
 
+LONG_SPAN: Final = "span is longer than 16 MiB"
 SHORT_SPAN: Final = "span is shorter than a trace_id and a span_id"
 TRACE_ID_LENGTH: Final = "trace_id is not 16 bytes"
 TRACE_ID_ZERO: Final = "trace_id is all zeros"
@@ -58,7 +60,11 @@ BAD_EVENT: Final = "event dropped: its time is beyond 2^63 - 1 ns"
 BAD_LINK: Final = "link dropped: it has no valid trace_id and span_id"
 
 SLICE_SPANS: Final = 16_384
-"""Spans of a large request that are decoded together, so that it costs what it weighs and not four times as much."""
+SLICE_BYTES: Final = 16 * 1024 * 1024
+"""Spans of a large request, and their bytes, that are decoded together, so that it costs what it weighs and not four times as much."""
+
+MAX_SPAN_BYTES: Final = 16 * 1024 * 1024
+"""One value of tens of MiB is copied by every layer that it passes, the database among them, which writes it in one piece."""
 
 _MIN_SPAN_BYTES: Final = 28
 """Tag, length and 16 bytes of trace_id, tag, length and 8 bytes of span_id. What is shorter never becomes a row, so a
@@ -182,10 +188,11 @@ def _decode(payloads: Sequence[bytes], received_unix_nano: Sequence[int]) -> Gro
 def _parts(
     envelope: "_Envelope", received: Indices, rejected: list[Counter[str]], notes: Notes, accepted: Indices
 ) -> Iterator[dict[str, pa.RecordBatch]]:
-    """The spans' tables, `SLICE_SPANS` at a time; adds to the counts. Fewer where these have too many attributes or events."""
-    if len(envelope.spans) > SLICE_SPANS:
-        for first in range(0, len(envelope.spans), SLICE_SPANS):
-            yield from _parts(envelope.slice(first, SLICE_SPANS), received, rejected, notes, accepted)
+    """The spans' tables, a slice at a time; adds to the counts. Smaller slices where these have too many attributes or events."""
+    bounds = _slices(envelope.spans)
+    if len(bounds) > 2:
+        for first, end in pairwise(bounds):
+            yield from _parts(envelope.slice(first, end - first), received, rejected, notes, accepted)
         return
     noted: Notes = Counter()
     refused: list[Counter[str]] = [Counter() for _ in rejected]
@@ -208,6 +215,18 @@ def _parts(
         counted.update(more)
     accepted += np.bincount(spans.request_index, minlength=len(rejected))
     yield tables
+
+
+def _slices(spans: pa.BinaryArray) -> list[int]:
+    """Where slices begin and the last one ends: at most `SLICE_SPANS` each, and `SLICE_BYTES` or one span."""
+    ends = np.cumsum(lengths(spans), dtype=np.int64)
+    bounds = [0]
+    while bounds[-1] < len(spans):
+        first = bounds[-1]
+        begin = ends[first - 1] if first else 0
+        fitting = int(np.searchsorted(ends, begin + SLICE_BYTES, side="right"))
+        bounds.append(min(max(fitting, first + 1), first + SLICE_SPANS, len(spans)))
+    return bounds
 
 
 # --- whose spans ------------------------------------------------------------------------------------------------------
@@ -281,7 +300,9 @@ class _Spans:
                 rejected[request][reason] += int(count)
             return np.flatnonzero(~bad)
 
-        accepted = kept_of(lengths(envelope.spans) < _MIN_SPAN_BYTES, SHORT_SPAN, envelope.request)
+        sizes = lengths(envelope.spans)
+        accepted = kept_of(sizes > MAX_SPAN_BYTES, LONG_SPAN, envelope.request)
+        accepted = accepted[kept_of(sizes[accepted] < _MIN_SPAN_BYTES, SHORT_SPAN, envelope.request[accepted])]
         columns = SPAN.rows(_chosen(envelope.spans, accepted))
         for column, check, reason in _CHECKS:
             if (bad := check(columns.column(column))).any():

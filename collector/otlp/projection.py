@@ -13,7 +13,8 @@ than a socket deserves, and this module, the only one that knows it, makes up fo
 - it skips unknown groups by recursion, without a limit: a megabyte of start-group tags overflows the stack and kills
   the process. A message longer than `TRUSTED_BYTES` is therefore parsed first by upb, whose depth is limited to 100.
 - a length beyond 2^63 makes it panic, which arrives as a `BaseException`: it becomes a `DecodeError`.
-- a two-byte message makes a row of fifty bytes and more: an array longer than `MAX_ROWS` is refused.
+- a two-byte message makes a row of fifty bytes and more: an array longer than `MAX_ROWS` is refused. A list's items take
+  memory in both decoders before anybody can count them: those of a message longer than `COUNTED_BYTES` are counted first.
 """
 
 from typing import Any, Final
@@ -25,12 +26,16 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from collector.errors import DecodeError
+from collector.otlp.fields import count_fields
 
 TRUSTED_BYTES: Final = 4096
 """A message this short nests at most this deep, which takes less than 512 KiB of stack (measured)."""
 
 MAX_ROWS: Final = 400_000
 """Messages of one kind that are decoded together: an attribute takes up to half a kilobyte meanwhile."""
+
+COUNTED_BYTES: Final = 1024 * 1024
+"""Of messages longer than this no more than `MAX_ROWS` fields are decoded together."""
 
 MAX_SPANS: Final = 400_000
 """In a request. 64 MiB of ordinary spans hold 150 thousand."""
@@ -193,8 +198,16 @@ class Projected:
             raise TooManyRowsError(
                 f"{self.name}: {len(messages)} in one request, at most {MAX_ROWS} are accepted: send smaller batches"
             )
+        fields = 0
         for index in np.flatnonzero(lengths(messages) > TRUSTED_BYTES).tolist():
-            self._parsed(self._check, value_of(messages, index))  # for upb's limits
+            message = value_of(messages, index)
+            if len(message) > COUNTED_BYTES:
+                fields += count_fields(message, MAX_ROWS - fields)
+                if fields > MAX_ROWS:
+                    raise TooManyRowsError(
+                        f"{self.name}: more than {MAX_ROWS} fields in one request are not accepted: send smaller batches"
+                    )
+            self._parsed(self._check, message)  # for upb's limits
         try:
             return self._handler.array_to_record_batch(messages)
         except ValueError as error:
