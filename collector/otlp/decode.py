@@ -66,6 +66,9 @@ SLICE_BYTES: Final = 16 * 1024 * 1024
 MAX_SPAN_BYTES: Final = 16 * 1024 * 1024
 """One value of tens of MiB is copied by every layer that it passes, the database among them, which writes it in one piece."""
 
+MAX_ORIGIN_BYTES: Final = 16 * 1024 * 1024
+"""Of a resource or a scope."""
+
 _MIN_SPAN_BYTES: Final = 28
 """Tag, length and 16 bytes of trace_id, tag, length and 8 bytes of span_id. What is shorter never becomes a row, so a
 request of two-byte spans costs what it weighs."""
@@ -267,7 +270,10 @@ def _unnested(
 
 
 def _pairs(messages: pa.RecordBatch, column: str) -> Iterator[tuple[bytes, bytes]]:
-    """Each message's origin and schema URL; a message that is not there is an empty one."""
+    """Each message's origin and schema URL; a message that is not there is an empty one. Raises DecodeError where one is too long."""
+    longest = int(lengths(messages.column(column)).max(initial=0))
+    if longest > MAX_ORIGIN_BYTES:
+        raise DecodeError(f"a {column} has {longest} bytes, at most {MAX_ORIGIN_BYTES} are accepted")
     origins, urls = messages.column(column).to_pylist(), messages.column("schema_url").to_pylist()
     return ((origin or b"", url or b"") for origin, url in zip(origins, urls, strict=True))
 

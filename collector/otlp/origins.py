@@ -16,9 +16,6 @@ from collector.schema import arrow_schema
 MAX_ATTRIBUTES: Final = 10_000
 """Attributes of one resource or scope: they are decoded one by one. OpenTelemetry's SDKs send fewer than 50."""
 
-MAX_BYTES: Final = 16 * 1024 * 1024
-"""Of one resource or scope: as of one span."""
-
 _CACHED_BYTES: Final = 16_384
 """Longer ones are decoded each time, so that the caches stay below a few dozen MiB."""
 
@@ -116,8 +113,6 @@ def _scope(encoded: bytes, schema_url: bytes) -> Origin:
 
 def _parsed(kind: Projected, encoded: bytes, what: str) -> Any:
     """The message; raises DecodeError. A large one is counted first: of 33 million attributes, a list would take a gigabyte."""
-    if len(encoded) > MAX_BYTES:
-        raise DecodeError(f"a {what} has {len(encoded)} bytes, at most {MAX_BYTES} are accepted")
     if len(encoded) > _CACHED_BYTES:
         _limit(len(kind.rows(pa.array([encoded], pa.binary())).column("attributes").flatten()), what)
     return kind.parse(encoded)

@@ -11,7 +11,8 @@ ptars turns an array of serialised messages into Arrow columns without an object
 than a socket deserves, and this module, the only one that knows it, makes up for that:
 
 - it skips unknown groups by recursion, without a limit: a megabyte of start-group tags overflows the stack and kills
-  the process. A message longer than `TRUSTED_BYTES` is therefore parsed first by upb, whose depth is limited to 100.
+  the process. A message longer than `TRUSTED_BYTES` is therefore parsed first by upb, whose depth is limited to 100, unless it is
+  known to have no group.
 - a length beyond 2^63 makes it panic, which arrives as a `BaseException`: it becomes a `DecodeError`.
 - a two-byte message makes a row of fifty bytes and more: an array longer than `MAX_ROWS` is refused. A list's items take
   memory in both decoders before anybody can count them: those of a message longer than `COUNTED_BYTES` are counted first.
@@ -26,7 +27,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from collector.errors import DecodeError
-from collector.otlp.fields import count_fields
+from collector.otlp.fields import fields_of
 
 TRUSTED_BYTES: Final = 4096
 """A message this short nests at most this deep, which takes less than 512 KiB of stack (measured)."""
@@ -169,12 +170,13 @@ class TooManyRowsError(DecodeError):
 class Projected:
     """One declared message: parsed singly by upb, or by the array through ptars."""
 
-    __slots__ = ("_check", "_class", "_handler", "name")
+    __slots__ = ("_check", "_class", "_handler", "_has_messages", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._class: Any = message_factory.GetMessageClass(FILE.message_types_by_name[name])
         self._check: Any = message_factory.GetMessageClass(FILE.message_types_by_name[f"{name}Check"])
+        self._has_messages = bool(self._check.DESCRIPTOR.fields)
         self._handler = _HANDLERS.get_for_message(FILE.message_types_by_name[name])
 
     def parse(self, payload: bytes) -> Any:
@@ -198,16 +200,9 @@ class Projected:
             raise TooManyRowsError(
                 f"{self.name}: {len(messages)} in one request, at most {MAX_ROWS} are accepted: send smaller batches"
             )
-        fields = 0
+        left = MAX_ROWS
         for index in np.flatnonzero(lengths(messages) > TRUSTED_BYTES).tolist():
-            message = value_of(messages, index)
-            if len(message) > COUNTED_BYTES:
-                fields += count_fields(message, MAX_ROWS - fields)
-                if fields > MAX_ROWS:
-                    raise TooManyRowsError(
-                        f"{self.name}: more than {MAX_ROWS} fields in one request are not accepted: send smaller batches"
-                    )
-            self._parsed(self._check, message)  # for upb's limits
+            left -= self._checked(view_of(messages, index), left)
         try:
             return self._handler.array_to_record_batch(messages)
         except ValueError as error:
@@ -217,18 +212,31 @@ class Projected:
                 raise
             raise DecodeError(f"{self.name}: not a protobuf message: a length beyond 2^63") from error
 
+    def _checked(self, message: memoryview, most: int) -> int:
+        """How many fields a message has that is long enough to be counted; raises DecodeError where ptars must not see it."""
+        count = 0
+        if len(message) > COUNTED_BYTES:
+            count, is_flat = fields_of(message, most)
+            if count > most:
+                raise TooManyRowsError(
+                    f"{self.name}: more than {MAX_ROWS} fields in one request are not accepted: send smaller batches"
+                )
+            if is_flat and not self._has_messages:
+                return count
+        self._parsed(self._check, bytes(message))
+        return count
+
 
 def lengths(array: pa.Array) -> "np.ndarray[Any, np.dtype[np.int32]]":
     """Bytes of each value of a binary array, or items of each value of a list array (null: 0)."""
     return np.diff(offsets(array))
 
 
-def value_of(array: pa.BinaryArray, index: int) -> bytes:
-    """One value. Arrow's own way copies it twice, and it may be of 64 MiB."""
+def view_of(array: pa.BinaryArray, index: int) -> memoryview:
+    """One value, where it lies. Arrow's own way copies it twice, and it may be of 64 MiB."""
     _, bounds, data = array.buffers()
     first, end = np.frombuffer(bounds, dtype=np.int32, count=2, offset=(array.offset + index) * 4).tolist()
-    value: bytes = data.slice(first, end - first).to_pybytes()
-    return value
+    return memoryview(data)[first:end].cast("B")
 
 
 def offsets(array: pa.Array) -> "np.ndarray[Any, np.dtype[np.int32]]":

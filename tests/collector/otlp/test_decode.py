@@ -320,9 +320,11 @@ def test_deep_nesting_in_a_resource_keeps_it():
     assert decoded.batches["resources"].num_rows == 1
 
 
+@pytest.mark.parametrize("tags", [1_000_000, 3_000_000])
 @pytest.mark.parametrize("where", ["request", "span", "attribute"])
-def test_a_megabyte_of_group_tags_is_refused_and_does_not_overflow_the_stack(where):
-    bomb = b"\x0b" * 1_000_000
+def test_megabytes_of_group_tags_are_refused_and_do_not_overflow_the_stack(where, tags, monkeypatch):
+    monkeypatch.setattr(projection, "MAX_ROWS", 10_000_000)
+    bomb = b"\x0b" * tags
     span = make_span().SerializeToString()
     payload = {
         "request": bomb,
@@ -349,8 +351,52 @@ def test_more_rows_than_the_limit_are_refused(monkeypatch):
         decode_request(trace_request(2))
 
 
-@pytest.mark.parametrize(("slice_spans", "max_rows"), [(7, 1_000), (1_000, 30), (3, 12)])
-def test_a_large_request_is_decoded_in_slices_to_the_same_rows(monkeypatch, slice_spans, max_rows):
+def test_more_fields_of_large_messages_than_the_limit_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(projection, "MAX_ROWS", 1000)
+    monkeypatch.setattr(projection, "COUNTED_BYTES", 8000)
+    fitting = delimited(b"\x12", b"") * 1000
+    empty = {decode.SHORT_SPAN: 1000}
+    assert decode_request(delimited(b"\x0a", delimited(b"\x12", fitting))).rejected == empty
+    padded = fitting[:-2] + delimited(b"\x1a", bytes(7000))
+    assert decode_request(delimited(b"\x0a", delimited(b"\x12", padded))).rejected == {decode.SHORT_SPAN: 999}
+    with pytest.raises(DecodeError, match="ScopeSpans: more than 1000 fields in one request are not accepted"):
+        decode_request(delimited(b"\x0a", delimited(b"\x12", padded + b"\x12\x00")))
+
+
+def test_fields_of_several_large_messages_are_counted_together(monkeypatch):
+    monkeypatch.setattr(projection, "MAX_ROWS", 1000)
+    monkeypatch.setattr(projection, "COUNTED_BYTES", 4500)
+    half = delimited(b"\x12", b"") * 600 + delimited(b"\x1a", bytes(4000))
+    resources = delimited(b"\x0a", delimited(b"\x12", half)) * 2
+    with pytest.raises(DecodeError, match="ScopeSpans: more than 1000 fields"):
+        decode_request(resources)
+
+
+def test_a_span_that_is_too_long_is_rejected_alone(monkeypatch):
+    spans = [make_span(), make_span(name="n" * 500), make_span()]
+    monkeypatch.setattr(decode, "MAX_SPAN_BYTES", len(spans[1].SerializeToString()) - 1)
+    decoded = decode_request(make_request(*spans))
+    assert decoded.rejected == {decode.LONG_SPAN: 1}
+    assert decoded.span_count == 2
+    monkeypatch.setattr(decode, "MAX_SPAN_BYTES", len(spans[1].SerializeToString()))
+    assert decode_request(make_request(*spans)).rejected == {}
+
+
+def test_the_reason_for_a_long_span_names_the_limit():
+    assert f"{decode.MAX_SPAN_BYTES // 2**20} MiB" in decode.LONG_SPAN
+
+
+def test_a_resource_or_scope_that_is_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_ORIGIN_BYTES", 100)
+    with pytest.raises(DecodeError, match=r"a resource has 1\d\d bytes, at most 100 are accepted"):
+        decode_request(make_request(make_span(), resource=[attribute("long", "v" * 101)]))
+
+
+@pytest.mark.parametrize(
+    ("slice_spans", "max_rows", "slice_bytes"),
+    [(7, 1_000, 10**6), (1_000, 30, 10**6), (3, 12, 10**6), (1_000, 1_000, 2_000), (7, 1_000, 2_000), (100, 1_000, 1)],
+)
+def test_a_large_request_is_decoded_in_slices_to_the_same_rows(monkeypatch, slice_spans, max_rows, slice_bytes):
     requests = [trace_request(50, seed=seed) for seed in range(2)]
     spans = requests[1].resource_spans[0].scope_spans[0].spans
     spans[20].span_id = b"short"
@@ -359,6 +405,7 @@ def test_a_large_request_is_decoded_in_slices_to_the_same_rows(monkeypatch, slic
     payloads = [request.SerializeToString() for request in requests]
     whole = decode.decode_group(payloads, [1, 2])
     monkeypatch.setattr(decode, "SLICE_SPANS", slice_spans)
+    monkeypatch.setattr(decode, "SLICE_BYTES", slice_bytes)
     monkeypatch.setattr(projection, "MAX_ROWS", max_rows)
     sliced = decode.decode_group(payloads, [1, 2])
 
