@@ -6,12 +6,12 @@ that stall take each other's places, and nobody else's.
 
 How long a message is, nobody knows before it is whole, and gRPC then has it three times: in the pieces that came, in a buffer, as bytes. So of
 those that take their time one is the first, until it is answered if it is large. While the process grows beside it, the others are to be
-sent again: they may be as large.
+sent again: they may be as large. While a large one that is whole is decoded and stored, others wait unread for a second.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import grpc
@@ -32,6 +32,9 @@ READ_TIMEOUT_S: Final = 10.0
 
 WATCH_S: Final = 0.01
 """An ordinary message is here by then; how often those that are not are looked after."""
+
+PATIENCE_S: Final = 1.0
+"""How long messages wait, unread, for the answer to a large one: as decoding has the interpreter, nobody might see in time that another is large."""
 
 GROWTH_BYTES: Final = 32_000_000
 """What the process may grow beside the first of those before it is the only one: more than ingesting of ordinary messages does in a moment."""
@@ -57,25 +60,37 @@ class Places:
     Args:
         timeout_s: For one message.
         memory: Bytes that the process holds.
+        patience_s: How long messages wait for the answer to a large one.
     """
 
-    def __init__(self, timeout_s: float = READ_TIMEOUT_S, memory: Callable[[], int] = resident_bytes) -> None:
+    def __init__(
+        self,
+        timeout_s: float = READ_TIMEOUT_S,
+        memory: Callable[[], int] = resident_bytes,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self.timeout_s = timeout_s
+        self._patience_s = patience_s
         self._memory = memory
         self._quick = asyncio.Semaphore(READING)
         self._slow = asyncio.Semaphore(SLOW)
         self._first: object | None = None
         self._before = 0
+        self._answered = asyncio.Event()
+        self._answered.set()
 
     @asynccontextmanager
     async def message(self, context: Any) -> AsyncIterator[Any]:
         """The next message of a stream, or EOF, until it is answered. Raises TooSlowError, CrowdedError."""
         call = object()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), self._patience_s)
         try:
             yield await self._read(context, call)
         finally:
             if self._first is call:
                 self._first = None
+                self._answered.set()
 
     async def _read(self, context: Any, call: object) -> Any:
         async with self._quick:
@@ -113,7 +128,8 @@ class Places:
         """The message, whole, without the pieces that a large one came in: they are freed, but the C library keeps them for others."""
         if message is not grpc.aio.EOF and len(message) >= LARGE_BYTES:
             give_back()
-            self._is_first(call)
+            if self._is_first(call):
+                self._answered.clear()
         elif self._first is call:
             self._first = None
         return message

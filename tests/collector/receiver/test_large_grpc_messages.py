@@ -28,8 +28,10 @@ class Call:
 
     def __init__(self) -> None:
         self.message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.is_read = False
 
     async def read(self) -> bytes:
+        self.is_read = True
         return await self.message
 
 
@@ -102,7 +104,7 @@ def test_what_is_whole_at_once_is_read_however_much_is_held() -> None:
 def test_a_large_message_is_the_first_until_it_is_answered() -> None:
     async def scenario() -> None:
         process, committed = Process(), asyncio.Event()
-        places = Places(memory=process)
+        places = Places(memory=process, patience_s=0.01)
         large, second, third = Call(), Call(), Call()
         large.message.set_result(bytes(LARGE_BYTES))
         decoding = asyncio.create_task(answered(places, large, committed))
@@ -117,6 +119,36 @@ def test_a_large_message_is_the_first_until_it_is_answered() -> None:
         await until_read(third)
         third.message.set_result(b"third")
         assert await reading == b"third"
+
+    asyncio.run(scenario())
+
+
+def test_messages_wait_unread_for_the_answer_to_a_large_one_and_not_for_ever() -> None:
+    async def scenario() -> None:
+        committed = asyncio.Event()
+        places = Places(memory=Process(), patience_s=DEADLINE_S)
+        large, second, third = Call(), Call(), Call()
+        large.message.set_result(bytes(LARGE_BYTES))
+        decoding = asyncio.create_task(answered(places, large, committed))
+        await asyncio.sleep(0.05)
+        second.message.set_result(b"second")
+        waiting = asyncio.create_task(answered(places, second))
+        await asyncio.sleep(0.05)
+        assert not second.is_read
+        committed.set()
+        assert await waiting == b"second"
+        await decoding
+
+        impatient = Places(memory=Process(), patience_s=0.05)
+        large.message = asyncio.get_running_loop().create_future()
+        large.message.set_result(bytes(LARGE_BYTES))
+        never = asyncio.Event()
+        decoding = asyncio.create_task(answered(impatient, large, never))
+        await asyncio.sleep(0.02)
+        third.message.set_result(b"third")
+        assert await answered(impatient, third) == b"third"
+        never.set()
+        await decoding
 
     asyncio.run(scenario())
 
