@@ -102,6 +102,18 @@ def test_detectors(tmp_path: Path) -> None:
             assert figures["peak_mb"] > 50
 
 
+def test_watch() -> None:
+    report = report_of("bench_watch.py", "--quick")
+
+    assert set(report["incidents"]) == {"rogue", "bypass", "egress", "slow"}
+    [run] = report["runs"]
+    told = {name: seconds for name, seconds in run["seconds"].items() if seconds is not None}
+    assert {"rogue", "bypass", "egress"} <= set(told), (
+        "half a minute of load may be too little for latency, but not for proofs"
+    )
+    assert all(0 < seconds < 90 for seconds in told.values())
+
+
 def test_footprint() -> None:
     report = report_of("bench_footprint.py", "--quick")
 
