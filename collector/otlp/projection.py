@@ -170,13 +170,12 @@ class TooManyRowsError(DecodeError):
 class Projected:
     """One declared message: parsed singly by upb, or by the array through ptars."""
 
-    __slots__ = ("_check", "_class", "_handler", "_has_messages", "name")
+    __slots__ = ("_check", "_class", "_handler", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._class: Any = message_factory.GetMessageClass(FILE.message_types_by_name[name])
         self._check: Any = message_factory.GetMessageClass(FILE.message_types_by_name[f"{name}Check"])
-        self._has_messages = bool(self._check.DESCRIPTOR.fields)
         self._handler = _HANDLERS.get_for_message(FILE.message_types_by_name[name])
 
     def parse(self, payload: bytes) -> Any:
@@ -221,7 +220,7 @@ class Projected:
                 raise TooManyRowsError(
                     f"{self.name}: more than {MAX_ROWS} fields in one request are not accepted: send smaller batches"
                 )
-            if is_flat and not self._has_messages:
+            if is_flat and not any(field.message_type for field in self._check.DESCRIPTOR.fields):
                 return count
         self._parsed(self._check, bytes(message))
         return count

@@ -7,6 +7,7 @@
 | larger than the limit, also after decompression | RESOURCE_EXHAUSTED, by gRPC itself | drops it |
 | the message did not arrive in time | DEADLINE_EXCEEDED | sends it again |
 | the store failed, is full, or took too long; too many slow messages, or a large one beside another | UNAVAILABLE with RetryInfo | sends it again |
+| a defect in here | INTERNAL | drops it |
 
 An event loop on a thread of its own, not gRPC's thread pool: a request costs a third of the CPU, and how many messages are read at
 once is ours to say (see `reading`). Export is declared as a stream of one message, which looks the same on the wire, so that a message is read when
@@ -14,6 +15,7 @@ there is room for it and not before.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -26,7 +28,9 @@ from collector.errors import ConfigError, DecodeError, StoreError, StoreFullErro
 from collector.receiver.counters import Counters, Reason
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest, store_failure
 from collector.receiver.reading import CrowdedError, Places, TooSlowError
-from collector.receiver.statuses import bad_request, grpc_trailer, unavailable
+from collector.receiver.statuses import DEFECT, bad_request, grpc_trailer, unavailable
+
+LOG: Final = logging.getLogger(__name__)
 
 SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 
@@ -153,6 +157,9 @@ class _Export:
             return await self._refuse(context, grpc.StatusCode.UNAVAILABLE, str(error), "queue_full", body)
         except TooSlowError as error:
             return await self._refuse(context, grpc.StatusCode.DEADLINE_EXCEEDED, str(error), "too_slow")
+        except Exception:
+            LOG.exception("a trace request could not be handled")
+            return await self._refuse(context, grpc.StatusCode.INTERNAL, DEFECT, "other")
 
     async def _answer(self, payload: Any, context: Any) -> bytes:
         if payload is grpc.aio.EOF:

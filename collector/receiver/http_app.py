@@ -44,7 +44,7 @@ from collector.receiver.http_export import (
     media_type,
 )
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest
-from collector.receiver.statuses import PROTOBUF, status
+from collector.receiver.statuses import DEFECT, PROTOBUF, status
 
 TRACES_PATH: Final = "/v1/traces"
 
@@ -122,7 +122,7 @@ async def _not_served(request: Request, error: Exception) -> Response:
 
 async def _defect(request: Request, _: Exception) -> Response:
     """The sender learns that it is not its fault, and nothing of what went wrong inside; the server logs the traceback."""
-    return _refused(request, 500, "the collector failed on this request: its log says why")
+    return _refused(request, 500, DEFECT)
 
 
 def _refused(request: Request, http_status: int, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
+from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
@@ -32,7 +33,7 @@ from collector.receiver.http_export import Signal
 from collector.receiver.inflate import TooLargeError
 from collector.receiver.ingest import Writer, refusals, store_failure
 from collector.receiver.reading import CrowdedError, Places
-from collector.receiver.statuses import bad_request, grpc_trailer, unavailable
+from collector.receiver.statuses import DEFECT, bad_request, grpc_trailer, status, unavailable
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -129,6 +130,9 @@ def logs_service(
         except (CrowdedError, StoreError, CancelledError, TimeoutError) as error:
             message = str(error) if isinstance(error, CrowdedError) else store_failure(error)
             return _refuse(context, grpc.StatusCode.UNAVAILABLE, unavailable(message))
+        except Exception:
+            LOG.exception("a log request could not be handled")
+            return _refuse(context, grpc.StatusCode.INTERNAL, status(code_pb2.INTERNAL, DEFECT))
         return accepted.response()
 
     return grpc.method_handlers_generic_handler(LOGS_SERVICE, {"Export": grpc.stream_unary_rpc_method_handler(export)})

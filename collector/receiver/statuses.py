@@ -17,6 +17,9 @@ JSON: Final = "application/json"
 RETRY_AFTER_S: Final = 1
 """Longer than a group commit, shorter than a sender's patience: exporters give up after 10 s by default."""
 
+DEFECT: Final = "the collector failed on this request: its log says why"
+"""All that a sender is told of a defect of ours."""
+
 GRPC_DETAILS: Final = "grpc-status-details-bin"
 """The trailer in which gRPC carries a Status with details."""
 

@@ -335,10 +335,17 @@ def test_more_records_than_are_held_at_once():
     assert decoded.rejected == {access_logs.NOT_AN_ACCESS_LOG: 3}
 
 
+def test_a_record_of_megabytes_is_a_record():
+    decoded = decode(record("x" * 3_000_000), record(OUTBOUND), resource={"service.name": "a"})
+    assert decoded.rejected == {"access log line too long": 1}
+    assert len(rows(decoded)) == 1
+
+
 @pytest.mark.parametrize(
     "payload",
     [
         b"\xff",
+        b"\x0b" * 3_000_000,
         b"\x0b" * 100_000,  # groups that never end
         request(record(OUTBOUND), resource=ENVOY)[:-3],
         b"\x0a\x00" * 70_000,  # more resources than are accepted

@@ -17,8 +17,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 
 from collector.errors import ConfigError, StoreError, StoreFullError
 from collector.otlp.synthetic import trace_request
+from collector.receiver.counters import Counters
 from collector.receiver.grpc_server import create_server
 from collector.receiver.ingest import Ingest
+from collector.receiver.statuses import DEFECT
 from tests.collector.receiver.receiver_fakes import DEADLINE_S, FakeWriter
 
 
@@ -123,6 +125,19 @@ def test_bad_data_is_an_invalid_argument(payload):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "not a protobuf message" in str(caught.value.details())
     assert writer.rows("spans") == []
+
+
+def test_a_defect_is_internal_and_tells_nothing_of_the_inside(monkeypatch, caplog):
+    def broken(_self, _payload):
+        raise RuntimeError("the password is hunter2")
+
+    monkeypatch.setattr(Ingest, "traces", broken)
+    counters = Counters()
+    with listening(FakeWriter(), counters=counters) as (channel, _), pytest.raises(grpc.RpcError) as caught:
+        export(channel, trace_request(1))
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INTERNAL, DEFECT)
+    assert "hunter2" in caplog.text
+    assert counters.read().refused["other"].requests == 1
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])

@@ -21,7 +21,7 @@ from collector.receiver.grpc_server import create_server
 from collector.receiver.http_app import create_app
 from collector.receiver.ingest import Ingest
 from collector.receiver.signals import AccessLogs, logs_service, logs_signal
-from collector.receiver.statuses import GRPC_DETAILS
+from collector.receiver.statuses import DEFECT, GRPC_DETAILS
 from tests.collector.receiver.receiver_fakes import DEADLINE_S, FakeWriter, http_server
 
 PROTOBUF = "application/x-protobuf"
@@ -129,6 +129,18 @@ def test_a_failing_store_is_unavailable_and_says_when_to_try_again(writer, messa
     retry = error_details_pb2.RetryInfo()
     assert status_pb2.Status.FromString(details).details[0].Unpack(retry)
     assert retry.retry_delay.seconds >= 1
+
+
+def test_a_defect_is_internal_and_tells_nothing_of_the_inside(monkeypatch, caplog):
+    monkeypatch.setattr(AccessLogs, "logs", _broken)
+    with over_grpc(FakeWriter()) as channel, pytest.raises(grpc.RpcError) as caught:
+        export(channel, LINE)
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.INTERNAL, DEFECT)
+    assert "hunter2" in caplog.text
+
+
+def _broken(_self, _payload):
+    raise RuntimeError("the password is hunter2")
 
 
 def test_metrics_are_unimplemented():
