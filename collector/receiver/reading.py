@@ -83,8 +83,9 @@ class Places:
     async def message(self, context: Any) -> AsyncIterator[Any]:
         """The next message of a stream, or EOF, until it is answered. Raises TooSlowError, CrowdedError."""
         call = object()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._answered.wait(), self._patience_s)
+        if not self._answered.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._answered.wait(), self._patience_s)
         try:
             yield await self._read(context, call)
         finally:
