@@ -1,7 +1,7 @@
 """Seconds, processor time and peak memory of each detector on ten million spans of one day: over an hour of it, and over all of it.
 
 Prints one JSON object: what the data hold, and by detector and window the wall time, the processor seconds of all threads and the peak memory of
-a process that does nothing else. `first` is what a command pays in a new process, the compiling of its statements included;
+a process that does nothing else; and what scoring pairs for rhythm takes. `first` is what a command pays in a new process, the compiling of its statements included;
 `again` is the same question a second later in the same process, as `watch` and the workbench ask it. The file is built once and kept.
 """
 
@@ -17,10 +17,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from collector.access import add_memory_argument
 from collector.client import FileSource
+from collector.forensics.beacon import observation
+from collector.forensics.beacons import score_pairs
 from collector.forensics.tables import NS_PER_S, Query, Window
 from tests.benchmarks.bench_queries import data_of, stored
 
@@ -28,6 +32,9 @@ SPANS: Final = 10_000_000
 DAY_HOURS: Final = 24
 HOUR_NS: Final = 3600 * NS_PER_S
 TARGET_S: Final = {"hour": 1.0, "day": 10.0}
+PAIRS: Final = 100_000
+CALLS_A_PAIR: Final = 100
+"""On average, of a day: RITA's pairs with fewer than four have no score."""
 
 Ask = Callable[[Query, Window], int]
 """Ask a detector about a window; returns how many rows it told."""
@@ -119,6 +126,27 @@ def in_a_process(detector: str, path: Path, window: Window, runs: int, memory_by
     return report
 
 
+def rhythm_of_pairs(pairs: int, calls: int) -> dict[str, object]:
+    """Seconds to score so many pairs of source and destination, half of them clocks with jitter, half of them random."""
+    rng = np.random.default_rng(1)
+    numbers = np.repeat(np.arange(pairs), rng.poisson(calls, pairs))
+    times = rng.uniform(0, 86_400, len(numbers))
+    beats = np.arange(len(numbers)) % 997 * (86_400 / 997) * rng.uniform(0.9, 1.1, len(numbers))
+    times = np.where(numbers % 2 == 0, times, np.minimum(beats, 86_399))
+    start = 1_790_000_000
+    sizes = rng.integers(100, 2_000, len(numbers))
+    began, worked = time.perf_counter(), time.process_time()
+    scored = score_pairs(
+        numbers,
+        ((start + times) * NS_PER_S).astype(np.int64),
+        sizes,
+        observation(start * NS_PER_S, (start + 86_400) * NS_PER_S),
+        pairs,
+    )
+    took = _figures((time.perf_counter() - began, time.process_time() - worked))
+    return {"pairs": pairs, "calls": len(numbers), "scored": scored.height, **took, "target_s": 10.0}
+
+
 def windows_of(source: FileSource) -> dict[str, Window]:
     """The hour in the middle of the day, so that there is time before it, and everything."""
     [bounds] = source.query(
@@ -149,6 +177,8 @@ def main() -> None:
                 runs = 1 if options.quick else options.runs
                 figures[detector][name] = in_a_process(detector, path, window, runs, options.memory_bytes)
                 print(f"{detector}, {name}: {figures[detector][name]}", file=sys.stderr)
+    if options.only in "rhythm":
+        report["rhythm"] = rhythm_of_pairs(PAIRS // 100 if options.quick else PAIRS, CALLS_A_PAIR)
     print(json.dumps(report | {"detectors": figures}, indent=2))
     if any("failed" in str(of_window) for by_window in figures.values() for of_window in by_window.values()):
         sys.exit(1)

@@ -95,6 +95,7 @@ def test_detectors(tmp_path: Path) -> None:
     report = report_of("bench_detectors.py", "--quick", "--folder", str(tmp_path))
 
     assert report["data"]["spans"] >= 50_000
+    assert report["rhythm"]["scored"] == report["rhythm"]["pairs"] == 1_000
     assert set(report["detectors"]) == {"scan latency", "scan egress", "scan shadow", "rank", "cost", "egress"}
     for by_window in report["detectors"].values():
         for figures in (by_window["hour"], by_window["day"]):
