@@ -26,14 +26,15 @@ _NOT_SERIALISED: Final = object()
 
 _DESERIALIZER: Final = 2
 _SERIALIZER: Final = 3
-_BEHAVIOURS: Final = {(False, False): 4, (False, True): 5, (True, False): 6, (True, True): 7}
-"""Where a handler, which is a named tuple, has its behaviour, by whether its requests and its responses are streams."""
+_BEHAVIOURS: Final = 4
+"""Where a handler, which is a named tuple, has these; the last is that of one request and one response, and after it those of one
+request and many responses, many and one, many and many."""
 
 
 def observed(handler: Any, method: str, *, may_serialise_early: bool, observe: "Observe") -> Any:
     """The handler of a call, with an `IncomingCall` that listens; `observe` makes the behaviour's shell."""
     call = IncomingCall(handler, method, may_serialise_early=may_serialise_early)
-    behaviour = _BEHAVIOURS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    behaviour = _BEHAVIOURS + 2 * bool(handler.request_streaming) + bool(handler.response_streaming)
     fields = list(handler)  # `_replace` takes twice as long, and this is done for every call
     fields[_DESERIALIZER], fields[_SERIALIZER] = call.deserialise, call.serialise
     fields[behaviour] = observe(handler, fields[behaviour], call)
@@ -144,7 +145,7 @@ class IncomingCall:
     def failed(self) -> None:
         """There is no more to be said of the call than was known when it began."""
         try:
-            if self._attributes is not None and self._span is not None and self._span.is_recording():
+            if self._attributes is not None and self._span is not None:
                 attributes, self._attributes = self._attributes, None
                 add_attributes(self._span, attributes, self._peer)
         except Exception as error:  # noqa: BLE001  (as above)
