@@ -14,7 +14,7 @@ from provenance.faults import Contained, report
 from provenance.identity import certified_principal
 from provenance.incoming import incoming_attributes
 from provenance.recording import current_recording, late_request
-from provenance.spans import FOREIGN_TO_RPC, Attributes, RecordingSpan, add_attributes, own_span
+from provenance.spans import FOREIGN_TO_RPC, Attributes, RecordingSpan, add_attributes, own_span, say
 
 PLACE: Final = "grpc.server"
 HTTP_METHOD: Final = "POST"
@@ -156,7 +156,7 @@ class IncomingCall:
         with Contained(PLACE):
             if self._stream is not None and self._intact and self._span is not None and self._span.is_recording():
                 known = late_request(self._span.attributes, self._stream.hexdigest(), self._stream.size)
-                self._span.set_attributes(known)
+                say(self._span, known)
 
     def answered(self, response: Any) -> None:
         """The one response is there. It is serialised now, because OpenTelemetry ends its span before gRPC serialises."""
@@ -187,7 +187,7 @@ class IncomingCall:
         """The behaviour has no more responses; each of those before was serialised when the next was asked for."""
         with Contained(PLACE):
             if self._span is not None and self._span.is_recording():
-                self._span.set_attributes({names.RESPONSE_SIZE: self._response_size})
+                say(self._span, {names.RESPONSE_SIZE: self._response_size})
 
 
 def _certified(context: Any) -> str | None:

@@ -18,7 +18,7 @@ from provenance.grpc.incoming import HTTP_METHOD
 from provenance.outgoing import Outgoing, Request, stamp_now
 from provenance.patching import Patch
 from provenance.recording import late_request
-from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
+from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span, say
 
 PLACE: Final = "grpc.client"
 
@@ -182,7 +182,7 @@ class HashedRequests:
         """There are no more."""
         with Contained(PLACE):
             if self._intact and self._span.is_recording():
-                self._span.set_attributes(late_request(self._span.attributes, self._hash.hexdigest(), self._hash.size))
+                say(self._span, late_request(self._span.attributes, self._hash.hexdigest(), self._hash.size))
 
 
 def measured(deserializer: Serializer | None, span: RecordingSpan) -> Serializer:
@@ -194,7 +194,7 @@ def measured(deserializer: Serializer | None, span: RecordingSpan) -> Serializer
         with Contained(PLACE):
             size += len(response)
             if span.is_recording():
-                span.set_attributes({names.RESPONSE_SIZE: size})
+                say(span, {names.RESPONSE_SIZE: size})
         return response if deserializer is None else deserializer(response)
 
     return measure
