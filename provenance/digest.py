@@ -5,10 +5,10 @@ Pure: bytes and strings in, values out. A hash is lowercase hex everywhere but i
 
 import hashlib
 import re
-from binascii import a2b_base64
+from binascii import a2b_base64, b2a_base64
 from typing import Final
 
-from provenance.structured import StructuredFieldError, parse_dictionary, render_bytes
+from provenance.structured import StructuredFieldError, parse_dictionary
 
 MAX_CONTENT_DIGEST_LENGTH: Final = 1024
 """Characters of a `content-digest` that are read: every registered algorithm at once needs about 300."""
@@ -76,7 +76,7 @@ EMPTY_HASH: Final = request_hash(b"")
 
 def render_content_digest(hash_hex: str) -> str:
     """The header's value for one request hash: `sha-256=:<base64>:`."""
-    return f"{_ALGORITHM}={render_bytes(bytes.fromhex(hash_hex))}"
+    return f"{_ALGORITHM}=:{b2a_base64(bytes.fromhex(hash_hex), newline=False).decode()}:"
 
 
 def parse_content_digest(text: str) -> str | None:

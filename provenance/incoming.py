@@ -39,10 +39,12 @@ def incoming_attributes(
     attributes = stamp_attributes(stamp, signed, recording)
     attributes[names.STAMP_STATUS] = status
     if hash_hex is not None:
-        attributes |= recording.request(None if stamp is None else stamp.nonce.hex(), hash_hex, size)
+        recording.add_request(attributes, b"" if stamp is None else stamp.nonce, hash_hex, size)
     if request_id := usable(headers.get(names.REQUEST_ID)):
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
-    if principal := certified or peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID)):
+    if not certified and (XFCC in headers or LINKERD_CLIENT_ID in headers):
+        certified = peer_principal(headers.get(XFCC), headers.get(LINKERD_CLIENT_ID))
+    if principal := certified:
         attributes[names.PEER_PRINCIPAL] = principal
     return attributes
 

@@ -79,28 +79,28 @@ def stamp_call(
     `request_id` is None if nobody can use the one that the call has. An x-request-id of the caller's own stays, and so
     does a `content-digest`: ours beside it would be another line of the same dictionary, and alter what it says.
     """
-    own, hash_hex = request.own, request.hash_hex
-    replaced = _WITH_DIGEST if _digest_of_another_call(own, hash_hex) else _STAMP_ALONE
-    headers = []
+    method, target, hash_hex, size, own = request
+    replaced = _WITH_DIGEST if names.STAMP in own and _digest_of_another_call(own, hash_hex) else _STAMP_ALONE
+    headers: tuple[tuple[str, str], ...] = ()
     digest = None if replaced is _WITH_DIGEST else _combined(own, names.CONTENT_DIGEST)
     if hash_hex is not None and digest is None:
-        headers.append((names.CONTENT_DIGEST, render_content_digest(hash_hex)))
+        headers = ((names.CONTENT_DIGEST, render_content_digest(hash_hex)),)
         promised: str | None = hash_hex
     else:
         promised = promised_hash(digest)
     signed = None
     if key is not None:
-        seen = Seen(request.method, request.target, promised, _combined(own, names.TRACEPARENT))
+        seen = Seen(method, target, promised, _combined(own, names.TRACEPARENT))
         stamp, signed = signed_stamp(stamp, seen, key)
-    headers.append((names.STAMP, render(stamp)))
+    headers += ((names.STAMP, render(stamp)),)
     attributes = stamp_attributes(stamp, signed, recording)
     if hash_hex is not None:
-        attributes |= recording.request(stamp.nonce.hex(), hash_hex, request.size)
+        recording.add_request(attributes, stamp.nonce, hash_hex, size)
     if request_id is not None:
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
         if names.REQUEST_ID not in own:
-            headers.append((names.REQUEST_ID, request_id))
-    return Outgoing(tuple(headers), replaced, attributes)
+            headers += ((names.REQUEST_ID, request_id),)
+    return Outgoing(headers, replaced, attributes)
 
 
 def stamp_now(span: RecordingSpan | None, request: Request) -> Outgoing:
@@ -126,9 +126,9 @@ def _combined(own: OwnHeaders, name: str) -> str | None:
 def _digest_of_another_call(own: OwnHeaders, hash_hex: str | None) -> bool:
     """Whether a gateway that copies all headers forwarded a stamp with its digest, and sends another body than came.
 
-    Only a digest that stands beside a stamp, looks like ours and is provably not this body's.
+    Only a digest that stands beside a stamp, which the caller knows, looks like ours and is provably not this body's.
     """
-    if hash_hex is None or names.STAMP not in own:
+    if hash_hex is None:
         return False
     match own.get(names.CONTENT_DIGEST):
         case [digest]:

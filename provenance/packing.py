@@ -11,6 +11,7 @@ The brackets are there because OpenTelemetry may cut values off: what was cut is
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from provenance import names
@@ -28,9 +29,14 @@ class AttributesModeError(ValueError):
 
 def pack(attributes: Mapping[str, str | int]) -> str | None:
     """The attributes as one text; None where they cannot be written so, or could not be read back."""
-    text = " ".join([f"{name}={value}" for name, value in attributes.items()])
+    text = _template(tuple(attributes)) % tuple(attributes.values())
     whole = text.count(" ") == len(attributes) - 1 and len(text) < MAX_PACKED_LENGTH - 1
     return f"{{{text}}}" if whole else None
+
+
+@lru_cache(maxsize=256)  # a service's calls have the same names, nearly always
+def _template(keys: tuple[str, ...]) -> str:
+    return " ".join([f"{name.replace('%', '%%')}=%s" for name in keys])
 
 
 def unpack(text: str) -> dict[str, str | int] | None:

@@ -34,25 +34,22 @@ class Recording:
     is_keyed: bool = False
     key: Key | None = None
 
-    def request(self, nonce: str | None, hash_hex: str, size: int) -> dict[str, str | int]:
-        """The attributes of a request's hash; the nonce in hex, None where the call brought no stamp."""
+    def add_request(self, attributes: dict[str, str | int], nonce: bytes, hash_hex: str, size: int) -> None:
+        """Add the attributes of a request's hash; the nonce is empty where the call brought no stamp."""
+        attributes[names.REQUEST_SIZE] = size
         if not self.is_keyed:
-            return {names.REQUEST_HASH: hash_hex, names.REQUEST_SIZE: size}
-        if self.key is None:
-            return {names.REQUEST_SIZE: size}
-        keyed = self.key.sign(b"hash" + bytes.fromhex(nonce or "") + bytes.fromhex(hash_hex)).hex()
-        return {names.KEYED_HASH: keyed, names.REQUEST_SIZE: size, names.HASH_KEY: self.key.kid}
+            attributes[names.REQUEST_HASH] = hash_hex
+        elif self.key is not None:
+            attributes[names.KEYED_HASH] = self.key.sign(b"hash" + nonce + bytes.fromhex(hash_hex)).hex()
+            attributes[names.HASH_KEY] = self.key.kid
 
-    def text(self, nonce: str, mac: bytes, text_hash: bytes) -> dict[str, str | int]:
-        """The attributes of the signed text's hash."""
+    def add_text(self, attributes: dict[str, str | int], nonce: bytes, mac: bytes, text_hash: bytes) -> None:
+        """Add the attributes of the signed text's hash."""
         if not self.is_keyed:
-            return {names.STAMP_TEXT_HASH: text_hash.hex()}
-        if self.key is None:
-            return {}
-        return {
-            names.STAMP_TEXT_HASH: sealed(self.key, bytes.fromhex(nonce), mac, text_hash).hex(),
-            names.HASH_KEY: self.key.kid,
-        }
+            attributes[names.STAMP_TEXT_HASH] = text_hash.hex()
+        elif self.key is not None:
+            attributes[names.STAMP_TEXT_HASH] = sealed(self.key, nonce, mac, text_hash).hex()
+            attributes[names.HASH_KEY] = self.key.kid
 
 
 class Signer(Protocol):
@@ -74,7 +71,9 @@ def sealed(key: Signer, nonce: bytes, mac: bytes, text_hash: bytes) -> bytes:
 def late_request(span_attributes: Mapping[str, Any] | None, hash_hex: str, size: int) -> dict[str, str | int]:
     """The attributes of a hash that is known once the body went by; the span has its stamp already."""
     nonce = recorded(span_attributes, names.STAMP_NONCE) if _is_keyed else None
-    return current_recording().request(nonce, hash_hex, size)
+    attributes: dict[str, str | int] = {}
+    current_recording().add_request(attributes, bytes.fromhex(nonce or ""), hash_hex, size)
+    return attributes
 
 
 _is_keyed = False

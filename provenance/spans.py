@@ -1,14 +1,15 @@
 """Which span is this call's own, and what a stamp looks like as attributes."""
 
-from collections.abc import Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import Any, Final, Protocol, cast
 
+from opentelemetry.context import get_current
 from opentelemetry.trace import SpanKind, get_current_span, get_tracer_provider
 
 from provenance import names
 from provenance.packing import is_packed, pack
 from provenance.recording import PLAIN, Recording
+from provenance.sdk_spans import is_about, put
 from provenance.stamp import Stamp, make_kid
 
 Attributes = Mapping[str, str | int]
@@ -46,42 +47,47 @@ def own_span(kind: SpanKind, foreign: frozenset[str] = frozenset()) -> Recording
 
     The stamp travels all the same: a call that is not sampled, or that nobody instruments, is still a stamped call.
     """
-    span = get_current_span()
-    if not span.is_recording() or getattr(span, "kind", None) is not kind:
-        return None
-    attributes = getattr(span, "attributes", _UNTOLD)  # asked once: the SDK makes a view of them each time
-    return cast("RecordingSpan", span) if attributes is not _UNTOLD and foreign.isdisjoint(_keys(attributes)) else None
+    span = get_current_span(get_current())  # half of what it takes where it asks for the context itself
+    is_own = is_about(span, kind, foreign)
+    if is_own is None:  # another's, or none at all
+        is_own = span.is_recording() and getattr(span, "kind", None) is kind and _has_none_of(span, foreign)
+    return cast("RecordingSpan", span) if is_own else None
 
 
-def _keys(attributes: Mapping[str, Any] | None) -> Iterable[str]:
-    """What is there: the SDK takes longer to say that one key is missing than to name all, and to name them than to copy them."""
-    return attributes.copy() if isinstance(attributes, MappingProxyType) else attributes or ()
+def _has_none_of(span: object, foreign: frozenset[str]) -> bool:
+    attributes = getattr(span, "attributes", _UNTOLD)  # asked once: it may be a view that is made each time
+    return attributes is not _UNTOLD and foreign.isdisjoint(attributes or ())
 
 
 def add_attributes(span: RecordingSpan, ours: Attributes, where_missing: Attributes) -> None:
     """Set `ours`, and of `where_missing` what the span does not have yet; packed, who unpacks does not put it over what is there."""
-    if is_packed() and (text := pack({**ours, **where_missing})) is not None:
-        span.set_attribute(names.PACKED, text)
-        return
-    present = _keys(span.attributes)
-    if not where_missing.keys().isdisjoint(present):
-        there = frozenset(present)
-        where_missing = {key: value for key, value in where_missing.items() if key not in there}
-    span.set_attributes({**ours, **where_missing})
+    everything = {**ours, **where_missing}
+    if is_packed() and (text := pack(everything)) is not None:
+        say(span, {names.PACKED: text})
+    elif not put(span, everything) and span.is_recording():
+        present = frozenset(span.attributes or ())
+        say(span, {**ours, **{key: value for key, value in where_missing.items() if key not in present}})
+
+
+def say(span: RecordingSpan, attributes: Attributes) -> None:
+    """Set the attributes, over what the span has; nothing where it has ended."""
+    if not put(span, attributes) and span.is_recording():
+        span.set_attributes(attributes)
 
 
 def stamp_attributes(stamp: Stamp | None, signed: bytes | None, recording: Recording = PLAIN) -> dict[str, str | int]:
     """A stamp's content as attributes, with the hash of what is `signed`, as this side saw it; nothing for no stamp."""
     if stamp is None:
         return {}
+    _, kid, time_unix_ms, nonce, _, mac = stamp
     attributes: dict[str, str | int] = {
-        names.STAMP_KID: stamp.kid,
-        names.STAMP_NONCE: stamp.nonce.hex(),
-        names.STAMP_TIME: stamp.time_unix_ms,
+        names.STAMP_KID: kid,
+        names.STAMP_NONCE: nonce.hex(),
+        names.STAMP_TIME: time_unix_ms,
     }
-    if stamp.mac is not None and signed is not None:
-        attributes[names.STAMP_MAC] = stamp.mac.hex()
-        attributes |= recording.text(stamp.nonce.hex(), stamp.mac, signed)
+    if mac is not None and signed is not None:
+        attributes[names.STAMP_MAC] = mac.hex()
+        recording.add_text(attributes, nonce, mac, signed)
     return attributes
 
 

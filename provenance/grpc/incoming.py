@@ -14,7 +14,7 @@ from provenance.faults import Contained, report
 from provenance.identity import certified_principal
 from provenance.incoming import incoming_attributes
 from provenance.recording import current_recording, late_request
-from provenance.spans import FOREIGN_TO_RPC, Attributes, RecordingSpan, add_attributes, own_span
+from provenance.spans import FOREIGN_TO_RPC, Attributes, RecordingSpan, add_attributes, own_span, say
 
 PLACE: Final = "grpc.server"
 HTTP_METHOD: Final = "POST"
@@ -26,14 +26,15 @@ _NOT_SERIALISED: Final = object()
 
 _DESERIALIZER: Final = 2
 _SERIALIZER: Final = 3
-_BEHAVIOURS: Final = {(False, False): 4, (False, True): 5, (True, False): 6, (True, True): 7}
-"""Where a handler, which is a named tuple, has its behaviour, by whether its requests and its responses are streams."""
+_BEHAVIOURS: Final = 4
+"""Where a handler, which is a named tuple, has these; the last is that of one request and one response, and after it those of one
+request and many responses, many and one, many and many."""
 
 
 def observed(handler: Any, method: str, *, may_serialise_early: bool, observe: "Observe") -> Any:
     """The handler of a call, with an `IncomingCall` that listens; `observe` makes the behaviour's shell."""
     call = IncomingCall(handler, method, may_serialise_early=may_serialise_early)
-    behaviour = _BEHAVIOURS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    behaviour = _BEHAVIOURS + 2 * bool(handler.request_streaming) + bool(handler.response_streaming)
     fields = list(handler)  # `_replace` takes twice as long, and this is done for every call
     fields[_DESERIALIZER], fields[_SERIALIZER] = call.deserialise, call.serialise
     fields[behaviour] = observe(handler, fields[behaviour], call)
@@ -144,7 +145,7 @@ class IncomingCall:
     def failed(self) -> None:
         """There is no more to be said of the call than was known when it began."""
         try:
-            if self._attributes is not None and self._span is not None and self._span.is_recording():
+            if self._attributes is not None and self._span is not None:
                 attributes, self._attributes = self._attributes, None
                 add_attributes(self._span, attributes, self._peer)
         except Exception as error:  # noqa: BLE001  (as above)
@@ -155,7 +156,7 @@ class IncomingCall:
         with Contained(PLACE):
             if self._stream is not None and self._intact and self._span is not None and self._span.is_recording():
                 known = late_request(self._span.attributes, self._stream.hexdigest(), self._stream.size)
-                self._span.set_attributes(known)
+                say(self._span, known)
 
     def answered(self, response: Any) -> None:
         """The one response is there. It is serialised now, because OpenTelemetry ends its span before gRPC serialises."""
@@ -186,7 +187,7 @@ class IncomingCall:
         """The behaviour has no more responses; each of those before was serialised when the next was asked for."""
         with Contained(PLACE):
             if self._span is not None and self._span.is_recording():
-                self._span.set_attributes({names.RESPONSE_SIZE: self._response_size})
+                say(self._span, {names.RESPONSE_SIZE: self._response_size})
 
 
 def _certified(context: Any) -> str | None:

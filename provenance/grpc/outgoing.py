@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -17,7 +18,7 @@ from provenance.grpc.incoming import HTTP_METHOD
 from provenance.outgoing import Outgoing, Request, stamp_now
 from provenance.patching import Patch
 from provenance.recording import late_request
-from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span
+from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span, say
 
 PLACE: Final = "grpc.client"
 
@@ -88,8 +89,7 @@ class Stamped(NamedTuple):
         try:
             if response_size is not None:
                 self.attributes[names.RESPONSE_SIZE] = response_size
-            if span.is_recording():
-                add_attributes(span, self.attributes, self.address)
+            add_attributes(span, self.attributes, self.address)
         except Exception as error:  # noqa: BLE001  (as `Contained` does, for nothing where nothing fails)
             report(PLACE, error)
 
@@ -124,7 +124,12 @@ def _stamp(own: Metadata, callee: Callee, hash_hex: str | None, size: int) -> St
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_RPC)
     headers: dict[str, list[str]] = {}
     for key, value in own:
-        headers.setdefault(text(key).lower(), []).append(text(value))
+        name = key.lower() if isinstance(key, str) else text(key).lower()
+        said = value if isinstance(value, str) else text(value)
+        if name in headers:
+            headers[name].append(said)
+        else:
+            headers[name] = [said]
     outgoing = stamp_now(span, Request(HTTP_METHOD, callee.method, hash_hex, size, headers))
     kept = own if outgoing.replaced.isdisjoint(headers) else _without(own, outgoing.replaced)
     return Stamped(add_metadata(kept, outgoing), span, outgoing.attributes, callee.address)
@@ -142,9 +147,7 @@ def add_metadata(own: Metadata, outgoing: Outgoing) -> Metadata:
         MetadataFullError: The call would come close to the limit of what servers accept.
     """
     metadata = own + outgoing.headers
-    size = len(metadata) * _METADATA_ENTRY_OVERHEAD
-    for key, value in metadata:
-        size += len(key) + len(value)
+    size = len(metadata) * _METADATA_ENTRY_OVERHEAD + sum(map(len, chain.from_iterable(metadata)))
     if size > METADATA_ROOM_BYTES:
         message = f"{size} bytes of metadata with a stamp, over {METADATA_ROOM_BYTES}: the call goes without one"
         raise MetadataFullError(message)
@@ -179,7 +182,7 @@ class HashedRequests:
         """There are no more."""
         with Contained(PLACE):
             if self._intact and self._span.is_recording():
-                self._span.set_attributes(late_request(self._span.attributes, self._hash.hexdigest(), self._hash.size))
+                say(self._span, late_request(self._span.attributes, self._hash.hexdigest(), self._hash.size))
 
 
 def measured(deserializer: Serializer | None, span: RecordingSpan) -> Serializer:
@@ -191,7 +194,7 @@ def measured(deserializer: Serializer | None, span: RecordingSpan) -> Serializer
         with Contained(PLACE):
             size += len(response)
             if span.is_recording():
-                span.set_attributes({names.RESPONSE_SIZE: size})
+                say(span, {names.RESPONSE_SIZE: size})
         return response if deserializer is None else deserializer(response)
 
     return measure

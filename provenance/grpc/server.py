@@ -13,7 +13,7 @@ import grpc
 
 from provenance.context import serving
 from provenance.enforcement import NOT_PROVEN, current_guard
-from provenance.faults import Contained
+from provenance.faults import report
 from provenance.grpc.incoming import PLACE, IncomingCall, observed, only_opentelemetry
 from provenance.patching import Patch
 
@@ -26,8 +26,10 @@ def server_patches() -> tuple[Patch, ...]:
 def _wrap_find_method_handler(original: Callable[..., Any], patch: Patch) -> Callable[..., Any]:
     def find_method_handler(rpc_event: Any, state: Any, methods: Any, pipeline: Any) -> Any:
         if patch.active:
-            with Contained(PLACE):
+            try:
                 methods = _observed_methods(methods, pipeline)
+            except Exception as error:  # noqa: BLE001  (as `Contained` does, for nothing where nothing fails)
+                report(PLACE, error)
         return original(rpc_event, state, methods, pipeline)
 
     return find_method_handler
@@ -58,13 +60,15 @@ class _ObservedMethod:
     def handler(self, handler_call_details: Any) -> Any:
         """The user's handler, observed."""
         handler = self._find(handler_call_details)
-        with Contained(PLACE):
-            if handler is not None:
-                interceptors = () if self._pipeline is None else self._pipeline.interceptors
-                early = only_opentelemetry(tuple(interceptors))
-                return observed(handler, handler_call_details.method, may_serialise_early=early, observe=observe)
+        if handler is None:
+            return None
+        try:
+            early = self._pipeline is None or only_opentelemetry(tuple(self._pipeline.interceptors))
+            return observed(handler, handler_call_details.method, may_serialise_early=early, observe=observe)
+        except Exception as error:  # noqa: BLE001  (as above)
+            report(PLACE, error)
         # A handler that cannot be observed goes on as it is, but not past a guard.
-        return handler if handler is None or current_guard() is None else grpc.unary_unary_rpc_method_handler(_refuse)
+        return handler if current_guard() is None else grpc.unary_unary_rpc_method_handler(_refuse)
 
     service = handler
 
@@ -86,10 +90,9 @@ class _Behaviour:
         self._streams_requests = streams_requests
 
     def _begin(self, context: Any, *, describe: bool) -> str | None:
-        call = self._call
-        request_id = call.begin(context, describe=describe)
-        if call.refusal is not None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, call.refusal)
+        request_id = self._call.begin(context, describe=describe)
+        if self._call.refusal is not None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, self._call.refusal)
         return request_id
 
     def __getattr__(self, name: str) -> Any:

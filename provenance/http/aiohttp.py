@@ -30,7 +30,7 @@ from provenance.http.passing import PassingHash, response_size
 from provenance.outgoing import Request, own_headers, stamp_now
 from provenance.patching import Patch
 from provenance.recording import late_request
-from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
+from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span, say
 
 PLACE: Final = "http.aiohttp"
 
@@ -134,7 +134,7 @@ def _stamp(request: Any, connection: Any) -> "CIMultiDict[str]":
     if span is not None:
         add_attributes(span, outgoing.attributes, _url_attributes(request.url))
         if connection.transport is not None:
-            span.set_attributes(socket_attributes(connection.transport.get_extra_info("peername")))
+            say(span, socket_attributes(connection.transport.get_extra_info("peername")))
         if body is None and not request.compress:
             setattr(request, _SPAN, span)
     return stamped
@@ -167,7 +167,7 @@ def _hash_what_is_written(writer: Any, span: RecordingSpan) -> None:
         with Contained(PLACE):
             if passing.complete is not None and span.is_recording():
                 running = passing.complete
-                span.set_attributes(late_request(span.attributes, running.hexdigest(), running.size))
+                say(span, late_request(span.attributes, running.hexdigest(), running.size))
         await write_eof(chunk, *args, **kwargs)
 
     writer.write, writer.write_eof = hashed_write, hashed_write_eof
@@ -178,7 +178,7 @@ def _describe(response: Any) -> None:
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_HTTP)
     size = response_size(response.method, response.status, response.headers.get("content-length"))
     if span is not None and size is not None:
-        span.set_attributes({names.RESPONSE_SIZE: size})
+        say(span, {names.RESPONSE_SIZE: size})
 
 
 def _url_attributes(url: Any) -> dict[str, str | int]:

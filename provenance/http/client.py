@@ -27,7 +27,7 @@ from provenance.http.passing import PassingHash, response_size
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
 from provenance.recording import late_request
-from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
+from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span, say
 
 PLACE: Final = "http.client"
 
@@ -168,7 +168,7 @@ def _describe(sent: _Sent, response: httpcore.Response) -> None:
     if stream is not None:
         # Over what instrumentation may have set: OpenTelemetry's writes the URL's host there, which is no peer.
         attributes |= socket_attributes(stream.get_extra_info("server_addr"))
-    sent.span.set_attributes(attributes)
+    say(sent.span, attributes)
 
 
 def _response_size(request: httpcore.Request, response: httpcore.Response) -> int | None:

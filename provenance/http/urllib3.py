@@ -32,7 +32,7 @@ from provenance.http.passing import PassingHash, as_bytes, response_size
 from provenance.outgoing import Outgoing, Request, own_headers, stamp_now
 from provenance.patching import Patch
 from provenance.recording import late_request
-from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span
+from provenance.spans import FOREIGN_TO_HTTP, RecordingSpan, add_attributes, own_span, say
 
 PLACE: Final = "http.urllib3"
 
@@ -93,7 +93,7 @@ def _wrap_getresponse(original: Callable[..., Any], patch: Patch) -> Callable[..
             with Contained(PLACE):
                 size = response_size(sent.method, response.status, response.headers.get("content-length"))
                 if size is not None and sent.span.is_recording():
-                    sent.span.set_attributes({names.RESPONSE_SIZE: size})
+                    say(sent.span, {names.RESPONSE_SIZE: size})
         return response
 
     return getresponse
@@ -194,7 +194,7 @@ def _describe_sent(sent: _Sent, connection: Any) -> None:
         with suppress(OSError):  # it may be closed already, from the other side
             # Over what instrumentation may have set: OpenTelemetry's writes the URL's host there, which is no peer.
             attributes |= socket_attributes(connection.sock.getpeername())
-    sent.span.set_attributes(attributes)
+    say(sent.span, attributes)
 
 
 def _server_attributes(connection: Any, url: str) -> dict[str, str | int]:

@@ -1,4 +1,4 @@
-"""What our own code takes of a gRPC call, without gRPC: both sides' shells around a wire that is a dictionary, in one thread.
+"""What our own code takes of a gRPC call, without gRPC: both sides around a wire that is a list, in one thread, with our shells and without.
 
 The difference to what `bench_stamps` measures of whole calls is the metadata that gRPC carries, and the machine's noise.
 """
@@ -18,19 +18,12 @@ RESPONSE = b"ok"
 class Wire:
     """gRPC's multicallable, as far as the client's shell knows it: what is sent is kept."""
 
-    def __init__(self, respond: Callable[[bytes, Any], None] | None = None) -> None:
-        self._request_serializer = None
-        self._response_deserializer: Callable[[bytes], Any] = bytes
-        self.respond = respond
-        self.sent: Any = ()
+    def __init__(self) -> None:
+        self.payload, self.metadata = b"", ()
 
     def __call__(self, payload: bytes, _timeout: float | None, metadata: Any) -> Any:
-        if self.respond is None:
-            WIRE[:] = [payload, metadata]
-        return self._response_deserializer(RESPONSE)
-
-
-WIRE: list[Any] = [b"", ()]
+        self.payload, self.metadata = payload, metadata
+        return RESPONSE
 
 
 class Context:
@@ -52,8 +45,8 @@ class Context:
         return "ipv4:127.0.0.1:40000"
 
 
-def sides(size: int, processor: Any = None) -> tuple[Callable[[], None], Callable[[], None]]:
-    """One call of the client's shell, and one of the server's, each within a span of its own that ends at once."""
+def sides(size: int, processor: Any = None, *, with_ours: bool = True) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One call of the client's side, and one of the server's, each within a span of its own that ends at once."""
     import grpc
     from opentelemetry import trace
     from opentelemetry.sdk.resources import Resource
@@ -71,7 +64,9 @@ def sides(size: int, processor: Any = None) -> tuple[Callable[[], None], Callabl
     patch: Any = SimpleNamespace(active=True)
     own = (("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),)
     payload = os.urandom(size)
-    call = client.StampedUnaryUnary(client._Method(Wire(), None, bytes, Callee(METHOD, address), patch))
+    wire = Wire()
+    stamped = client.StampedUnaryUnary(client._Method(wire, None, bytes, Callee(METHOD, address), patch))
+    call: Callable[..., Any] = stamped if with_ours else wire
     handler: Any = grpc.unary_unary_rpc_method_handler(lambda _request, _context: RESPONSE)
     method: Any = SimpleNamespace(name=lambda: METHOD, handler=lambda _details: handler)
     details: Any = SimpleNamespace(method=METHOD)
@@ -85,30 +80,14 @@ def sides(size: int, processor: Any = None) -> tuple[Callable[[], None], Callabl
             call(payload, None, own)
 
     def server_side() -> None:
-        observed = server._ObservedMethod(method, method.handler, None).handler(details)
-        request = observed.request_deserializer(WIRE[0])
+        found = (server._ObservedMethod(method, method.handler, None) if with_ours else method).handler(details)
+        request = wire.payload if found.request_deserializer is None else found.request_deserializer(wire.payload)
         with span(SpanKind.SERVER):
-            response = observed.unary_unary(request, Context(WIRE[1]))
-        observed.response_serializer(response)
+            response = found.unary_unary(request, Context(wire.metadata))
+        if found.response_serializer is not None:
+            found.response_serializer(response)
 
     return client_side, server_side
-
-
-def bare_span() -> Callable[[], None]:
-    """The span alone, which is OpenTelemetry's."""
-    from opentelemetry import trace
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import SpanKind
-
-    tracer = TracerProvider(resource=Resource({"service.name": "bench"}), shutdown_on_exit=False).get_tracer("bench")
-    attributes = {"rpc.system": "grpc", "rpc.service": "bench.Echo", "rpc.method": "Call"}
-
-    def run() -> None:
-        with trace.use_span(tracer.start_span("bench", kind=SpanKind.CLIENT, attributes=attributes), end_on_exit=True):
-            pass
-
-    return run
 
 
 def best_us(function: Callable[[], None], *, calls: int, rounds: int) -> float:
@@ -167,11 +146,13 @@ def measure(
     os.environ[packing.ENVIRONMENT] = "packed" if packed else "separate"
     packing.pack_as_the_environment_says()
     try:
-        client_side, server_side = sides(size)
-        client_side()
-        span = best_us(bare_span(), calls=calls, rounds=rounds)
-        client = best_us(client_side, calls=calls, rounds=rounds) - span
-        server = best_us(server_side, calls=calls, rounds=rounds) - span
+        with_ours, without = sides(size), sides(size, with_ours=False)
+        for client_side, _ in (with_ours, without):
+            client_side()  # there is something on the wire, whichever side is measured first
+        client, server = (
+            best_us(each, calls=calls, rounds=rounds) - best_us(other, calls=calls, rounds=rounds)
+            for each, other in zip(with_ours, without, strict=True)
+        )
         exported = export(size, rounds=max(3, rounds // 10))
         taken = {"client": client, "server": server, "both": client + server, "export": exported}
         return {name: round(us, 1) for name, us in taken.items()}

@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from concurrent import futures
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,11 +157,11 @@ def test_the_signed_text_is_this() -> None:
 
 
 CHANGES = {
-    "kid": (replace(STAMP, kid="checkout/4"), SEEN),
-    "time": (replace(STAMP, time_unix_ms=1), SEEN),
-    "nonce": (replace(STAMP, nonce=bytes(12)), SEEN),
-    "span": (replace(STAMP, span_id=bytes(8)), SEEN),
-    "span dropped": (replace(STAMP, span_id=None), SEEN),
+    "kid": (STAMP._replace(kid="checkout/4"), SEEN),
+    "time": (STAMP._replace(time_unix_ms=1), SEEN),
+    "nonce": (STAMP._replace(nonce=bytes(12)), SEEN),
+    "span": (STAMP._replace(span_id=bytes(8)), SEEN),
+    "span dropped": (STAMP._replace(span_id=None), SEEN),
     "method": (STAMP, SEEN._replace(method="PUT")),
     "path": (STAMP, SEEN._replace(target="/refund?to=ann")),
     "query": (STAMP, SEEN._replace(target="/pay?to=eve")),
@@ -187,7 +186,7 @@ def test_whatever_is_changed_the_mac_is_another_calls(change: str, algorithm: st
 def test_a_proxy_that_traces_or_writes_the_path_another_way_changes_nothing() -> None:
     by_a_proxy = SEEN._replace(traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-1111111111111111-00")
     assert text_hash(STAMP, by_a_proxy) == text_hash(STAMP, SEEN)
-    begun_by_a_proxy = replace(STAMP, span_id=None)
+    begun_by_a_proxy = STAMP._replace(span_id=None)
     assert text_hash(begun_by_a_proxy, SEEN) == text_hash(begun_by_a_proxy, SEEN._replace(traceparent=None))
     assert canonical_target("/a%2Fb%c3%a9?q=%C3%A9") == canonical_target("/a/b%C3%A9?q=%C3%A9")
     assert canonical_target("") == canonical_target("/") == "/"

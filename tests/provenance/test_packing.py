@@ -6,6 +6,8 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.instrumentation.grpc import GrpcInstrumentorClient, GrpcInstrumentorServer
 from opentelemetry.trace import SpanKind
@@ -67,6 +69,26 @@ def test_what_cannot_be_written_in_one_is_said_in_many(packed: None, spans: Any,
         add_attributes(span, attributes, {names.SERVER_PORT: 1})  # type: ignore[arg-type]  # the SDK's has attributes
 
     assert spans.client() == attributes | {names.SERVER_PORT: 1}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([name for name, kind in names.PACKABLE.items() if kind is str]),
+        st.text(st.characters(exclude_characters=" "), max_size=20),
+    ),
+    st.dictionaries(
+        st.sampled_from([name for name, kind in names.PACKABLE.items() if kind is int]), st.integers(0, 10**15)
+    ),
+)
+def test_what_is_packed_is_what_is_unpacked(texts: dict[str, str], numbers: dict[str, int]) -> None:
+    attributes: dict[str, str | int] = {**texts, **numbers}
+    text = pack(attributes)
+
+    if not attributes:
+        assert text is None
+    else:
+        assert text is not None
+        assert unpack(text) == attributes
 
 
 def test_a_late_hash_is_keyed_with_the_nonce_that_is_packed() -> None:

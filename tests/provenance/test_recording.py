@@ -72,8 +72,10 @@ def test_without_the_key_no_hash_is_recorded_and_that_is_told(keyed: Path, caplo
     faults.reset()
     signing.sign_with(None)
 
-    assert recording.current_recording().request("00", "ab" * 32, 5) == {names.REQUEST_SIZE: 5}
-    assert recording.current_recording().text("00", b"", b"") == {}
+    attributes: dict[str, str | int] = {}
+    recording.current_recording().add_request(attributes, b"\0", "ab" * 32, 5)
+    recording.current_recording().add_text(attributes, b"\0", b"", b"")
+    assert attributes == {names.REQUEST_SIZE: 5}
     assert "provenance keys new hashes" in caplog.text
     faults.reset()
 

@@ -31,6 +31,8 @@ stamps = st.builds(
     kid=kids,
     time_unix_ms=st.integers(0, 10**15 - 1),
     nonce=st.binary(min_size=12, max_size=12),
+    span_id=st.none() | st.binary(min_size=8, max_size=8),
+    mac=st.none() | st.binary(min_size=32, max_size=32) | st.binary(min_size=64, max_size=64),
 )
 near_misses = st.lists(
     st.sampled_from(

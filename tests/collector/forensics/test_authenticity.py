@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -86,7 +85,7 @@ class Evidence:
 
 def altered(headers: dict[str, str], **changes: Any) -> dict[str, str]:
     """The call with another stamp, as somebody on the way could write it."""
-    return headers | {STAMP: render(replace(parse(headers[STAMP]), **changes))}
+    return headers | {STAMP: render(parse(headers[STAMP])._replace(**changes))}
 
 
 def without(headers: dict[str, str], name: str) -> dict[str, str]:
