@@ -338,11 +338,6 @@ def judged(evidence: Path, keys: Any, ledger: Path) -> dict[str, Any]:
             "SELECT printf('%016x', span_id) AS span_id, provenance_request_id AS request_id FROM spans "
             "WHERE service_name = 'till' AND kind = 'SERVER'"
         )
-        of_mallory = set(
-            source.query(
-                "SELECT DISTINCT provenance_request_id AS id FROM spans WHERE service_name = 'mallory' AND kind = 'CLIENT'"
-            )["id"].to_list()
-        )
     finally:
         source.close()
     done = {row["request_id"]: row["attack"] for row in map(json.loads, ledger.read_text().splitlines())}
@@ -353,7 +348,8 @@ def judged(evidence: Path, keys: Any, ledger: Path) -> dict[str, Any]:
     matrix: dict[str, Counter[str]] = {}
     missed = []
     for request_id, verdict in said.items():
-        attack = ANOTHERS_KEY if request_id in of_mallory else done[request_id]
+        # What did not pass the proxy came from mallory, whose client's span may be lost as any span may.
+        attack = done.get(request_id, ANOTHERS_KEY)
         expected = {"valid"} if attack == CLEAN else EXPECTED.get(attack, {"impersonated"})
         right = set(verdict) <= {"valid"} if attack == CLEAN else bool(expected & set(verdict))
         matrix.setdefault(attack, Counter())["tried"] += 1
