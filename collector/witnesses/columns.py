@@ -28,7 +28,7 @@ class Rows:
     def __init__(self, columns: Mapping[str, Values], count: int, nothing: Sequence[str]) -> None:
         self.count = count
         self.unusual: Mask = np.zeros(count, np.bool_)
-        self._nothing = pa.array(nothing, pa.string())
+        self._nothing = [text.encode() for text in nothing]
         self._columns = columns
         self._present: dict[str, Mask] = {}
 
@@ -36,8 +36,7 @@ class Rows:
         """Which rows have a value under this key."""
         if key not in self._present:
             values = self._columns[key]
-            absent = pc.is_in(values.text, self._nothing) if values.is_string else pc.equal(values.text, "null")
-            self._present[key] = ~_mask(absent)
+            self._present[key] = ~(values.are(*self._nothing) if values.is_string else values.are(b"null"))
         return self._present[key]
 
     def keys(self) -> list[str]:
@@ -53,12 +52,15 @@ class Rows:
         values, present = self._columns[key], self.present(key)
         if not values.is_string:
             self.unusual |= present
+        if not values.is_string or not present.any():
             return pa.nulls(self.count, pa.string())
         return _where(present, values.text)
 
     def counts(self, key: str, *, most_digits: int = 18, scale: int = 1) -> pa.Array:
         """Whole numbers from 0 on, in digits; others are unusual."""
         values, present = self._columns[key], self.present(key)
+        if not present.any():
+            return pa.nulls(self.count, pa.int64())
         text = values.text
         sure = _mask(pc.ascii_is_decimal(text)) & _mask(pc.less_equal(pc.binary_length(text), most_digits))
         if not values.is_string:  # JSON has no leading zeros

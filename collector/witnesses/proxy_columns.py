@@ -50,7 +50,7 @@ def text_columns(lines: Lines, origin: Origin) -> list[Found]:
         if len(matches) >= FEWEST_LINES:
             values = zip(*(groups for _, groups in matches), strict=True)
             columns = zip(pattern.groupindex, values, strict=True)
-            found = {key: Values(pa.array(column, pa.string()), is_string=True) for key, column in columns}
+            found = {key: Values.of(pa.array(column, pa.string())) for key, column in columns}
             shapes.append(Shape(np.array([number for number, _ in matches]), found))
             candidates = np.setdiff1d(candidates, shapes[-1].lines)
     return [rows for shape in shapes if (rows := _shape_columns(shape, origin)) is not None]
