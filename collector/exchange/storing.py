@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 GATHERED: Final = ("proxy_records", "flows")
 """Tables of which a file brings many rows: they are stored a row group at a time, which DuckDB compresses and writes in one piece, for
 two thirds of what the same rows cost in other portions."""
+
+GATHERED_BYTES: Final = 16 * 1024 * 1024
+"""Of Arrow, at which they no longer wait for more: a row group of usual lines has 11 MB, of the longest it would have 5 GB."""
 
 IN_FLIGHT: Final = 4
 """Groups that wait for their commit while the next one is decoded."""
@@ -55,14 +58,13 @@ class StoreSink:
         taken = Taken(decoded.span_count, rejected=decoded.rejected, amended=decoded.notes)
         if not batches:
             return iter([taken])
-        return self._append([batches], taken)
+        return self._append(batches, taken)
 
     def rows(self, rows: Rows) -> Iterator[Taken]:
         """Queue what is not there yet; raises StoreError."""
         if rows.are_new and rows.batches.keys() <= self._gathered.keys():
             for table, batch in rows.batches.items():
-                self._gathered[table].add(batch)
-                yield from self._append_gathered(table, ROW_GROUP_ROWS)
+                yield from self._append_new(table, self._gathered[table].add(batch))
             return
         if not rows.are_new and not rows.batches.keys().isdisjoint(TABLES_ALONE):
             yield from self._settle(0)  # what is under way is not there yet, and may be the same
@@ -74,27 +76,24 @@ class StoreSink:
         )
         batches = {table: batch for table, batch in new.items() if batch.num_rows}
         if batches:
-            yield from self._append([batches], taken)
+            yield from self._append(batches, taken)
         else:
             yield taken
 
-    def _append_gathered(self, table: str, fewest: int) -> Iterator[Taken]:
-        """Queue row groups as long as there are so many rows; raises StoreError."""
-        gathered = self._gathered[table]
-        while gathered.rows >= fewest:
-            batches = gathered.take(ROW_GROUP_ROWS)
-            new = self._without_known(batches, table, "record_id", "start_time_unix_nano")
-            arrived, count = (sum(batch.num_rows for batch in some) for some in (batches, new))
-            taken = Taken(0, rows=count, already_there=arrived - count)
-            if count:
-                yield from self._append([{table: batch} for batch in new if batch.num_rows], taken)
+    def _append_new(self, table: str, groups: Iterable[pa.RecordBatch]) -> Iterator[Taken]:
+        """Queue what the store lacks of rows that were gathered; raises StoreError."""
+        for group in groups:
+            new = self._new(table, group)
+            taken = Taken(0, rows=new.num_rows, already_there=group.num_rows - new.num_rows)
+            if new.num_rows:
+                yield from self._append({table: new}, taken)
             else:
                 yield taken
 
     def finish(self, outcome: Outcome) -> Iterator[Taken]:
         """Wait for every commit, then record what could not be read."""
-        for table in self._gathered:
-            yield from self._append_gathered(table, 1)
+        for table, gathered in self._gathered.items():
+            yield from self._append_new(table, gathered.rest())
         yield from self._settle(0)
         stored, self._stored = self._stored, self._count("spans")
         if left_out := outcome.spans - (self._stored - stored):
@@ -108,10 +107,10 @@ class StoreSink:
             batch = pa.RecordBatch.from_pylist(rows, schema=schema.arrow_schema("ingest_errors"))
             self._writer.append({"ingest_errors": batch}).result(_OLDEST_SECONDS)
 
-    def _append(self, parts: Sequence[Mapping[str, pa.RecordBatch]], taken: Taken) -> Iterator[Taken]:
+    def _append(self, batches: Mapping[str, pa.RecordBatch], taken: Taken) -> Iterator[Taken]:
         while True:
             try:
-                self._waiting.append((self._writer.append(*parts), taken))
+                self._waiting.append((self._writer.append(batches), taken))
             except StoreFullError:
                 if not self._waiting:
                     raise
@@ -131,7 +130,7 @@ class StoreSink:
         """The rows that the store lacks, of the tables that the writer does not look after."""
         match table:
             case "proxy_records" | "flows":
-                return self._without_known([batch], table, "record_id", "start_time_unix_nano")[0]
+                return self._without_known(batch, table, "record_id", "start_time_unix_nano")
             case "sockets":
                 return self._newer(batch, table, "record_id", "last_seen_unix_nano")
             case "socket_watches":
@@ -139,10 +138,10 @@ class StoreSink:
             case "workloads":
                 return self._newer(batch, table, "address", "received_unix_nano")
             case "ingest_errors":
-                return self._without_known([batch], table, "received_unix_nano", "received_unix_nano")[0]
+                return self._without_known(batch, table, "received_unix_nano", "received_unix_nano")
             case "access_logs":
                 # Where reading goes on is the business of the store that reads.
-                return self._without_known([batch], table, "source", "read_unix_nano", whole=True)[0]
+                return self._without_known(batch, table, "source", "read_unix_nano", whole=True)
             case "egress_allow":
                 # Two lists together would allow more than either.
                 return batch if self._count(table) == 0 else batch.slice(0, 0)
@@ -150,17 +149,16 @@ class StoreSink:
                 return batch
 
     def _without_known(
-        self, batches: Sequence[pa.RecordBatch], table: str, key: str, time_column: str, *, whole: bool = False
-    ) -> list[pa.RecordBatch]:
+        self, batch: pa.RecordBatch, table: str, key: str, time_column: str, *, whole: bool = False
+    ) -> pa.RecordBatch:
         """The rows whose key the table does not have; times narrow the look-up, for equal rows have equal ones."""
-        times = pa.chunked_array([batch.column(time_column) for batch in batches])
-        low, high = (v.as_py() for v in pc.min_max(times).values())
+        low, high = (v.as_py() for v in pc.min_max(batch.column(time_column)).values())
         where = "" if whole else f" WHERE {time_column} BETWEEN {low} AND {high}"
         known = self._reader.query(f"SELECT DISTINCT {key} FROM {table}{where}").column(key)
+        values = batch.column(key)
         if not len(known):
-            return list(batches)
-        keys = known.cast(batches[0].schema.field(key).type).combine_chunks()
-        return [batch.filter(pc.invert(pc.is_in(batch.column(key), value_set=keys))) for batch in batches]
+            return batch
+        return batch.filter(pc.invert(pc.is_in(values, value_set=known.cast(values.type).combine_chunks())))
 
     def _newer(self, batch: pa.RecordBatch, table: str, sorted_by: str, time_column: str) -> pa.RecordBatch:
         """The rows that say more than the one that they would replace: with no such key, or with an earlier time."""
@@ -181,35 +179,31 @@ class StoreSink:
 
 
 class Gathered:
-    """Rows of one table that wait until they fill a row group.
+    """Rows of one table that wait until they fill a row group, or are large enough without."""
 
-    Attributes:
-        rows: How many.
-    """
-
-    __slots__ = ("_batches", "rows")
+    __slots__ = ("_batches", "_rows")
 
     def __init__(self) -> None:
-        self.rows = 0
-        self._batches: deque[pa.RecordBatch] = deque()
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = 0
 
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Behind the others."""
-        self.rows += batch.num_rows
-        self._batches.append(batch)
+    def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Put these rows behind the others; gives out what is to be stored now, in order."""
+        while self._rows + batch.num_rows >= ROW_GROUP_ROWS:
+            missing = ROW_GROUP_ROWS - self._rows
+            self._batches.append(batch.slice(0, missing))
+            batch = batch.slice(missing)
+            yield from self.rest()
+        if batch.num_rows:
+            self._batches.append(batch)
+            self._rows += batch.num_rows
+        if sum(waiting.nbytes for waiting in self._batches) >= GATHERED_BYTES:
+            yield from self.rest()
 
-    def take(self, most: int) -> list[pa.RecordBatch]:
-        """So many of the first rows, or all."""
-        taken: list[pa.RecordBatch] = []
-        while self._batches and most:
-            batch = self._batches.popleft()
-            if batch.num_rows > most:
-                self._batches.appendleft(batch.slice(most))
-                batch = batch.slice(0, most)
-            taken.append(batch)
-            most -= batch.num_rows
-            self.rows -= batch.num_rows
-        return taken
+    def rest(self) -> Iterator[pa.RecordBatch]:
+        """What waits, in one piece: DuckDB reads several with several threads, and takes a tenth longer."""
+        waiting, self._batches, self._rows = self._batches, [], 0
+        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches() if waiting else ()
 
 
 def _literal(value: object) -> str:

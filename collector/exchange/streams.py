@@ -72,7 +72,7 @@ class Stream:
 
     def read_lines(self, size: int) -> bytes:
         """Whole lines, at most `size` bytes of them; nothing where the next is longer than that, and at the end."""
-        self._fill(size)
+        self._fill(size + 1)  # one more: whether what is at hand is all
         is_all = self._ended and len(self._buffer) <= size  # the last line may have no end
         return self.read(len(self._buffer) if is_all else self._buffer.rfind(b"\n", 0, size) + 1)
 

@@ -1,6 +1,6 @@
 """The one writer: whatever arrived goes into one transaction, and what a transaction waits for depends on who waits for it.
 
-    Writer.append(*batches) -> Future[None]         done once they are committed: acknowledged means durable
+    Writer.append(batches) -> Future[None]          done once they are committed: acknowledged means durable
         raises StoreFullError at once when the queue holds `max_queued_bytes`
         raises StoreError at once when a batch does not fit its table, or the writer is closed or broken
         the future raises StoreError when this request could not be written; its neighbours are not affected
@@ -207,9 +207,9 @@ class Writer:
 
     # --- from any thread ----------------------------------------------------------------------------------------------
 
-    def append(self, *parts: Batches) -> Future[None]:
-        """Queue the batches, one request; the future is done once they are committed."""
-        request = _request(parts, None)
+    def append(self, batches: Batches) -> Future[None]:
+        """Queue the batches; the future is done once they are committed."""
+        request = _request([batches], None)
         with self._changed:
             self._refuse_if_over()
             # A request larger than the whole queue may pass through an empty one: it could never pass otherwise.

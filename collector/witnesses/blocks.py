@@ -59,24 +59,24 @@ class Values:
     """One column: where each of its values begins and stops, of JSON strings without their quotes.
 
     Attributes:
-        is_string: False: everything else in JSON, as it is written.
+        are_strings: Which of them are; the others are everything else in JSON, as it is written.
     """
 
-    __slots__ = ("_begins", "_bytes", "_stops", "_text", "is_string")
+    __slots__ = ("_begins", "_bytes", "_stops", "_text", "are_strings")
 
-    def __init__(self, bytes_: Bytes, begins: Numbers, stops: Numbers, *, is_string: bool) -> None:
+    def __init__(self, bytes_: Bytes, begins: Numbers, stops: Numbers, are_strings: Mask) -> None:
         self._bytes = bytes_
         self._begins = begins
         self._stops = stops
         self._text: pa.StringArray | None = None
-        self.is_string = is_string
+        self.are_strings = are_strings
 
     @classmethod
     def of(cls, text: pa.StringArray) -> Self:
         """The column that these texts are; none of them NULL."""
         _, offsets, data = text.buffers()
         places = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1].astype(np.int64)
-        found = cls(Bytes(data.to_pybytes() if data else b""), places[:-1], places[1:], is_string=True)
+        found = cls(Bytes(data.to_pybytes() if data else b""), places[:-1], places[1:], np.ones(len(text), np.bool_))
         found._text = text
         return found
 
@@ -126,8 +126,8 @@ class Lines:
 
     def __init__(self, data: bytes, max_line_bytes: int) -> None:
         self.data = data if data.endswith(b"\n") or not data else data + b"\n"
-        self._places = Bytes(self.data)
-        self.bytes = self._places.array
+        self.places = Bytes(self.data)
+        self.bytes = self.places.array
         controls = np.flatnonzero(self.bytes < _BLANK)
         is_newline = self.bytes[controls] == _NEWLINE
         self.ends: Numbers = controls[is_newline]
@@ -210,49 +210,22 @@ class Lines:
         before = np.searchsorted(quotes, self.starts)
         counts = np.searchsorted(quotes, self.ends) - before
         candidates = self.without_controls() & (counts % 2 == 0) & (counts > 0) & (counts <= _MAX_QUOTES)
-        found: list[Shape] = []
+        found: dict[tuple[str, ...], list[_Fitting]] = {}
         for count in np.unique(counts[candidates]).tolist():
             lines = np.flatnonzero(candidates & (counts == count))
             for _ in range(_MAX_TEMPLATES):
                 if len(lines) < FEWEST_LINES:
                     break
-                fits, columns = self._fitting(lines, _Edges(self, lines, quotes, before[lines], count))
-                if columns:
-                    found.append(Shape(lines[fits], columns))
-                fits[0] = True  # the template itself is done with, whatever it was
-                lines = lines[~fits]
-        return found
-
-    def _fitting(self, lines: Numbers, edges: "_Edges") -> tuple[Mask, dict[str, Values]]:
-        """Which of these lines are like the first, and their columns; none where the first is no flat object."""
-        template = _template(self.text(lines[0]), edges.of_first())
-        if template is None:
-            return np.zeros(len(lines), np.bool_), {}
-        begins = [edges.at(edge) + shift for edge, shift in template.begins]
-        stops = [edges.at(edge) - shift for edge, shift in template.stops]
-        fits = self._same_between([self.starts[lines], *stops], [*begins, self.ends[lines]], template.between)
-        if not fits.all():
-            begins, stops = [places[fits] for places in begins], [places[fits] for places in stops]
-        return fits, {
-            key: Values(self._places, begin, stop, is_string=is_string)
-            for key, is_string, begin, stop in zip(template.keys, template.are_strings, begins, stops, strict=True)
-        }
-
-    def _same_between(self, firsts: Sequence[Numbers], lasts: Sequence[Numbers], between: Sequence[bytes]) -> Mask:
-        """Which lines have the template's text between their values, which do not overlap."""
-        same: Mask = np.ones(len(firsts[0]), np.bool_)
-        for first, last, text in zip(firsts, lasts, between, strict=True):
-            same &= last - first == len(text)
-        for stop, begin in zip(firsts[1:], lasts[:-1], strict=True):
-            same &= stop >= begin
-        left = np.flatnonzero(same)
-        for first, text in zip(firsts, between, strict=True):
-            equal = self._places.are(first[left], text)
-            if equal is not None:
-                left = left[equal]
-        same[:] = False
-        same[left] = True
-        return same
+                fitting = _Fitting(self, lines, quotes, before[lines], count)
+                template = _template(self.text(lines[0]), fitting.edges_of_first())
+                left = np.ones(len(lines), np.bool_)
+                left[0] = False  # the template itself is done with, whatever it was
+                if template is not None:
+                    fitting.fit(template)
+                    left[np.searchsorted(lines, fitting.lines)] = False
+                    found.setdefault(tuple(template.keys), []).append(fitting)
+                lines = lines[left]
+        return [_together(keys, parts) for keys, parts in found.items()]
 
     # --- columns with something between them ----------------------------------------------------------------------------
 
@@ -269,47 +242,96 @@ class Lines:
         lines = np.flatnonzero(usable)
         inner = [places[before[lines] + number] for number in range(columns - 1)]
         begins, stops = [self.starts[lines], *(place + 1 for place in inner)], [*inner, self.ends[lines]]
-        return lines, [
-            Values(self._places, begin, stop, is_string=True) for begin, stop in zip(begins, stops, strict=True)
-        ]
+        are_strings = np.ones(len(lines), np.bool_)
+        return lines, [Values(self.places, begin, stop, are_strings) for begin, stop in zip(begins, stops, strict=True)]
 
 
 _NONE: Final = np.empty(0, np.int64)
 _IS_SPACE: Final = np.array([bytes((code,)).isspace() for code in range(256)])
 
 
-@dataclass(frozen=True, slots=True)
-class _Edges:
-    """Of some lines the places that values lie between: 0 is one before the line's start, then its quotes, then its end.
+class _Fitting:
+    """Lines that have been found to be like a template, so far, and where their values are.
+
+    Values lie between edges: 0 is one before the line's start, then come its quotes, then its end.
 
     Attributes:
         block: Whose lines.
         lines: Their numbers.
-        quotes: Of the whole block.
-        before: How many of them come before each line.
-        count: How many each line has.
+        begins: Of each value where it begins, in each line.
+        stops: Where it ends.
+        are_strings: Of each value whether it is one.
     """
 
-    block: Lines
-    lines: Numbers
-    quotes: Numbers
-    before: Numbers
-    count: int
+    def __init__(self, block: Lines, lines: Numbers, quotes: Numbers, before: Numbers, count: int) -> None:
+        self.block = block
+        self.lines = lines
+        self.begins: list[Numbers] = []
+        self.stops: list[Numbers] = []
+        self.are_strings: list[bool] = []
+        self._quotes = quotes
+        self._before = before  # how many quotes of the block come before each line
+        self._count = count  # how many each line has
 
-    def at(self, edge: int) -> Numbers:
+    def edges_of_first(self) -> list[int]:
+        """All edges of the first line, from its start."""
+        start = self.block.starts[self.lines[0]]
+        quotes = self._quotes[self._before[0] : self._before[0] + self._count] - start
+        return [-1, *quotes.tolist(), int(self.block.ends[self.lines[0]] - start)]
+
+    def fit(self, template: "_Template") -> None:
+        """Keep the lines that have the template's text between their values."""
+        self.are_strings = template.are_strings
+        for number, is_string in enumerate(template.are_strings):
+            (edge, behind), (next_edge, ahead) = template.begins[number], template.stops[number]
+            self.begins.append(self._at(edge) + behind)
+            self._keep_between(self._before_last(), self.begins[-1], template.between[number])
+            self.stops.append(self._at(next_edge) - ahead)
+            if not is_string:  # a string ends at the quote after the one that it begins with
+                self._keep(self.stops[-1] >= self.begins[-1])
+        self._keep_between(self.stops[-1], self.block.ends[self.lines], template.between[-1])
+
+    def _before_last(self) -> Numbers:
+        """Where the text before the last value begins."""
+        return self.stops[-1] if self.stops else self.block.starts[self.lines]
+
+    def _keep_between(self, first: Numbers, last: Numbers, text: bytes) -> None:
+        fits = last - first == len(text)
+        self._keep(fits)
+        equal = self.block.places.are(first if fits.all() else first[fits], text)
+        if equal is not None:
+            self._keep(equal)
+
+    def _keep(self, fits: Mask) -> None:
+        if not fits.all():
+            self.lines, self._before = self.lines[fits], self._before[fits]
+            self.begins = [places[fits] for places in self.begins]
+            self.stops = [places[fits] for places in self.stops]
+
+    def _at(self, edge: int) -> Numbers:
         """Where this edge is in each line."""
         if edge == 0:
             return self.block.starts[self.lines] - 1
-        if edge > self.count:
+        if edge > self._count:
             return self.block.ends[self.lines]
-        found: Numbers = self.quotes[self.before + (edge - 1)]
+        found: Numbers = self._quotes[self._before + (edge - 1)]
         return found
 
-    def of_first(self) -> list[int]:
-        """All edges of the first line, from its start."""
-        start = self.block.starts[self.lines[0]]
-        quotes = self.quotes[self.before[0] : self.before[0] + self.count] - start
-        return [-1, *quotes.tolist(), int(self.block.ends[self.lines[0]] - start)]
+
+def _together(keys: Sequence[str], parts: Sequence[_Fitting]) -> Shape:
+    """Lines with the same keys, whose values are strings in one and not in the other, in the order of the lines."""
+    lines = np.concatenate([part.lines for part in parts])
+    order = np.argsort(lines, kind="stable") if len(parts) > 1 else slice(None)
+    lengths = [len(part.lines) for part in parts]
+    columns = {}
+    for number, key in enumerate(keys):
+        begins, stops = (
+            np.concatenate([places[number] for places in each])[order]
+            for each in ([part.begins for part in parts], [part.stops for part in parts])
+        )
+        are_strings = np.repeat([part.are_strings[number] for part in parts], lengths)[order]
+        columns[key] = Values(parts[0].block.places, begins, stops, are_strings)
+    return Shape(lines[order], columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,11 +127,11 @@ def _formats(rows: Rows, clusters: pa.Array, origin: Origin) -> pa.Array:
     if origin.format is not None:
         return _constant(origin.format, rows.count)
     by_cluster = mapped(clusters, pa.string(), lambda cluster: "istio" if direction_of(cluster) else "envoy")
-    formats = np.where(np.asarray(by_cluster.fill_null("envoy")) == "istio", "istio", "envoy").astype(object)
+    formats = by_cluster.fill_null("envoy")
     for key in GATEWAY_KEYS:
         if rows.has(key):
-            formats[rows.present(key)] = "envoy-gateway"
-    return pa.array(formats, pa.string())
+            formats = pc.if_else(pa.array(rows.present(key)), "envoy-gateway", formats)
+    return formats
 
 
 def _constant(text: str | None, count: int) -> pa.Array:
