@@ -6,7 +6,8 @@ r"""A block of lines, taken apart column by column with NumPy: no object per lin
 
 Programs write logs from a template: between its values a line is the same as the one before. So quotes are found (one
 comparison a byte), the text between values is compared with that of a line that a JSON parser has read, and
-what lies between is the value. A line that differs in anything (an escape, a nested value, another key) is not ordinary: it is
+what lies between is the value. Lines from several templates with the same keys, a string here and a null there, are
+one shape. A line that differs in anything (an escape, a nested value, another key) is not ordinary: it is
 left to the reader of single lines. What is found here is therefore exactly what a JSON parser would find.
 """
 
