@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -14,12 +14,20 @@ from collector.exchange.importing import Outcome, Taken
 from collector.exchange.parquet import TABLES_ALONE
 from collector.exchange.records import Rows
 from collector.otlp import decode_traces
+from collector.store.database import ROW_GROUP_ROWS
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from collector.store.reader import Reader
     from collector.store.writer import Writer
+
+GATHERED: Final = ("proxy_records", "flows")
+"""Tables of which a file brings many rows: they are stored a row group at a time, which DuckDB compresses and writes in one piece, for
+two thirds of what the same rows cost in other portions."""
+
+GATHERED_BYTES: Final = 16 * 1024 * 1024
+"""Of Arrow, at which they no longer wait for more: a row group of usual lines has 11 MB, of the longest it would have 5 GB."""
 
 IN_FLIGHT: Final = 4
 """Groups that wait for their commit while the next one is decoded."""
@@ -40,6 +48,7 @@ class StoreSink:
         self._reader = reader
         self._clock = clock
         self._waiting: deque[tuple[Future[Any], Taken]] = deque()
+        self._gathered: dict[str, Gathered] = {table: Gathered() for table in GATHERED}
         self._stored = self._count("spans")
 
     def requests(self, payload: bytes) -> Iterator[Taken]:
@@ -53,6 +62,10 @@ class StoreSink:
 
     def rows(self, rows: Rows) -> Iterator[Taken]:
         """Queue what is not there yet; raises StoreError."""
+        if rows.are_new and rows.batches.keys() <= self._gathered.keys():
+            for table, batch in rows.batches.items():
+                yield from self._append_new(table, self._gathered[table].add(batch))
+            return
         if not rows.are_new and not rows.batches.keys().isdisjoint(TABLES_ALONE):
             yield from self._settle(0)  # what is under way is not there yet, and may be the same
         new = {table: self._new(table, batch) for table, batch in rows.batches.items()}
@@ -67,8 +80,20 @@ class StoreSink:
         else:
             yield taken
 
+    def _append_new(self, table: str, groups: Iterable[pa.RecordBatch]) -> Iterator[Taken]:
+        """Queue what the store lacks of rows that were gathered; raises StoreError."""
+        for group in groups:
+            new = self._new(table, group)
+            taken = Taken(0, rows=new.num_rows, already_there=group.num_rows - new.num_rows)
+            if new.num_rows:
+                yield from self._append({table: new}, taken)
+            else:
+                yield taken
+
     def finish(self, outcome: Outcome) -> Iterator[Taken]:
         """Wait for every commit, then record what could not be read."""
+        for table, gathered in self._gathered.items():
+            yield from self._append_new(table, gathered.rest())
         yield from self._settle(0)
         stored, self._stored = self._stored, self._count("spans")
         if left_out := outcome.spans - (self._stored - stored):
@@ -131,6 +156,8 @@ class StoreSink:
         where = "" if whole else f" WHERE {time_column} BETWEEN {low} AND {high}"
         known = self._reader.query(f"SELECT DISTINCT {key} FROM {table}{where}").column(key)
         values = batch.column(key)
+        if not len(known):
+            return batch
         return batch.filter(pc.invert(pc.is_in(values, value_set=known.cast(values.type).combine_chunks())))
 
     def _newer(self, batch: pa.RecordBatch, table: str, sorted_by: str, time_column: str) -> pa.RecordBatch:
@@ -149,6 +176,34 @@ class StoreSink:
     def _count(self, table: str) -> int:
         [row] = self._reader.query(f"SELECT count(*) AS n FROM {table}").to_pylist()
         return int(row["n"])
+
+
+class Gathered:
+    """Rows of one table that wait until they fill a row group, or are large enough without."""
+
+    __slots__ = ("_batches", "_rows")
+
+    def __init__(self) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = 0
+
+    def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Put these rows behind the others; gives out what is to be stored now, in order."""
+        while self._rows + batch.num_rows >= ROW_GROUP_ROWS:
+            missing = ROW_GROUP_ROWS - self._rows
+            self._batches.append(batch.slice(0, missing))
+            batch = batch.slice(missing)
+            yield from self.rest()
+        if batch.num_rows:
+            self._batches.append(batch)
+            self._rows += batch.num_rows
+        if sum(waiting.nbytes for waiting in self._batches) >= GATHERED_BYTES:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[pa.RecordBatch]:
+        """What waits, in one piece: DuckDB reads several with several threads, and takes a tenth longer."""
+        waiting, self._batches, self._rows = self._batches, [], 0
+        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches() if waiting else ()
 
 
 def _literal(value: object) -> str:

@@ -51,9 +51,9 @@ class Stream:
 
     def peek(self, size: int) -> bytes:
         """The next `size` bytes, or fewer at the end, without taking them."""
-        while len(self._buffer) < size and self._more():
-            pass
-        return bytes(self._buffer[:size])
+        self._fill(size)
+        with memoryview(self._buffer) as view:
+            return bytes(view[:size])
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes, or fewer at the end."""
@@ -70,6 +70,12 @@ class Stream:
                 return self.read(min(searched, limit))
         return self.read(min(end + 1, limit))
 
+    def read_lines(self, size: int) -> bytes:
+        """Whole lines, at most `size` bytes of them; nothing where the next is longer than that, and at the end."""
+        self._fill(size + 1)  # one more: whether what is at hand is all
+        is_all = self._ended and len(self._buffer) <= size  # the last line may have no end
+        return self.read(len(self._buffer) if is_all else self._buffer.rfind(b"\n", 0, size) + 1)
+
     def peek_line(self, size: int, limit: int) -> bytes:
         """The next `size` bytes, more if the first line needs them, at most `limit`; without taking them."""
         ahead = self.peek(size)
@@ -83,6 +89,11 @@ class Stream:
         if not self._buffer:
             self._more()
         return self.read(len(self._buffer))
+
+    def _fill(self, size: int) -> None:
+        """Have `size` bytes at hand, or all there are."""
+        while len(self._buffer) < size and self._more():
+            pass
 
     def _more(self) -> bool:
         """Append the next piece; False at the end."""

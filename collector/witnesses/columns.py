@@ -28,7 +28,7 @@ class Rows:
     def __init__(self, columns: Mapping[str, Values], count: int, nothing: Sequence[str]) -> None:
         self.count = count
         self.unusual: Mask = np.zeros(count, np.bool_)
-        self._nothing = pa.array(nothing, pa.string())
+        self._nothing = [text.encode() for text in nothing]
         self._columns = columns
         self._present: dict[str, Mask] = {}
 
@@ -36,8 +36,10 @@ class Rows:
         """Which rows have a value under this key."""
         if key not in self._present:
             values = self._columns[key]
-            absent = pc.is_in(values.text, self._nothing) if values.is_string else pc.equal(values.text, "null")
-            self._present[key] = ~_mask(absent)
+            absent = values.are(*self._nothing)
+            if not values.are_strings.all():
+                absent = np.where(values.are_strings, absent, values.are(b"null"))
+            self._present[key] = ~absent
         return self._present[key]
 
     def keys(self) -> list[str]:
@@ -51,18 +53,20 @@ class Rows:
     def strings(self, key: str) -> pa.Array:
         """Values that are strings, NULL where there is none; others are unusual."""
         values, present = self._columns[key], self.present(key)
-        if not values.is_string:
-            self.unusual |= present
-            return pa.nulls(self.count, pa.string())
-        return _where(present, values.text)
+        self.unusual |= present & ~values.are_strings
+        found = present & values.are_strings
+        return _where(found, values.text) if found.any() else pa.nulls(self.count, pa.string())
 
     def counts(self, key: str, *, most_digits: int = 18, scale: int = 1) -> pa.Array:
         """Whole numbers from 0 on, in digits; others are unusual."""
         values, present = self._columns[key], self.present(key)
+        if not present.any():
+            return pa.nulls(self.count, pa.int64())
         text = values.text
         sure = _mask(pc.ascii_is_decimal(text)) & _mask(pc.less_equal(pc.binary_length(text), most_digits))
-        if not values.is_string:  # JSON has no leading zeros
-            sure &= ~(_mask(pc.starts_with(text, "0")) & _mask(pc.greater(pc.binary_length(text), 1)))
+        if not values.are_strings.all():  # JSON's numbers have no leading zeros
+            has_leading = _mask(pc.starts_with(text, "0")) & _mask(pc.greater(pc.binary_length(text), 1))
+            sure &= values.are_strings | ~has_leading
         self.unusual |= present & ~sure
         numbers = _where(present & sure, text).cast(pa.int64())
         return pc.multiply(numbers, scale) if scale != 1 else numbers
@@ -71,7 +75,7 @@ class Rows:
         """RFC 3339 in UTC, with nine digits at most, in ns; others are unusual, and so are rows without a time."""
         values = self._columns[key]
         text = values.text
-        sure = _mask(pc.ends_with(text, "Z")) & _mask(pc.greater_equal(pc.binary_length(text), 20)) & values.is_string
+        sure = _mask(pc.ends_with(text, "Z")) & _mask(pc.greater_equal(pc.binary_length(text), 20)) & values.are_strings
         try:
             found = _where(sure, text).cast(pa.timestamp("ns", "UTC")).cast(pa.int64())
         except pa.ArrowInvalid:
@@ -104,7 +108,7 @@ class Rows:
         items: list[Column] = []
         masks: list[Mask] = []
         for key, wanted in keys.items():
-            text, is_sure = self._json_text(key)
+            text, is_sure = self._json_text(key, wanted)
             self.unusual |= wanted & ~is_sure
             items.append(text)
             masks.append(wanted)
@@ -113,13 +117,23 @@ class Rows:
             masks.append(mask)
         return _maps([*keys, *(truths or {})], items, masks, self.count)
 
-    def _json_text(self, key: str) -> tuple[Column, Mask]:
-        """Values as the JSON text that stands for them, and of which of them that is sure. No string here needs an escape."""
+    def _json_text(self, key: str, wanted: Mask) -> tuple[Column, Mask]:
+        """Wanted values as the JSON text that stands for them, and of which of them that is sure. No string here needs an escape."""
         values = self._columns[key]
-        if values.is_string:
-            return pc.binary_join_element_wise('"', values.text, '"', ""), np.ones(self.count, np.bool_)
-        sure = _mask(pc.match_substring_regex(values.text, r"^(true|false|0|-?[1-9][0-9]{0,900})$"))
-        return values.text, sure
+        literals = wanted & ~values.are_strings
+        if not literals.any():
+            return _quoted(values.text), values.are_strings
+        sure = values.are_strings | _mask(pc.match_substring_regex(values.text, _SURE_LITERAL))
+        if not (wanted & values.are_strings).any():
+            return values.text, sure
+        return pc.if_else(pa.array(literals), values.text, _quoted(values.text)), sure
+
+
+_SURE_LITERAL: Final = r"^(true|false|0|-?[1-9][0-9]{0,900})$"
+
+
+def _quoted(texts: pa.Array) -> pa.Array:
+    return pc.binary_join_element_wise('"', texts, '"', "")
 
 
 def mapped(texts: pa.Array, type_: pa.DataType, convert: Callable[[str], object]) -> pa.Array:

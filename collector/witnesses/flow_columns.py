@@ -27,10 +27,10 @@ def zeek_columns(lines: Lines, header: zeek.ZeekHeader) -> list[Found]:
         or not fields
     ):
         return []
-    numbers, texts = lines.separated(_TAB, len(fields))
+    numbers, values = lines.separated(_TAB, len(fields))
     if not len(numbers):
         return []
-    columns = {name: Values(text, is_string=True) for name, text in zip(fields, texts, strict=True)}
+    columns = dict(zip(fields, values, strict=True))
     rows = Rows(columns, len(numbers), ("-", header.empty, ""))
     made = {
         "start_time_unix_nano": rows.epochs("ts", is_needed=True),
@@ -56,15 +56,15 @@ def vpcflow_columns(lines: Lines, fields: vpcflow.Fields) -> list[Found]:
     """The rows of ordinary records; the others are to be read one by one."""
     if len(set(fields)) != len(fields) or not lines.is_ascii:
         return []
-    numbers, texts = lines.separated(_BLANK, len(fields))
+    numbers, values = lines.separated(_BLANK, len(fields))
     if not len(numbers):
         return []
-    columns = {name: Values(text, is_string=True) for name, text in zip(fields, texts, strict=True)}
+    columns = dict(zip(fields, values, strict=True))
     rows = Rows(columns, len(numbers), ("-",))
-    for text in texts:
-        rows.unusual |= np.asarray(pc.equal(text, "").to_numpy(zero_copy_only=False))
+    for column in values:
+        rows.unusual |= column.are(b"")
     if "log-status" in columns:
-        rows.unusual |= _is(columns["log-status"].text, "NODATA", "SKIPDATA")
+        rows.unusual |= columns["log-status"].are(b"NODATA", b"SKIPDATA")
     start = rows.epochs("start", is_needed=True)
     end = rows.epochs("end", is_needed=False) if "end" in columns else pa.nulls(rows.count, pa.int64())
     for key in ("start", "end"):
@@ -137,17 +137,13 @@ def _answers(rows: Rows, columns: dict[str, Values], source_port: pa.Array, dest
     """Which records are of the direction that answers, as `vpcflow.is_answer` decides it."""
     if "protocol" not in columns:
         return np.zeros(rows.count, np.bool_)
-    protocol = columns["protocol"].text
+    protocol = columns["protocol"]
     source, destination = (np.asarray(pc.fill_null(ports, 0)) for ports in (source_port, destination_port))
     by_ports: Mask = (
-        _is(protocol, "6", "17") & (source > 0) & (source < vpcflow.EPHEMERAL) & (destination >= vpcflow.EPHEMERAL)
+        protocol.are(b"6", b"17") & (source > 0) & (source < vpcflow.EPHEMERAL) & (destination >= vpcflow.EPHEMERAL)
     )
     if "tcp-flags" not in columns:
         return by_ports
     flags = np.asarray(pc.fill_null(rows.counts("tcp-flags"), 0))
-    begins = _is(protocol, "6") & (flags & vpcflow.SYN > 0)
+    begins = protocol.are(b"6") & (flags & vpcflow.SYN > 0)
     return np.where(begins, flags & vpcflow.ACK > 0, by_ports)
-
-
-def _is(texts: pa.Array, *words: str) -> Mask:
-    return np.asarray(pc.is_in(texts, pa.array(words)).to_numpy(zero_copy_only=False), np.bool_)

@@ -50,7 +50,7 @@ def text_columns(lines: Lines, origin: Origin) -> list[Found]:
         if len(matches) >= FEWEST_LINES:
             values = zip(*(groups for _, groups in matches), strict=True)
             columns = zip(pattern.groupindex, values, strict=True)
-            found = {key: Values(pa.array(column, pa.string()), is_string=True) for key, column in columns}
+            found = {key: Values.of(pa.array(column, pa.string())) for key, column in columns}
             shapes.append(Shape(np.array([number for number, _ in matches]), found))
             candidates = np.setdiff1d(candidates, shapes[-1].lines)
     return [rows for shape in shapes if (rows := _shape_columns(shape, origin)) is not None]
@@ -127,11 +127,11 @@ def _formats(rows: Rows, clusters: pa.Array, origin: Origin) -> pa.Array:
     if origin.format is not None:
         return _constant(origin.format, rows.count)
     by_cluster = mapped(clusters, pa.string(), lambda cluster: "istio" if direction_of(cluster) else "envoy")
-    formats = np.where(np.asarray(by_cluster.fill_null("envoy")) == "istio", "istio", "envoy").astype(object)
+    formats = by_cluster.fill_null("envoy")
     for key in GATEWAY_KEYS:
         if rows.has(key):
-            formats[rows.present(key)] = "envoy-gateway"
-    return pa.array(formats, pa.string())
+            formats = pc.if_else(pa.array(rows.present(key)), "envoy-gateway", formats)
+    return formats
 
 
 def _constant(text: str | None, count: int) -> pa.Array:

@@ -205,14 +205,15 @@ class Reader:
 
     def _record_ids(self, lines: Lines, wanted: Numbers, offset: int) -> pa.Array:
         """`record_id` of each of these lines."""
-        prefix = id_prefix(self.origin.source)
-        starts, ends = lines.starts[wanted].tolist(), lines.ends[wanted].tolist()
-        data, new = lines.data, hash_of
-        digests = b"".join([
-            new(b"%b%d\0%b" % (prefix, offset + start, data[start:end].strip()), usedforsecurity=False).digest()
-            for start, end in zip(starts, ends, strict=True)
-        ])  # fmt: skip
-        return pa.array(np.frombuffer(digests, ">u8")[::4].astype(np.uint64))
+        copy_of = hash_of(id_prefix(self.origin.source), usedforsecurity=False).copy
+        data = memoryview(lines.data)
+        digests = []
+        for place, start, end in zip((offset + lines.starts[wanted]).tolist(), *lines.stripped(wanted), strict=True):
+            new = copy_of()
+            new.update(b"%d\0" % place)
+            new.update(data[start:end])
+            digests.append(new.digest())
+        return pa.array(np.frombuffer(b"".join(digests), ">u8")[::4].astype(np.uint64))
 
     # --- line by line -----------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,11 @@ class Draw:
         self.status = random_.choice((200, 200, 200, 200, 201, 404, 503))
         self.sent, self.received = random_.randrange(100_000), random_.randrange(2_000)
         self.milliseconds = random_.randrange(900)
+        self.chances = random_.getrandbits(32)
+
+    def either(self, number: int, value: str) -> str:
+        """In one line of two this text in JSON, in the other null; lines with several numbers have all combinations."""
+        return f'"{value}"' if self.chances >> number & 1 else "null"
 
 
 def _istio_json(d: Draw) -> str:
@@ -46,6 +51,34 @@ def _istio_json(d: Draw) -> str:
         f'"upstream_host":"{d.callee}:8080","upstream_cluster":"inbound|8000||","upstream_local_address":"127.0.0.6:{d.port}",'
         f'"downstream_local_address":"{d.callee}:8000","downstream_remote_address":"{d.caller}:{d.port}",'
         f'"requested_server_name":"outbound_.8000_._.{d.service}.shop.svc.cluster.local","route_name":"default"}}'
+    )
+
+
+def _istio_json_with_nulls(d: Draw) -> str:
+    """Five values that are not in every line, as where requests come in and go out, with and without mTLS, and some fail."""
+    is_bad = d.chances % 20 == 0
+    reason = '"delayed connect error: 111"' if is_bad else "null"
+    return (
+        f'{{"start_time":"{d.time}","method":"GET","path":"{d.path}","protocol":"HTTP/1.1","response_code":{d.status},'
+        f'"response_flags":"{"UF" if is_bad else "-"}","response_code_details":"via_upstream","connection_termination_details":null,'
+        f'"upstream_transport_failure_reason":{reason},"bytes_received":{d.received},"bytes_sent":{d.sent},'
+        f'"duration":{d.milliseconds},"upstream_service_time":{d.either(8, str(d.milliseconds))},'
+        f'"x_forwarded_for":{d.either(9, d.caller)},"user_agent":"python-httpx/0.28","request_id":"{d.request_id}",'
+        f'"authority":"{d.service}:8000","upstream_host":"{d.callee}:8080","upstream_cluster":"inbound|8000||",'
+        f'"upstream_local_address":{d.either(10, f"127.0.0.6:{d.port}")},"downstream_local_address":"{d.callee}:8000",'
+        f'"downstream_remote_address":"{d.caller}:{d.port}",'
+        f'"requested_server_name":{d.either(11, f"outbound_.8000_._.{d.service}.shop.svc.cluster.local")},"route_name":"default"}}'
+    )
+
+
+def _envoy_json(d: Draw) -> str:
+    return (
+        f'{{"authority":"{d.service}:8000","bytes_received":{d.received},"bytes_sent":{d.sent},"duration":{d.milliseconds},'
+        f'"downstream_local_address":"{d.callee}:8000","downstream_remote_address":"{d.caller}:{d.port}","method":"GET",'
+        f'"path":"{d.path}","protocol":"HTTP/1.1","request_id":"{d.request_id}","response_code":{d.status},'
+        f'"response_flags":"-","route_name":"default","start_time":"{d.time}","upstream_cluster":"{d.service}",'
+        f'"upstream_host":"{d.callee}:8080","upstream_service_time":"{d.milliseconds}","user_agent":"python-httpx/0.28",'
+        f'"x_forwarded_for":null}}'
     )
 
 
@@ -123,6 +156,8 @@ def _conntrack(d: Draw) -> str:
 
 FORMS: Final[dict[str, tuple[Format, Callable[[Draw], str]]]] = {
     "istio_json": ("istio", _istio_json),
+    "istio_json_with_nulls": ("istio", _istio_json_with_nulls),
+    "envoy_json": ("envoy", _envoy_json),
     "istio_text": ("istio", _istio_text),
     "linkerd_apache": ("linkerd", _linkerd_apache),
     "linkerd_json": ("linkerd", _linkerd_json),

@@ -124,6 +124,55 @@ def test_text_with_a_damage(format_: Format, at: int, cut: int, put: bytes, time
     check_equal(format_, head.encode() + ("\n".join(whole * 20) + "\n").encode() + damaged * times)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    at=st.integers(0, 620),
+    cut=st.integers(0, 9),
+    put=st.binary(max_size=5)
+    | st.sampled_from(
+        [
+            b"\r",
+            b"\n\n",
+            b"\\u00e9",
+            b"\\ud800",
+            b'"method":"PUT",',
+            b"null",
+            b'"',
+            b'":"',
+            b"1.5",
+            b"1" * 25,
+            b",",
+            b"{",
+            b"\xff",
+        ]
+    ),
+    times=st.integers(1, 40),
+    end=st.sampled_from([b"\n", b"\r\n", b" \n", b""]),
+)
+@example(at=0, cut=0, put=b" ", times=20, end=b"  \n")  # white space around a line is no part of it
+@example(at=1, cut=0, put=b'"method":"PUT",', times=20, end=b"\n")  # a key twice
+@example(at=2, cut=1, put=b"x", times=20, end=b"\n")  # another key, as long
+@example(at=18, cut=2, put=b"", times=40, end=b"\r\n")
+def test_json_with_a_damage(at: int, cut: int, put: bytes, times: int, end: bytes) -> None:
+    whole = [
+        json_line(change, spaced=False) + b"\n"
+        for change in ({}, {"bytes_sent": None}, {"path": None, "duration": "7"})
+    ]
+    damaged = whole[0][:at] + put + whole[0][at + cut : -1] + end
+    check_equal("envoy", b"".join(whole * 20) + damaged * times)
+
+
+@pytest.mark.parametrize(
+    "literal", ["007", "0", "-0", "1.0", "1e3", "", "tru", "true", "nul", "NaN", "-5", "9" * 19, "9" * 30]
+)
+@pytest.mark.parametrize("key", ["response_code", "duration", "retries"])
+def test_what_stands_where_others_have_a_number(key: str, literal: str) -> None:
+    whole = json_line({}, spaced=False) + b"\n"
+    other = whole.replace(f'"{key}":{BASE[key]}'.encode(), f'"{key}":{literal}'.encode())
+    assert other != whole
+    check_equal("envoy", whole * 20 + other * 20)
+
+
 def test_most_lines_are_read_by_the_column() -> None:
     lines = [json_line({"bytes_sent": str(i)}, spaced=False) for i in range(100)]
     with mock.patch.object(reading, "record_id", side_effect=AssertionError("read line by line")):
@@ -131,6 +180,22 @@ def test_most_lines_are_read_by_the_column() -> None:
         assert read("istio", "\n".join([ISTIO] * 100).encode(), used=True).batch.num_rows == 100
         assert read("zeek", (ZEEK_HEADER + (ZEEK + "\n") * 100).encode(), used=True).batch.num_rows == 100
         assert read("vpcflow", "\n".join([VPCFLOW, VPCFLOW_ANSWER] * 50).encode(), used=True).batch.num_rows == 100
+
+
+def test_values_that_only_some_lines_have_leave_them_in_one_shape_and_in_order() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"path": None, "request_id": None},
+        {"path": None, "x_forwarded_for": "10.0.0.1", "retries": "often"},
+        {"bytes_sent": None, "requested_server_name": None, "is_retry": None, "response_code": "503"},
+    ]
+    data = b"\n".join(json_line(changes[i % 4] | {"duration": i}, spaced=False) for i in range(400))
+    [shape] = Lines(data, 10_000).shapes()
+    assert shape.lines.tolist() == list(range(400))
+    with mock.patch.object(reading, "record_id", side_effect=AssertionError("read line by line")):
+        found = read("istio", data, used=True).batch
+    assert found.column("duration_ns").to_pylist() == [i * 1_000_000 for i in range(400)]
+    check_equal("istio", data)
 
 
 @pytest.mark.parametrize("key", [b'"a"', b'"a":1,"a"'])
