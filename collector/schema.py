@@ -360,7 +360,8 @@ DERIVED_TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "attribute_keys": ATTRIBUTE_KEYS,
 }
 """What `spans` says already, kept so that a question need not read all of them: written with the spans, in one transaction, by
-`collector.store.derived`, and made anew by a migration. Nothing arrives for them, and nothing is lost without them.
+`collector.store.derived`, and made anew by a migration. Nothing arrives for them, and where a table
+of them is missing or empty nothing is lost.
 
 `trace_arrivals` has a row for every trace in every group of spans that was written together: the trace's spans were
 received in one of its ranges. Half an id suffices, since who shares it only widens the range.

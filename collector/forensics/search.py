@@ -46,6 +46,15 @@ _SEARCHED: Final = (
     "provenance_request_id",
 )
 
+_CHOOSES: Final = ("trace_id", "parent_span_id", "start_time_unix_nano", "end_time_unix_nano", "duration_ns")
+"""What traces are chosen and ordered by."""
+
+_FAILS: Final = ("status_code", "http_response_status_code", "rpc_grpc_status_code")
+"""What `is_error` reads."""
+
+_NAMES: Final = ("span_id", "name", "service_name", "witness", *_FAILS)
+"""What is told of a listed trace, beside those."""
+
 SEARCH_SCHEMA: Final[dict[str, pl.DataType]] = {
     "trace_id": pl.String(),
     "start_time_unix_nano": pl.Int64(),
@@ -271,25 +280,48 @@ def _shape(wanted: TraceFilter) -> TraceFilter:
 
 def _search(wanted: TraceFilter, meaning: _Meaning, has_arrivals: bool, few: bool) -> ir.Table:  # noqa: FBT001 part of the shape
     every = arrived(spans(), number("span_id")) if has_arrivals and meaning.kind == "trace_id" else spans()
-    table = wanted.window.of(every)
+    # Each use has columns of its own: engines plan every column through every step, which takes longer than reading the few, and
+    # what is used twice as it is, Ibis writes as a common table expression, which DuckDB computes whole before anything is looked up in it.
+    scope = wanted.window.of(every.select(*_CHOOSES, *_NAMES), margin_ns=TRACE_MARGIN_NS)
+    one_pass = few and not _is_sifted(wanted)
+    # Few failed among all; among few, looking for those that did takes longer than leaving out the others.
+    failing_first = wanted.errors_only and not few
+    chosen_by = (*_CHOOSES, *(_FAILS if wanted.errors_only and few else ()))
+    members = scope if one_pass else wanted.window.of(every.select(*chosen_by), margin_ns=TRACE_MARGIN_NS)
+    table = wanted.window.of(every.select(*_asked(wanted, meaning)))
     conditions = [*_conditions(table, wanted), *_matches(table, meaning)]
-    scope = wanted.window.of(every, margin_ns=TRACE_MARGIN_NS)
-    members = scope
     # Where little of the scope is asked for, finding that first is less work than taking it all together.
     if conditions or few:
         hits = table.filter(conditions) if conditions else table
-        members = scope.semi_join(hits.select("trace_id").distinct(), "trace_id")
-    # So they do where most that were found are left out again.
-    is_sifted = wanted.errors_only or wanted.min_duration_ns is not None or wanted.max_duration_ns is not None
-    if few and not is_sifted:
-        grouped = members.group_by("trace_id").aggregate(**_choosing(members, wanted), **_naming(members))
+        members = members.semi_join(hits.select("trace_id").distinct(), "trace_id")
+    if failing_first:
+        told = wanted.window.of(every.select("trace_id", "start_time_unix_nano", *_FAILS), margin_ns=TRACE_MARGIN_NS)
+        members = members.semi_join(told.filter(is_error(told)).select("trace_id").distinct(), "trace_id")
+    choosing = _choosing(members, wanted) | ({"failed": is_error(members).any()} if wanted.errors_only and few else {})
+    if one_pass:
+        grouped = members.group_by("trace_id").aggregate(**choosing, **_naming(members))
         return _listed(grouped, wanted).select(*SEARCH_SCHEMA)
     # Names and counts take longer than choosing: in a second pass, for those alone that are listed.
-    grouped = members.group_by("trace_id").aggregate(**_choosing(members, wanted))
+    grouped = members.group_by("trace_id").aggregate(**choosing)
     listed = _listed(grouped, wanted).select("trace_id", "start_time_unix_nano", "duration_ns")
     named = scope.semi_join(listed, "trace_id")
     found = listed.join(named.group_by("trace_id").aggregate(**_naming(named)), "trace_id")
     return found.order_by([ibis.desc(_by(wanted)), "trace_id"])
+
+
+def _is_sifted(wanted: TraceFilter) -> bool:
+    """Whether most traces that were found are left out again."""
+    return wanted.errors_only or wanted.min_duration_ns is not None or wanted.max_duration_ns is not None
+
+
+def _asked(wanted: TraceFilter, meaning: _Meaning) -> list[str]:
+    """The columns that tell whether a span is what is looked for."""
+    asked = ["trace_id", "start_time_unix_nano", *meaning.maps]
+    asked += [] if meaning.column is None else [meaning.column]
+    asked += [] if wanted.service is None else ["service_name"]
+    asked += [] if wanted.operation is None else ["name"]
+    asked += {"span_id": ["span_id"], "anywhere": list(_SEARCHED)}.get(meaning.kind, [])
+    return list(dict.fromkeys(asked))
 
 
 def _by(wanted: TraceFilter) -> str:
@@ -316,7 +348,6 @@ def _choosing(members: ir.Table, wanted: TraceFilter) -> dict[str, ir.Value]:
         "hull_ns": end.max() - start.min(),
         "root_ns": _at_least(members.duration_ns, rank),
         "rank": rank.min(),
-        "failed": is_error(members).any(),
         "inside": inside.any(),
     }
 
@@ -340,7 +371,7 @@ def _listed(grouped: ir.Table, wanted: TraceFilter) -> ir.Table:
     """The traces that the answer has, in its order."""
     duration = (grouped["rank"] < _LATER).ifelse(grouped.root_ns, grouped.hull_ns)
     found = grouped.filter(grouped.inside).mutate(duration_ns=duration)
-    if wanted.errors_only:
+    if "failed" in grouped.columns:
         found = found.filter(found.failed)
     if wanted.min_duration_ns is not None:
         found = found.filter(found.duration_ns >= wanted.min_duration_ns)
@@ -392,6 +423,16 @@ def _own_column(table: ir.Table, meaning: _Meaning) -> list[ir.BooleanValue]:
 
 
 def _in_maps(table: ir.Table, meaning: _Meaning) -> list[ir.BooleanValue]:
-    # The explicit test for NULL keeps DuckDB 2.0.0 from failing where a whole column of maps is NULL.
-    parts = ((table[m].notnull() & (table[m].get(text("key")) == text("is_"))) for m in meaning.maps)
-    return [part.fill_null(False) for part in parts]
+    # The explicit test for NULL keeps DuckDB 2.0.0 from failing where a whole column of maps is NULL. To look at the values alone takes
+    # half of what the key takes, and hardly any span has the value.
+    maps = [table[name] for name in meaning.maps]
+    value = text("is_")
+    return [
+        (m.notnull() & _has_value(m, value).ifelse(m.get(text("key")) == value, False)).fill_null(False) for m in maps
+    ]
+
+
+@ibis.udf.scalar.builtin(name="map_contains_value", signature=(("map<string, string>", "string"), "boolean"))  # type: ignore[untyped-decorator]
+def _has_value(pairs: dict[str, str], value: str) -> bool:
+    """Whether some key has the value."""
+    raise NotImplementedError  # Ibis replaces the call by the engine's function

@@ -41,7 +41,8 @@ NONE: Final = ShortCuts()
 
 
 ARRIVED_JOIN: Final = (
-    f" JOIN (SELECT coalesce(min(first_received_unix_nano), {_EARLIEST}) AS arrived_from, "
+    " JOIN (SELECT coalesce(min(first_received_unix_nano), (SELECT max(last_received_unix_nano) FROM trace_arrivals), "
+    f"{_EARLIEST}) AS arrived_from, "
     f"coalesce(max(last_received_unix_nano), {_LATEST}) AS arrived_until "
     "FROM trace_arrivals WHERE trace_id_low = {low}) "
     "ON received_unix_nano >= arrived_from AND received_unix_nano <= arrived_until"
@@ -80,15 +81,19 @@ def _complete(rows: list[tuple[str, str]]) -> dict[str, frozenset[str]] | None:
 
 
 def arrived(spans: ir.Table, trace_id_low: int) -> ir.Table:
-    """The spans that came when spans of this trace came: all of them where nothing is known of it.
+    """The spans that came when spans of this trace came: the newest alone of a trace that is not there, all where no arrival is known.
+
+    Every span is written with its arrival in one transaction, so a trace without one has no spans. DuckDB still reads whatever its range
+    lets through, all of it if that is empty; so it is given the newest moment: on ten million spans 5 ms instead of 57.
 
     A join, because DuckDB hands the range over to the scan, which then skips what was stored at other times: on ten million
     spans 12 ms of processor time instead of 99. With the same range from two subqueries it skips nothing.
     """
     arrivals = ibis.table(ibis_schema("trace_arrivals"), name="trace_arrivals")
     of_trace = arrivals.filter(arrivals.trace_id_low == ibis.literal(trace_id_low, "uint64"))
+    newest = arrivals.aggregate(newest=arrivals.last_received_unix_nano.max()).as_scalar()
     bounds = of_trace.aggregate(
-        arrived_from=of_trace.first_received_unix_nano.min().fill_null(_EARLIEST),
+        arrived_from=ibis.coalesce(of_trace.first_received_unix_nano.min(), newest, _EARLIEST),
         arrived_until=of_trace.last_received_unix_nano.max().fill_null(_LATEST),
     )
     received = spans.received_unix_nano

@@ -14,7 +14,7 @@ from collector.forensics.columns import destination_of_row, is_error, is_error_r
 from collector.forensics.edges import destination_of
 from collector.forensics.ids import hex_ids
 from collector.forensics.search import TraceFilter, search, search_sql
-from collector.forensics.short_cuts import NONE, short_cuts, with_arrivals
+from collector.forensics.short_cuts import ARRIVED_JOIN, NONE, arrived, short_cuts, with_arrivals
 from collector.forensics.tables import Query, Window, compile_sql, spans
 from collector.forensics.traces import trace
 from collector.schema import DERIVED_TABLES, TABLES, ddl
@@ -24,17 +24,19 @@ from tests.collector.forensics.factories import MS, T0, S, make_span, to_arrow
 HOUR = 3600 * S
 
 
-def filled(rows: list[dict[str, Any]], *, derived: bool = True) -> tuple[Query, list[str]]:
-    """A store with these spans and what is derived from them; and what it was asked."""
+def filled(rows: list[dict[str, Any]], *, derived: bool = True, apart: bool = False) -> tuple[Query, list[str]]:
+    """A store with these spans, written together or each `apart`, and what is derived from them; and what it was asked."""
     connection = duckdb.connect()
     for table in (*TABLES, *DERIVED_TABLES):
         connection.execute(ddl(table))
     batch = to_arrow("spans", rows).combine_chunks().to_batches()[0]
-    contents = {"spans": batch} | (derived_rows({"spans": batch}) if derived else {})
-    for table, content in contents.items():
-        connection.register("incoming", content)
-        connection.execute(f"INSERT INTO {table} SELECT * FROM incoming")
-        connection.unregister("incoming")
+    groups = [batch.slice(n, 1) for n in range(batch.num_rows)] if apart else [batch]
+    for group in groups:
+        contents = {"spans": group} | (derived_rows({"spans": group}) if derived else {})
+        for table, content in contents.items():
+            connection.register("incoming", content)
+            connection.execute(f"INSERT INTO {table} SELECT * FROM incoming")
+            connection.unregister("incoming")
     asked: list[str] = []
 
     def query(sql: str) -> pl.DataFrame:
@@ -130,6 +132,29 @@ def test_attributes_are_found_with_and_without_their_catalogue(words: str, trace
     assert [int(t, 16) for t in search(query, TraceFilter(text=words))["trace_id"]] == traces
 
 
+MAPS = st.none() | st.dictionaries(
+    st.sampled_from(["app.a", "app.b"]), st.none() | st.sampled_from(["x", "y", ""]), max_size=2
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(MAPS, MAPS), min_size=1, max_size=8), st.sampled_from(["x", "y", ""]))
+def test_an_attribute_is_found_where_its_key_has_the_value(rows: list[tuple[Any, Any]], value: str) -> None:
+    query, _ = filled(
+        [make_span(trace_id=99, span_id=99, attributes={"app.a": "another"})]
+        + [
+            make_span(trace_id=n, span_id=n, attributes=plain, attributes_json=typed)
+            for n, (plain, typed) in enumerate(rows, 1)
+        ]
+    )
+    having = {n for n, maps in enumerate(rows, 1) if any(m is not None and m.get("app.a") == value for m in maps)}
+
+    known = short_cuts(query, with_keys=True)
+    for few in (True, False):
+        found = hex_ids(query(search_sql(TraceFilter(text=f"app.a={value}"), known, few=few)))
+        assert {int(t, 16) for t in found["trace_id"]} == having
+
+
 def test_a_key_that_nobody_has_is_answered_without_the_spans() -> None:
     query, asked = filled([TENANT, OTHER])
 
@@ -155,6 +180,30 @@ def test_a_trace_that_came_in_two_parts_is_found_whole() -> None:
 
     assert trace(query, f"{1:032x}").height == 2
     assert [int(t, 16) for t in search(query, TraceFilter(text=f"{1:032x}"))["trace_id"]] == [1]
+
+
+@pytest.mark.parametrize("derived", [True, False])
+def test_a_trace_is_found_whole_and_another_not_at_all(*, derived: bool) -> None:
+    rows = busy_hours(200, seed=6)
+    query, _ = filled(rows, derived=derived)
+
+    for number in (1, 77, 200):
+        assert trace(query, f"{number:032x}").height == sum(row["trace_id"] == number for row in rows) > 0
+        assert search(query, TraceFilter(text=f"{number:032x}")).height == 1
+    assert trace(query, f"{201:032x}").is_empty()
+    assert search(query, TraceFilter(text=f"{201:032x}")).is_empty()
+
+
+def test_a_trace_that_is_not_there_is_looked_for_among_the_newest_alone() -> None:
+    rows = [make_span(trace_id=n, span_id=n, received_unix_nano=T0 + n * HOUR) for n in (1, 2, 3)]
+    query, _ = filled(rows, apart=True)
+    unknown = 9
+
+    for number, arrived_from in ((1, 1), (2, 2), (unknown, 3)):
+        sql = compile_sql(arrived(spans(), number).select("received_unix_nano"))
+        written = f"SELECT received_unix_nano FROM spans{ARRIVED_JOIN.format(low=number)}"
+        for statement in (sql, written):
+            assert query(statement).to_series().to_list() == [T0 + arrived_from * HOUR]
 
 
 def test_a_source_without_the_table_is_asked_without_it() -> None:
