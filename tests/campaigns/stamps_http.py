@@ -143,7 +143,7 @@ def between(options: argparse.Namespace) -> None:
     """Forwards, meddles, and writes down what it did, a line a call."""
     host, _, port = options.target.rpartition(":")
     rng, lock = random.Random(options.seed), threading.Lock()
-    out = options.ledger.open("w")
+    out = options.ledger.open("w", buffering=1)  # a thread may still write when the others are told to end
 
     turns = {attacks: itertools.cycle(attacks) for attacks in (stamps.OF_UNARY, stamps.OF_STREAMS)}
 
