@@ -1,15 +1,11 @@
 """Search for traces: a filter in, one row a trace out, the newest first without reading all the older ones.
 
-What people type reaches SQL as literals only, never as text of the statement.
-
 Whole files are read only where the answer needs it. For the newest traces, the last moments are searched first, then
 ever more, until there are enough that began in what was searched: older spans can add nothing to those. The answer is
 that of `search_sql` to the row.
 """
 
-import re
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Final, Literal
 from uuid import UUID
 
@@ -19,32 +15,17 @@ import polars as pl
 
 from collector.forensics.columns import is_error
 from collector.forensics.ids import hex_ids
+from collector.forensics.search_words import Meaning, columns_of, matches, meaning_of, words_of
 from collector.forensics.short_cuts import NONE, ShortCuts, arrived, short_cuts
-from collector.forensics.statements import TRACE_ID, compiled_once, fill, number, text
+from collector.forensics.statements import compiled_once, fill, number, text
 from collector.forensics.tables import NS_PER_S, Query, Window, spans
-from collector.schema import HOT_ATTRIBUTES, ibis_schema
+from collector.schema import ibis_schema
 
 TRACE_MARGIN_NS: Final = 3600 * NS_PER_S
 """How far outside the window the rest of a found trace may lie."""
 
 _LATER: Final = 3 * 10**18
 """Added to the start of spans that have a parent, so that roots sort first; added twice it still fits into 64 bits."""
-
-_SEARCHED: Final = (
-    "name",
-    "service_name",
-    "status_message",
-    "url_full",
-    "url_path",
-    "http_route",
-    "rpc_service",
-    "rpc_method",
-    "server_address",
-    "error_type",
-    "user_agent_original",
-    "provenance_request_hash",
-    "provenance_request_id",
-)
 
 _CHOOSES: Final = ("trace_id", "parent_span_id", "start_time_unix_nano", "end_time_unix_nano", "duration_ns")
 """What traces are chosen and ordered by."""
@@ -103,38 +84,16 @@ class TraceFilter:
     order: Literal["newest", "slowest"] = "newest"
 
 
-@dataclass(frozen=True, slots=True)
-class _Meaning:
-    """What the text of a filter means, without its values: the shape of a statement.
-
-    Attributes:
-        kind: Nothing, an id, an attribute, or text that may be an attribute too.
-        column: The attribute's own column.
-        is_number: Whether that column and the value both are integers.
-        maps: The maps that may have the attribute.
-    """
-
-    kind: Literal["nothing", "trace_id", "span_id", "attribute", "anywhere"] = "nothing"
-    column: str | None = None
-    is_number: bool = False
-    maps: tuple[str, ...] = ()
-
-    @property
-    def is_impossible(self) -> bool:
-        """Whether no span can have it."""
-        return self.kind == "attribute" and self.column is None and not self.maps
-
-
 def search(query: Query, wanted: TraceFilter) -> pl.DataFrame:
     """The traces that the filter describes; columns `SEARCH_SCHEMA`.
 
     duration_ns is the root's, or from the first start to the last end where the root is missing.
     """
     known = known_to(query, wanted)
-    if _meaning(wanted.text, known).is_impossible or wanted.limit <= 0:
+    if meaning_of(wanted.text, known).is_impossible or wanted.limit <= 0:
         return pl.DataFrame(schema=SEARCH_SCHEMA)
     # An id is found at once; the slowest may be anywhere.
-    is_id = _meaning(wanted.text, known).kind == "trace_id"
+    is_id = meaning_of(wanted.text, known).kind == "trace_id"
     frame = None if is_id or wanted.order == "slowest" else _newest(query, wanted, known)
     frame = query(search_sql(wanted, known)) if frame is None else frame
     return hex_ids(frame).select(pl.col(name).cast(dtype) for name, dtype in SEARCH_SCHEMA.items())
@@ -147,18 +106,18 @@ def known_to(query: Query, wanted: TraceFilter) -> ShortCuts:
 
 def search_sql(wanted: TraceFilter, known: ShortCuts = NONE, *, few: bool = False) -> str:
     """One statement with the answer of `search`; `few` is better where the window is short, and changes no answer."""
-    meaning = _meaning(wanted.text, known)
+    meaning = meaning_of(wanted.text, known)
     sql = compiled_once(_search, _shape(wanted), meaning, known.has_arrivals, few)
-    key, _, value = _words(wanted.text).partition("=")
-    trace_id = UUID(_words(wanted.text)) if meaning.kind == "trace_id" else None
-    span_id = int(_words(wanted.text), 16) if meaning.kind == "span_id" else None
+    key, _, value = words_of(wanted.text).partition("=")
+    trace_id = UUID(words_of(wanted.text)) if meaning.kind == "trace_id" else None
+    span_id = int(words_of(wanted.text), 16) if meaning.kind == "span_id" else None
     return fill(
         sql,
         since=wanted.window.since_unix_nano,
         until=wanted.window.until_unix_nano,
         service=wanted.service,
         operation=wanted.operation,
-        words=_words(wanted.text).lower(),
+        words=words_of(wanted.text).lower(),
         key=key.strip(),
         is_=value.strip(),
         value=int(value) if meaning.is_number else None,
@@ -234,33 +193,6 @@ def _extent_of(has_arrivals: bool) -> ir.Table:  # noqa: FBT001 what is compiled
 # --- the statement --------------------------------------------------------------------------------------------------------
 
 
-def _words(given: str | None) -> str:
-    return (given or "").strip()
-
-
-def _meaning(given: str | None, known: ShortCuts) -> _Meaning:
-    """What a text means, and where to look for it."""
-    words = _words(given)
-    if not words:
-        return _Meaning()
-    if re.fullmatch(r"[0-9a-fA-F]{32}", words):
-        return _Meaning("trace_id")
-    if re.fullmatch(r"[0-9a-fA-F]{16}", words):
-        return _Meaning("span_id")
-    key, separator, value = (part.strip() for part in words.partition("="))
-    if not separator or not key:
-        return _Meaning("anywhere")
-    hot = next((a for a in HOT_ATTRIBUTES if a.key == key), None)
-    is_attribute = hot is not None or re.fullmatch(r"[A-Za-z_][\w-]*(\.[\w-]+)+", key)
-    maps = ("attributes", "attributes_json") if known.keys is None else tuple(sorted(known.keys.get(key, ())))
-    return _Meaning(
-        "attribute" if is_attribute else "anywhere",
-        None if hot is None else hot.column,
-        hot is not None and hot.type == "BIGINT" and re.fullmatch(r"0|-?[1-9][0-9]{0,17}", value) is not None,
-        maps,
-    )
-
-
 def _shape(wanted: TraceFilter) -> TraceFilter:
     """The filter with a blank for each value that it has, and no text: that is in the meaning."""
 
@@ -278,7 +210,7 @@ def _shape(wanted: TraceFilter) -> TraceFilter:
     )
 
 
-def _search(wanted: TraceFilter, meaning: _Meaning, has_arrivals: bool, few: bool) -> ir.Table:  # noqa: FBT001 part of the shape
+def _search(wanted: TraceFilter, meaning: Meaning, has_arrivals: bool, few: bool) -> ir.Table:  # noqa: FBT001 part of the shape
     every = arrived(spans(), number("span_id")) if has_arrivals and meaning.kind == "trace_id" else spans()
     # Each use has columns of its own: engines plan every column through every step, which takes longer than reading the few, and
     # what is used twice as it is, Ibis writes as a common table expression, which DuckDB computes whole before anything is looked up in it.
@@ -289,7 +221,7 @@ def _search(wanted: TraceFilter, meaning: _Meaning, has_arrivals: bool, few: boo
     chosen_by = (*_CHOOSES, *(_FAILS if wanted.errors_only and few else ()))
     members = scope if one_pass else wanted.window.of(every.select(*chosen_by), margin_ns=TRACE_MARGIN_NS)
     table = wanted.window.of(every.select(*_asked(wanted, meaning)))
-    conditions = [*_conditions(table, wanted), *_matches(table, meaning)]
+    conditions = [*_conditions(table, wanted), *matches(table, meaning)]
     # Where little of the scope is asked for, finding that first is less work than taking it all together.
     if conditions or few:
         hits = table.filter(conditions) if conditions else table
@@ -314,13 +246,11 @@ def _is_sifted(wanted: TraceFilter) -> bool:
     return wanted.errors_only or wanted.min_duration_ns is not None or wanted.max_duration_ns is not None
 
 
-def _asked(wanted: TraceFilter, meaning: _Meaning) -> list[str]:
+def _asked(wanted: TraceFilter, meaning: Meaning) -> list[str]:
     """The columns that tell whether a span is what is looked for."""
-    asked = ["trace_id", "start_time_unix_nano", *meaning.maps]
-    asked += [] if meaning.column is None else [meaning.column]
+    asked = ["trace_id", "start_time_unix_nano", *columns_of(meaning)]
     asked += [] if wanted.service is None else ["service_name"]
     asked += [] if wanted.operation is None else ["name"]
-    asked += {"span_id": ["span_id"], "anywhere": list(_SEARCHED)}.get(meaning.kind, [])
     return list(dict.fromkeys(asked))
 
 
@@ -392,47 +322,3 @@ def _conditions(table: ir.Table, wanted: TraceFilter) -> list[ir.BooleanValue]:
     if wanted.operation is not None:
         conditions.append(table.name == wanted.operation)
     return conditions
-
-
-def _matches(table: ir.Table, meaning: _Meaning) -> list[ir.BooleanValue]:
-    match meaning.kind:
-        case "nothing":
-            return []
-        case "trace_id":
-            return [table.trace_id == ibis.literal(UUID(TRACE_ID), "uuid")]
-        case "span_id":
-            return [table.span_id == ibis.literal(number("span_id"), "uint64")]
-        case "attribute":
-            return [_any([*_own_column(table, meaning), *_in_maps(table, meaning)])]
-        case "anywhere":
-            words = [table[c].fill_null("").lower().contains(text("words")) for c in _SEARCHED]
-            return [_any([*words, *_own_column(table, meaning), *_in_maps(table, meaning)])]
-
-
-def _any(parts: list[ir.BooleanValue]) -> ir.BooleanValue:
-    return reduce(lambda a, b: a | b, parts)
-
-
-def _own_column(table: ir.Table, meaning: _Meaning) -> list[ir.BooleanValue]:
-    if meaning.column is None:
-        return []
-    column = table[meaning.column]
-    if meaning.is_number:
-        return [(column == ibis.literal(number("value"), "int64")).fill_null(False)]
-    return [(column.cast("string") == text("is_")).fill_null(False)]
-
-
-def _in_maps(table: ir.Table, meaning: _Meaning) -> list[ir.BooleanValue]:
-    # The explicit test for NULL keeps DuckDB 2.0.0 from failing where a whole column of maps is NULL. To look at the values alone takes
-    # half of what the key takes, and hardly any span has the value.
-    maps = [table[name] for name in meaning.maps]
-    value = text("is_")
-    return [
-        (m.notnull() & _has_value(m, value).ifelse(m.get(text("key")) == value, False)).fill_null(False) for m in maps
-    ]
-
-
-@ibis.udf.scalar.builtin(name="map_contains_value", signature=(("map<string, string>", "string"), "boolean"))  # type: ignore[untyped-decorator]
-def _has_value(pairs: dict[str, str], value: str) -> bool:
-    """Whether some key has the value."""
-    raise NotImplementedError  # Ibis replaces the call by the engine's function
