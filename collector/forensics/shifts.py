@@ -171,6 +171,23 @@ class _Cells:
     baseline: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Stretches:
+    """Every stretch of the cells, as matrices by its first and its last one, whatever is asked of it.
+
+    Attributes:
+        live: Calls of each cell.
+        calls: Calls of each stretch.
+        allowed: Which of them may be a shift.
+        tried: How many these are.
+    """
+
+    live: Floats
+    calls: Floats
+    allowed: npt.NDArray[np.bool_]
+    tried: int
+
+
 def bin_number(duration_ns: float) -> int:
     """The log bin of a duration; durations up to 1 ns share bin 0."""
     return int(np.floor(np.log2(max(duration_ns, 1)) * BINS_PER_OCTAVE))
@@ -268,7 +285,8 @@ def _strongest(
             if calls < 2 * MIN_CELLS * least or np.count_nonzero(live) < 2 * MIN_CELLS:
                 continue
             scores = [_rank(cells.counts) if share is None else _slowest(cells.counts, share) for share in shares]
-            candidates = [c for score in scores if (c := _scan(cells, live, score, params)) is not None]
+            stretches = _stretches(cells, live, params)
+            candidates = [c for score in scores if (c := _scan(cells, stretches, score, params)) is not None]
             if candidates:
                 best = max(candidates, key=lambda c: c[2])
                 a, b = int(cells.bounds[best[0]]), int(cells.bounds[best[1]])
@@ -276,26 +294,19 @@ def _strongest(
     return None
 
 
-def _scan(
-    cells: _Cells,
-    live: Floats,
-    score: Floats,
-    params: ShiftParams,
-) -> tuple[int, int, float] | None:
-    sums = cells.counts @ score
+def _scan(cells: _Cells, stretches: _Stretches, score: Floats, params: ShiftParams) -> tuple[int, int, float] | None:
+    sums, live, inside = cells.counts @ score, stretches.live, stretches.calls
     total, mean = live.sum(), sums.sum() / live.sum()
     variance = float((cells.counts.sum(axis=0) @ (score - mean) ** 2) / total)
     if variance <= 0:
         return None
-    allowed = _allowed(cells, live, params)
-    inside = _ranges(live)
     excess = _ranges(sums - live * mean)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = excess / np.sqrt(variance * inside * (total - inside) / max(total - 1, 1))
-    z[~allowed | ~np.isfinite(z)] = -np.inf
+    z[~stretches.allowed | ~np.isfinite(z)] = -np.inf
     first, last = np.unravel_index(int(np.argmax(z)), z.shape)
     a, b = int(first), int(last) + 1
-    least = NormalDist().inv_cdf(1 - params.max_chance / (QUESTIONS * max(int(allowed.sum()), 1)))
+    least = NormalDist().inv_cdf(1 - params.max_chance / (QUESTIONS * max(stretches.tried, 1)))
     if z[first, last] < least:
         return None
     strength = _strength(sums, live, (a, b), variance, params)
@@ -310,7 +321,7 @@ def _ranges(values: Floats) -> Floats:
     return np.asarray(cumulative[None, 1:] - cumulative[:-1, None], dtype=np.float64)
 
 
-def _allowed(cells: _Cells, live: Floats, params: ShiftParams) -> npt.NDArray[np.bool_]:
+def _stretches(cells: _Cells, live: Floats, params: ShiftParams) -> _Stretches:
     filled = (live > 0).astype(np.float64)
     width, calls = _ranges(filled), _ranges(live)
     allowed = np.triu(np.ones(width.shape, dtype=bool))
@@ -319,7 +330,8 @@ def _allowed(cells: _Cells, live: Floats, params: ShiftParams) -> npt.NDArray[np
     allowed &= (cells.end[None, :] - cells.start[:, None]) >= params.min_duration_ns
     allowed[: cells.baseline] = False
     # A stretch begins and ends with calls: empty cells at its ends would stretch its times.
-    return np.asarray(allowed & (filled > 0)[:, None] & (filled > 0)[None, :], dtype=bool)
+    allowed &= (filled > 0)[:, None] & (filled > 0)[None, :]
+    return _Stretches(live, calls, allowed, int(np.count_nonzero(allowed)))
 
 
 def _strength(
