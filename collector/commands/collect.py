@@ -245,7 +245,7 @@ def _replace_policy(store: "Store", path: Path | None) -> None:
     if path is None:
         return
     from collector.policy import read_policy, to_batch
-    from collector.store.writer import replace_rows
+    from collector.store.replace import replace_rows
 
     replace_rows(store, "egress_allow", to_batch(read_policy(path)))
 

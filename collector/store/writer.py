@@ -22,17 +22,15 @@ Between two transactions the thread does a chore, a short step at a time (see `c
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
 import duckdb
-import pyarrow as pa
 
-from collector import schema
 from collector.errors import StoreError, StoreFullError
 from collector.store.chores import Chore, Chores
 from collector.store.database import ROW_GROUP_ROWS, Store
@@ -44,9 +42,9 @@ from collector.store.failures import (
     message,
     needs_reopen,
 )
-from collector.store.insert import ARRIVED, SCHEMAS, Batches, Inserter
+from collector.store.insert import ARRIVED, Batches, Inserter
 from collector.store.journal import Position
-from collector.store.split import span_count, split
+from collector.store.pending import Request, Transaction, request_of
 
 MAX_QUEUED_BYTES: Final = 20 * 1024 * 1024
 MAX_INSERT_BYTES: Final = 8 * 1024 * 1024
@@ -84,35 +82,6 @@ class Metrics(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Request:
-    """What is written together, or a piece of it. `position`: how far the journal is in the tables with it; None for pieces but the last."""
-
-    parts: tuple[Batches, ...]
-    size_bytes: int
-    position: Position | None
-    is_journaled: bool
-    done: Future[None] = field(default_factory=Future)
-    arrived: float = field(default_factory=time.monotonic)
-
-    @property
-    def spans(self) -> int:
-        return span_count(self.parts)
-
-    @property
-    def is_whole(self) -> bool:
-        return self.position is not None or not self.is_journaled
-
-    def split(self, spans: int) -> "tuple[_Request, _Request]":
-        """A piece with so many spans, and the rest; of a journaled one with more."""
-        head, rest = split(self.parts, spans)
-        size = self.size_bytes * spans // self.spans
-        return (
-            replace(self, parts=tuple(head), size_bytes=size, position=None),
-            replace(self, parts=tuple(rest), size_bytes=self.size_bytes - size),
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class WriterStatus:
     """How the writer is doing.
@@ -131,30 +100,6 @@ class WriterStatus:
     requests: int
     failing: str | None
     broken: str | None
-
-
-@dataclass(slots=True)
-class _Transaction:
-    """What has been inserted and not yet committed."""
-
-    begun: float
-    requests: list[_Request] = field(default_factory=list)
-    rows: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-    @property
-    def position(self) -> Position | None:
-        """How far the journal is in the tables once this is committed."""
-        return max((r.position for r in self.requests if r.position is not None), default=None)
-
-    @property
-    def somebody_waits(self) -> bool:
-        return any(not request.is_journaled for request in self.requests)
-
-    @property
-    def room(self) -> int:
-        """How many spans fill its row group."""
-        return ROW_GROUP_ROWS - self.rows["spans"] % ROW_GROUP_ROWS
 
 
 class Writer:
@@ -190,9 +135,9 @@ class Writer:
         self._on_commit = on_commit
         self._chores = Chores(chore)
         self._changed = threading.Condition()
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[Request] = deque()
         self._queued_bytes = 0
-        self._transaction: _Transaction | None = None
+        self._transaction: Transaction | None = None
         self._closing = False
         self._failing: str | None = None
         self._is_last_try = False
@@ -209,7 +154,7 @@ class Writer:
 
     def append(self, batches: Batches) -> Future[None]:
         """Queue the batches; the future is done once they are committed."""
-        request = _request([batches], None)
+        request = request_of([batches])
         with self._changed:
             self._refuse_if_over()
             # A request larger than the whole queue may pass through an empty one: it could never pass otherwise.
@@ -223,7 +168,7 @@ class Writer:
 
     def append_journaled(self, parts: Sequence[Batches], position: Position) -> None:
         """Queue what the journal holds up to `position`, after waiting for room."""
-        request = _request(parts, position)
+        request = request_of(parts, position)
         with self._changed:
             self._waiting_for_room += 1
             try:
@@ -273,7 +218,7 @@ class Writer:
         if self._closing:
             raise StoreError(f"{self._store.path}: the collector is shutting down")
 
-    def _enqueue(self, request: _Request) -> None:
+    def _enqueue(self, request: Request) -> None:
         self._queue.append(request)
         self._queued_bytes += request.size_bytes
         self._changed.notify_all()
@@ -306,7 +251,7 @@ class Writer:
         with self._changed:
             return not self._closing or self._transaction is not None or bool(self._queue)
 
-    def _next(self) -> list[_Request]:
+    def _next(self) -> list[Request]:
         """Everything that waits, up to an INSERT's size; nothing when the transaction is due, or the writer drained."""
         with self._changed:
             due_in = self._chores.due_in() if self._transaction is None else self._due_at() - time.monotonic()
@@ -321,9 +266,9 @@ class Writer:
         self._forget(given_up)
         return [request for request in arrived if request not in given_up]
 
-    def _taken(self, room: int) -> list[_Request]:
+    def _taken(self, room: int) -> list[Request]:
         """From the queue: up to an INSERT's size, and up to the end of the row group, in which a journaled request is cut."""
-        taken: list[_Request] = []
+        taken: list[Request] = []
         size = 0
         while self._queue and room > 0 and (not taken or size + self._queue[0].size_bytes <= MAX_INSERT_BYTES):
             request = self._queue.popleft()
@@ -362,11 +307,11 @@ class Writer:
                 return transaction.somebody_waits or sum(r.spans for r in self._queue) < transaction.room
             return not self._queue and (transaction.somebody_waits or self._closing)
 
-    def _insert(self, requests: Sequence[_Request]) -> None:
+    def _insert(self, requests: Sequence[Request]) -> None:
         begun = time.monotonic()
         if self._transaction is None:
             # It lingers from the arrival of its first row.
-            self._transaction = _Transaction(min(request.arrived for request in requests), list(requests))
+            self._transaction = Transaction(min(request.arrived for request in requests), list(requests))
             self._cursor.begin()
         else:
             self._transaction.requests += requests
@@ -385,7 +330,7 @@ class Writer:
         transaction.seconds += time.monotonic() - begun
         self._is_committed(transaction)
 
-    def _is_committed(self, transaction: _Transaction) -> None:
+    def _is_committed(self, transaction: Transaction) -> None:
         self._transaction = None
         self._inserter.committed()
         self._chores.wrote(transaction.rows.total())
@@ -400,7 +345,7 @@ class Writer:
             self._on_commit(transaction.position)
         self._finish(transaction.requests, None)
 
-    def _finish(self, requests: Sequence[_Request], error: StoreError | None) -> None:
+    def _finish(self, requests: Sequence[Request], error: StoreError | None) -> None:
         for request in requests:
             if not request.is_journaled:
                 if error is None:
@@ -409,7 +354,7 @@ class Writer:
                     request.done.set_exception(error)
         self._forget(requests)
 
-    def _forget(self, requests: Iterable[_Request]) -> None:
+    def _forget(self, requests: Iterable[Request]) -> None:
         with self._changed:
             self._queued_bytes -= sum(request.size_bytes for request in requests)
             self._changed.notify_all()
@@ -455,7 +400,7 @@ class Writer:
                     return
                 self._refuse(request, again)
 
-    def _undo(self) -> list[_Request]:
+    def _undo(self) -> list[Request]:
         """Roll back; returns the requests that were in the transaction."""
         transaction, self._transaction = self._transaction, None
         self._inserter.rolled_back()
@@ -465,7 +410,7 @@ class Writer:
             self._cursor.unregister(ARRIVED)
         return transaction.requests if transaction else []
 
-    def _refuse(self, request: _Request, error: duckdb.Error) -> None:
+    def _refuse(self, request: Request, error: duckdb.Error) -> None:
         """The request's own fault, such as a number that its column cannot hold."""
         if request.is_journaled:
             _log.error(
@@ -476,7 +421,7 @@ class Writer:
             )
         self._finish([request], StoreError(f"{self._store.path}: not written: {message(error)}"))
 
-    def _later(self, requests: Sequence[_Request], error: duckdb.Error) -> None:
+    def _later(self, requests: Sequence[Request], error: duckdb.Error) -> None:
         """Nobody's fault but the store's: journaled rows wait, the others' senders are told to."""
         reason = f"{self._store.path}: not written: {message(error)}"
         if self._failing != reason:
@@ -531,41 +476,3 @@ class Writer:
             if not request.is_journaled and not request.done.done():
                 request.done.set_exception(StoreError(reason))
         self._forget(waiting)
-
-
-def replace_rows(store: Store, table: str, rows: pa.RecordBatch) -> None:
-    """Make these the only rows of a small table, in one transaction; raises StoreError.
-
-    Only before the table is written by anyone else: two transactions that change the same rows conflict.
-    """
-    _check(table, rows)
-    cursor = store.cursor()
-    try:
-        cursor.begin()
-        cursor.execute(f"DELETE FROM {table}")
-        cursor.register(ARRIVED, rows)
-        cursor.execute(f"INSERT INTO {table} SELECT * FROM {ARRIVED}")
-        cursor.commit()
-    except duckdb.Error as e:
-        raise StoreError(f"{store.path}: {table} could not be replaced: {message(e)}") from e
-    finally:
-        cursor.close()  # a transaction that is still open rolls back
-
-
-def _request(parts: Sequence[Batches], position: Position | None) -> _Request:
-    for part in parts:
-        for table, batch in part.items():
-            _check(table, batch)
-    size = sum(batch.nbytes for part in parts for batch in part.values())
-    return _Request(tuple(dict(part) for part in parts), size, position, position is not None)
-
-
-def _check(table: str, batch: pa.RecordBatch) -> None:
-    expected = SCHEMAS.get(table)
-    if expected is None:
-        raise StoreError(f"no table {table!r}; there are {', '.join(schema.TABLES)}")
-    if not batch.schema.equals(expected):
-        got = {f.name: str(f.type) for f in batch.schema}
-        wanted = {f.name: str(f.type) for f in expected}
-        differing = sorted(n for n in got.keys() | wanted.keys() if got.get(n) != wanted.get(n))
-        raise StoreError(f"the batch for {table!r} does not have its schema; see {', '.join(differing) or 'the order'}")

@@ -15,7 +15,8 @@ from collector.errors import StoreError, StoreFullError
 from collector.store.database import ROW_GROUP_ROWS, Store
 from collector.store.journal import Position
 from collector.store.reader import Reader
-from collector.store.writer import Writer, replace_rows
+from collector.store.replace import replace_rows
+from collector.store.writer import Writer
 from tests.collector.store.evidence_rows import make_batch, make_row
 
 DEADLINE = 10
