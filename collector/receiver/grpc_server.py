@@ -29,6 +29,7 @@ from collector.receiver.counters import Counters, Reason
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest, store_failure
 from collector.receiver.reading import CrowdedError, Places, TooSlowError
 from collector.receiver.statuses import DEFECT, bad_request, grpc_trailer, unavailable
+from collector.receiver.waking import Bell
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ class _Export:
         self._places = places
         self._commit_timeout_s = commit_timeout_s
         self._counters = counters
+        self._bell = Bell()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service."""
@@ -166,8 +168,7 @@ class _Export:
             return await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message", "malformed")
         try:
             accepted = self._ingest.traces(payload)
-            async with asyncio.timeout(self._commit_timeout_s):
-                await asyncio.shield(asyncio.wrap_future(accepted.committed))
+            await self._bell.wait(accepted.committed, self._commit_timeout_s)
         except DecodeError as error:
             error.__traceback__ = None  # its frames hold the request, and the request holds the error
             return await self._refuse(

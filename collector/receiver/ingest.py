@@ -40,6 +40,11 @@ MAX_WAITING_BYTES: Final = 32 * 1024 * 1024
 GROUP_BYTES: Final = 2 * 1024 * 1024
 """What is decoded together: some 4,500 spans. More gains little, and every one of them waits for the last."""
 
+MANY: Final = 8
+GATHER_S: Final = 0.015
+"""Where so many requests came together, the next ones are given so long to come: of requests with a few spans each, decoding a group takes
+as long as decoding one. Who sends alone is never waited for."""
+
 SOURCE: Final = "otlp"
 
 Batches = Mapping[str, pa.RecordBatch]
@@ -112,6 +117,7 @@ class Ingest:
         self._changed = threading.Condition()
         self._waiting: deque[Accepted] = deque()
         self._waiting_bytes = 0
+        self._undecoded_bytes = 0
         self._closing = False
         # Arrow and NumPy load their parts on first use (pandas too, where it is installed: a second or more). That
         # belongs to the start, not to the first sender's wait.
@@ -142,7 +148,10 @@ class Ingest:
                 )
             self._waiting.append(request)
             self._waiting_bytes += len(payload)
-            self._changed.notify()
+            self._undecoded_bytes += len(payload)
+            # Waking the decoder for each would cost more than decoding.
+            if len(self._waiting) == 1 or self._is_enough():
+                self._changed.notify()
         # Not the request: a future keeps its callbacks, and both would wait for the garbage collector, with the bytes.
         size = len(payload)
         request.committed.add_done_callback(lambda _: self._answered(size))
@@ -161,29 +170,36 @@ class Ingest:
             self._waiting_bytes -= size_bytes
 
     def _decode(self) -> None:
-        while self._decode_group(self._next_group()):
+        count = 0
+        while count := self._decode_group(self._next_group(after=count)):
             pass
 
-    def _decode_group(self, requests: list[Accepted]) -> bool:
-        """Decode them and hand them on; False when there are none. A function: its frame keeps no request until the next ones come."""
+    def _decode_group(self, requests: list[Accepted]) -> int:
+        """Decode them and hand them on; returns how many. A function: its frame keeps no request until the next ones come."""
         try:
             if requests:
                 self._keep.keep(_Decoded.of(requests))
         except BaseException as error:
             LOG.exception("a group of %d requests could not be decoded", len(requests))
             fail(requests, StoreError(f"the collector failed: {error!r}"))
-        return bool(requests)
+        return len(requests)
 
-    def _next_group(self) -> list[Accepted]:
-        """Everything that waits, up to a group's size; empty only when closing and drained."""
+    def _next_group(self, after: int) -> list[Accepted]:
+        """Everything that waits, up to a group's size, after a group of so many; empty only when closing and drained."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
+            if after >= MANY:
+                self._changed.wait_for(lambda: self._is_enough() or self._closing, GATHER_S)
             group: list[Accepted] = []
             size = 0
             while self._waiting and (not group or size + len(self._waiting[0].payload) <= GROUP_BYTES):
                 group.append(self._waiting.popleft())
                 size += len(group[-1].payload)
+            self._undecoded_bytes -= size
             return group
+
+    def _is_enough(self) -> bool:
+        return self._undecoded_bytes >= GROUP_BYTES
 
 
 def replay(entries: Iterable[Entry], writer: JournaledWriter) -> int:
