@@ -45,6 +45,11 @@ __all__ = [
 ]
 
 _CONNECT_SECONDS: Final = 5.0
+
+KEPT_SECONDS: Final = 2.0
+"""How long an idle connection is used again. A collector closes its end after five seconds, and a question that is on its way just then is lost:
+who asks every five seconds would meet that moment."""
+
 _ANSWER_SECONDS: Final = 120.0
 """Longer than a collector's own limit: it is the collector that should end a query, since it can say why."""
 
@@ -212,7 +217,9 @@ class CollectorSource:
         timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
         # trust_env: a proxy from the environment has no business between an investigator and a sidecar.
         # verify: there is nothing to verify over http://, and no redirect leads from there to https://.
-        return httpx.Client(timeout=timeout, trust_env=False, verify=False if self._tls is None else self._tls)
+        verify = False if self._tls is None else self._tls
+        limits = httpx.Limits(keepalive_expiry=KEPT_SECONDS)
+        return httpx.Client(timeout=timeout, limits=limits, trust_env=False, verify=verify)
 
     def _credential(self) -> dict[str, str]:
         """The header with the token, if there is one."""

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 _GRACE_SECONDS: Final = 5.0
 """How long requests that run at shutdown may take."""
 
+_KEEP_ALIVE_SECONDS: Final = 5
+"""How long a connection may be idle. Longer than our own client uses one (`collector.client.KEPT_SECONDS`)."""
+
 _WATCH_SECONDS: Final = 0.5
 
 _SWITCH_SECONDS: Final = 0.0005
@@ -368,7 +371,12 @@ def _serve_http(app: "ASGIApp", settings: Settings, tls: "Tls | None") -> Iterat
 
     listener = _listen(settings.host, settings.http_port)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=int(_GRACE_SECONDS)
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(_GRACE_SECONDS),
     )
     config.load()
     config.ssl = tls.http_context() if tls else None

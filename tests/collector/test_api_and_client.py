@@ -14,9 +14,11 @@ import polars as pl
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
 
 from collector.api import MAX_BODY_BYTES, api_routes
-from collector.client import Source, _frame, open_source
+from collector.client import KEPT_SECONDS, Source, _frame, open_source
+from collector.commands.collect import _KEEP_ALIVE_SECONDS
 from collector.errors import QueryError, SourceUnreachableError
 from collector.query_protocol import QUERY_ID
 from collector.store.database import Store
@@ -26,6 +28,9 @@ from tests.collector.store.evidence_rows import make_batch
 
 ENDLESS = "SELECT count(*) FROM range(1000000000000) a, range(1000) b"
 DEADLINE = 10
+
+CONNECTIONS: list[tuple[str, int]] = []
+"""Of each request that the collector got, the other end of its connection."""
 
 
 def filled(path: Path) -> Store:
@@ -43,8 +48,13 @@ def collector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     reader = Reader(store, Limits(rows=1000, size_bytes=1_000_000, seconds=4))
     logs = [{"source": "/var/log/a", "lag_bytes": 3, "read_age_seconds": 0.5}]
     app = Starlette(routes=api_routes(reader, database=str(store.path), access_logs=lambda: logs))
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        CONNECTIONS.append(scope["client"])
+        await app(scope, receive, send)
+
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(noting, log_config=None, lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -232,6 +242,23 @@ def test_urls_that_are_none(url: str) -> None:
 def test_another_http_server_is_not_taken_for_a_collector(collector: str) -> None:
     with pytest.raises(SourceUnreachableError, match="404"):
         open_source(f"{collector}/elsewhere")
+
+
+def test_a_connection_is_left_before_the_collector_closes_it(collector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question that is on its way while an idle connection is closed is lost."""
+    assert KEPT_SECONDS < _KEEP_ALIVE_SECONDS
+    monkeypatch.setattr("collector.client.KEPT_SECONDS", 0.5)
+    source = open_source(collector)
+    CONNECTIONS.clear()
+    source.query("SELECT 1")
+    source.query("SELECT 2")
+    time.sleep(0.7)
+    source.query("SELECT 3")
+    source.close()
+
+    first, second, third = CONNECTIONS
+    assert first == second
+    assert third != first
 
 
 @pytest.mark.parametrize("text", ["postgres://x", "nosuch.duckdb", ".", "", "/proc/self/mem"])
