@@ -42,8 +42,8 @@ GROUP_BYTES: Final = 2 * 1024 * 1024
 
 MANY: Final = 8
 GATHER_S: Final = 0.015
-"""Where so many requests came together, the next ones are given so long to come: of requests with a few spans each, decoding a group takes
-as long as decoding one. Who sends alone is never waited for."""
+"""Where so many small requests came together, the next ones are given so long to come: of requests with a few spans each, decoding a group
+takes as long as decoding one. Who sends alone is never waited for."""
 
 SOURCE: Final = "otlp"
 
@@ -118,6 +118,7 @@ class Ingest:
         self._waiting: deque[Accepted] = deque()
         self._waiting_bytes = 0
         self._undecoded_bytes = 0
+        self._is_crowd = False
         self._closing = False
         # Arrow and NumPy load their parts on first use (pandas too, where it is installed: a second or more). That
         # belongs to the start, not to the first sender's wait.
@@ -170,25 +171,24 @@ class Ingest:
             self._waiting_bytes -= size_bytes
 
     def _decode(self) -> None:
-        count = 0
-        while count := self._decode_group(self._next_group(after=count)):
+        while self._decode_group(self._next_group()):
             pass
 
-    def _decode_group(self, requests: list[Accepted]) -> int:
-        """Decode them and hand them on; returns how many. A function: its frame keeps no request until the next ones come."""
+    def _decode_group(self, requests: list[Accepted]) -> bool:
+        """Decode them and hand them on; False when there are none. A function: its frame keeps no request until the next ones come."""
         try:
             if requests:
                 self._keep.keep(_Decoded.of(requests))
         except BaseException as error:
             LOG.exception("a group of %d requests could not be decoded", len(requests))
             fail(requests, StoreError(f"the collector failed: {error!r}"))
-        return len(requests)
+        return bool(requests)
 
-    def _next_group(self, after: int) -> list[Accepted]:
-        """Everything that waits, up to a group's size, after a group of so many; empty only when closing and drained."""
+    def _next_group(self) -> list[Accepted]:
+        """Everything that waits, up to a group's size; empty only when closing and drained."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing)
-            if after >= MANY:
+            if self._is_crowd:
                 self._changed.wait_for(lambda: self._is_enough() or self._closing, GATHER_S)
             group: list[Accepted] = []
             size = 0
@@ -196,6 +196,7 @@ class Ingest:
                 group.append(self._waiting.popleft())
                 size += len(group[-1].payload)
             self._undecoded_bytes -= size
+            self._is_crowd = len(group) >= MANY and size < GROUP_BYTES // 4
             return group
 
     def _is_enough(self) -> bool:

@@ -161,20 +161,23 @@ class Inserter:
             _remember(self._recent_records, batch, batch.column("record_id").to_numpy())
 
     def _leave_out_known_spans(self, tables: dict[str, pa.Table]) -> None:
-        spans = tables["spans"].combine_chunks()  # one chunk, or none: 2 GiB of text in one column never wait together
-        hashes = span_hashes(spans)
+        spans = tables["spans"]
+        told = spans.select(
+            (*IDENTITY, "received_unix_nano")
+        ).combine_chunks()  # the few that are looked at: the rest is not copied
+        hashes = span_hashes(told)
         suspects = self._suspects(hashes)
         if suspects.any():
-            known = self._known_rows(spans, np.flatnonzero(suspects))
+            known = self._known_rows(told, np.flatnonzero(suspects))
             if len(known):
                 left_out = np.zeros(spans.num_rows, dtype=np.bool_)
                 left_out[known] = True
                 for table in OF_SPANS:
                     if table in tables:
-                        tables[table] = _without_those_of(tables[table], spans, left_out)
-                spans, hashes = spans.filter(pa.array(~left_out)), hashes[~left_out]
-                tables["spans"] = spans
-        _remember(self._recent, spans, hashes)
+                        tables[table] = _without_those_of(tables[table], told, left_out)
+                kept = pa.array(~left_out)
+                tables["spans"], told, hashes = spans.filter(kept), told.filter(kept), hashes[~left_out]
+        _remember(self._recent, told, hashes)
 
     def _suspects(self, hashes: Hashes) -> Mask:
         """Of each span whether it may be stored already, or twice among these."""

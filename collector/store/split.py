@@ -33,12 +33,12 @@ def split(parts: Sequence[Batches], spans: int) -> tuple[list[Batches], list[Bat
         first = {table: part[table] for table in ("resources", "scopes") if table in part}
         other = dict(part)
         first["spans"], other["spans"] = part["spans"].slice(0, count), part["spans"].slice(count)
-        mine = set(owners(first["spans"]))
-        for table in OF_SPANS:
-            if table in part:
-                is_mine = [owner in mine for owner in owners(part[table])]
-                first[table] = part[table].filter(pa.array(is_mine, pa.bool_()))
-                other[table] = part[table].filter(pa.array([not it_is for it_is in is_mine], pa.bool_()))
+        belonging = [table for table in OF_SPANS if table in part]
+        mine = set(owners(first["spans"])) if belonging else set()
+        for table in belonging:
+            is_mine = [owner in mine for owner in owners(part[table])]
+            first[table] = part[table].filter(pa.array(is_mine, pa.bool_()))
+            other[table] = part[table].filter(pa.array([not it_is for it_is in is_mine], pa.bool_()))
         head.append(first)
         rest.append(other)
     return head, rest

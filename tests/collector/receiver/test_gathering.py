@@ -66,7 +66,7 @@ def test_a_few_together_are_no_crowd(groups):
 
 
 def test_after_a_crowd_the_next_ones_are_waited_for_until_they_are_enough(groups, monkeypatch):
-    monkeypatch.setattr("collector.receiver.ingest.GROUP_BYTES", (MANY + 3) * len(PAYLOAD))
+    monkeypatch.setattr("collector.receiver.ingest.GROUP_BYTES", MANY * 5 * len(PAYLOAD))
     ingest = Ingest(FakeWriter())
     crowd(ingest, groups, MANY)
     answered([ingest.traces(PAYLOAD) for _ in range(MANY + 3)])
