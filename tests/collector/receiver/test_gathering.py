@@ -66,11 +66,20 @@ def test_a_few_together_are_no_crowd(groups):
 
 
 def test_after_a_crowd_the_next_ones_are_waited_for_until_they_are_enough(groups, monkeypatch):
-    monkeypatch.setattr("collector.receiver.ingest.GROUP_BYTES", MANY * 5 * len(PAYLOAD))
+    enough = 5 * MANY
+    monkeypatch.setattr("collector.receiver.ingest.GROUP_BYTES", enough * len(PAYLOAD))
     ingest = Ingest(FakeWriter())
     crowd(ingest, groups, MANY)
-    answered([ingest.traces(PAYLOAD) for _ in range(MANY + 3)])
-    assert groups.sizes == [1, MANY, MANY + 3]
+    answered([ingest.traces(PAYLOAD) for _ in range(enough)])
+    assert groups.sizes == [1, MANY, enough]
+
+
+def test_large_requests_are_no_crowd_however_many(groups, monkeypatch):
+    monkeypatch.setattr("collector.receiver.ingest.GROUP_BYTES", 2 * MANY * len(PAYLOAD))
+    ingest = Ingest(FakeWriter())
+    crowd(ingest, groups, MANY)
+    answered([ingest.traces(PAYLOAD)])
+    assert groups.sizes == [1, MANY, 1]
 
 
 def test_who_is_waited_with_is_answered_when_the_collector_stops(groups):
