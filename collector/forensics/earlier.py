@@ -7,6 +7,7 @@ excuses nothing. A deployment that made an edge slower for good was on no earlie
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import median
 from typing import Final
 
@@ -16,7 +17,7 @@ import polars as pl
 
 from collector.forensics.durations import SlowEdge, Usual, durations, during, is_edge
 from collector.forensics.shifts import ShiftParams, least_calls
-from collector.forensics.statements import compiled_once, fill, number, windowed
+from collector.forensics.statements import compiled_once, number, windowed
 from collector.forensics.tables import NS_PER_S, Query, Window, compile_sql, spans
 
 DAY_NS: Final = 24 * 3600 * NS_PER_S
@@ -64,15 +65,17 @@ def unusual(
         return []
     earlier: list[list[float]] = [[] for _ in slow]
     first, last = min(e.shift.start_unix_nano for e in slow), max(e.shift.end_unix_nano for e in slow)
-    since, until = (first, last) if around is None else (around.since_unix_nano, around.until_unix_nano)
-    blank = Window(None if since is None else number("since"), None if until is None else number("until"))
-    # One statement for all days: compiling it takes longer than it does.
-    sql = compile_sql(_at_the_same_time(rows(blank), number("value"), slow))
+    today = Window(first, last) if around is None else around
+
+    @cache  # one statement for all days: compiling it takes longer than it does
+    def statement(window: Window) -> str:
+        return compile_sql(_at_the_same_time(rows(window), number("value"), slow))
+
     for back in range(DAY_NS, (history.days + 1) * DAY_NS, DAY_NS):
         if last - back <= history.first_unix_nano:
             break
-        ends = {"since": _earlier(since, back), "until": _earlier(until, back)}
-        for row in query(fill(sql, value=first - back, **ends)).iter_rows(named=True):
+        sql = windowed(today.moved(-back), statement, value=first - back)
+        for row in query(sql).iter_rows(named=True):
             edge = slow[row["edge"]]
             if row["calls"] >= max(params.min_calls, least_calls(edge.shift.quantile)):
                 earlier[row["edge"]].append(row[_column(edge.shift.quantile)])
@@ -103,10 +106,6 @@ def day_before(query: Query, window: Window, params: ShiftParams) -> Window | No
     both = both.filter((pl.col("calls") >= params.min_calls) & (pl.col("calls_before") >= params.min_calls))
     pairs = both.select("duration_ns_before", "duration_ns").iter_rows()
     return earlier if any(params.is_slower(0.5, before, during) for before, during in pairs) else None
-
-
-def _earlier(end: int | None, by_ns: int) -> int | None:
-    return None if end is None else end - by_ns
 
 
 def _end() -> ir.Table:

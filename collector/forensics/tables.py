@@ -81,6 +81,11 @@ class Window:
         since, until = self.since_unix_nano, self.until_unix_nano
         return Window(None if since is None else since - margin_ns, None if until is None else until + margin_ns)
 
+    def moved(self, by_ns: int) -> "Window":
+        """The window as long, so much later."""
+        since, until = self.since_unix_nano, self.until_unix_nano
+        return Window(None if since is None else since + by_ns, None if until is None else until + by_ns)
+
 
 def compile_sql(expression: ir.Table, dialect: str = "duckdb") -> str:
     """The expression as one SELECT statement of the dialect, on one line."""

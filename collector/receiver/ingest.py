@@ -330,9 +330,8 @@ class _Journaled:
             return True
         _succeed(decoded.requests)
         parts = decoded.parts
-        del (
-            decoded
-        )  # the requests' bytes: handing on may wait for room, and the writer makes several copies of what is large
+        # The requests' bytes: handing on may wait for room, and the writer makes several copies of what is large.
+        del decoded
         try:
             self._writer.append_journaled(parts, self._end)
         except StoreError as error:
