@@ -7,6 +7,7 @@ at a time is inflated and converted from JSON. Nobody waits for a slow sender: w
 """
 
 import asyncio
+import io
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -175,13 +176,13 @@ class Receiver:
 
 async def _read(request: Request, limit: int, hold: "_Hold") -> bytes:
     """The limit counts what arrives: a chunked body announces no length. Raises TooLargeError."""
-    body = bytearray()
+    body = io.BytesIO()  # what it was filled with it hands out without a copy
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+        if body.tell() + len(chunk) > limit:
             raise too_large(limit)
-        hold.exactly(len(body))
-    return bytes(body)
+        hold.exactly(body.tell() + len(chunk))
+        body.write(chunk)
+    return body.getvalue()
 
 
 def _prepare(body: bytes, encoding: str, message_class: type[Message] | None, limit: int) -> Converted:
