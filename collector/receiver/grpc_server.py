@@ -4,7 +4,7 @@
 |---|---|---|
 | durable | OK, with `partial_success` when spans were refused | goes on |
 | not a trace request | INVALID_ARGUMENT | drops it |
-| larger than the limit, also after decompression | RESOURCE_EXHAUSTED, by gRPC itself; the log names the setting | drops it |
+| larger than the limit, also after decompression | RESOURCE_EXHAUSTED, by gRPC itself | drops it |
 | the message did not arrive in time | DEADLINE_EXCEEDED | sends it again |
 | the store failed, is full, or took too long; too many slow messages, or a large one beside another | UNAVAILABLE with RetryInfo | sends it again |
 | a defect in here | INTERNAL | drops it |
@@ -42,11 +42,6 @@ MAX_GRPC_REQUEST_BYTES: Final = 16 * 1024 * 1024
 
 MAX_STREAMS: Final = 128
 """Calls of one connection at a time. Without a limit, calls that were opened and reset by the thousand wait for their turn."""
-
-NO_MESSAGE: Final = (
-    "OTLP/gRPC: a call had no message, or one of more than %d bytes, which gRPC refuses by itself: send smaller batches, "
-    "or raise --max-grpc-request-bytes (and --max-request-bytes)"
-)
 
 THREADS: Final = 8
 """For handlers that are no coroutines: refusals at the door."""
@@ -102,7 +97,7 @@ def create_server(
     """A server bound to `address` (`host:port`; port 0: any), not started yet, and its port. Raises ConfigError."""
 
     def make() -> tuple[grpc.aio.Server, int]:
-        export = _Export(ingest, places or Places(), commit_timeout_s, counters or Counters(), max_request_bytes)
+        export = _Export(ingest, places or Places(), commit_timeout_s, counters or Counters())
         server = grpc.aio.server(
             ThreadPoolExecutor(THREADS, thread_name_prefix="otlp-grpc"),
             handlers=[export.handler(), *handlers],
@@ -144,14 +139,11 @@ class _Intercepts(grpc.aio.ServerInterceptor):
 class _Export:
     """TraceService/Export without (de)serialisers: a request's bytes go to the decoder as they came."""
 
-    def __init__(
-        self, ingest: Ingest, places: Places, commit_timeout_s: float, counters: Counters, max_request_bytes: int
-    ) -> None:
+    def __init__(self, ingest: Ingest, places: Places, commit_timeout_s: float, counters: Counters) -> None:
         self._ingest = ingest
         self._places = places
         self._commit_timeout_s = commit_timeout_s
         self._counters = counters
-        self._max_request_bytes = max_request_bytes
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The service."""
@@ -174,7 +166,6 @@ class _Export:
 
     async def _answer(self, payload: Any, context: Any) -> bytes:
         if payload is grpc.aio.EOF:
-            LOG.warning(NO_MESSAGE, self._max_request_bytes)
             return await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message", "malformed")
         try:
             accepted = self._ingest.traces(payload)

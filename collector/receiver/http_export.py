@@ -7,7 +7,6 @@ at a time is inflated and converted from JSON. Nobody waits for a slow sender: w
 """
 
 import asyncio
-import io
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -29,7 +28,9 @@ from collector.otlp.json_scan import JsonFormError
 from collector.receiver.counters import Counters, Protocol, Reason
 from collector.receiver.inflate import ENCODINGS, TooLargeError, inflate, is_known, too_large
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Accepted, store_failure
+from collector.receiver.reading import LARGE_BYTES
 from collector.receiver.statuses import JSON, PROTOBUF, RETRY_AFTER_S, as_json, bad_request, status, unavailable
+from collector.store.memory import give_back
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ COMMIT_TIMEOUT_S: Final = 30.0
 
 ROOM_BYTES: Final = MAX_REQUEST_BYTES * 3 // 2
 """One of the largest bodies and many others, or some thousands of ordinary ones."""
+
+
+_PIECE_BYTES: Final = 1024 * 1024
+"""One buffer that grows to 64 MiB is copied from one hole of the heap to the next, and each of them is resident then."""
 
 
 class Pending(Structure):
@@ -138,6 +143,12 @@ class Receiver:
 
     async def _payload(self, request: Request, signal: Signal, hold: "_Hold") -> Converted:
         """The request as protobuf. Raises _RefusedError."""
+        converted = await self._converted(request, signal, hold)
+        if len(converted.payload) >= LARGE_BYTES:
+            give_back()  # the pieces that it came in: they are freed, but the C library keeps them for others
+        return converted
+
+    async def _converted(self, request: Request, signal: Signal, hold: "_Hold") -> Converted:
         encoding = _spoken(request)
         body = await self._body(request, hold)
         message_class = signal.request if media_type(request) == JSON else None
@@ -176,13 +187,19 @@ class Receiver:
 
 async def _read(request: Request, limit: int, hold: "_Hold") -> bytes:
     """The limit counts what arrives: a chunked body announces no length. Raises TooLargeError."""
-    body = io.BytesIO()  # what it was filled with it hands out without a copy
+    pieces: list[bytes] = []
+    piece = bytearray()
+    size = 0
     async for chunk in request.stream():
-        if body.tell() + len(chunk) > limit:
+        size += len(chunk)
+        if size > limit:
             raise too_large(limit)
-        hold.exactly(body.tell() + len(chunk))
-        body.write(chunk)
-    return body.getvalue()
+        hold.exactly(size)
+        piece += chunk  # chunks may have a byte each
+        if len(piece) >= _PIECE_BYTES:
+            pieces.append(bytes(piece))
+            piece.clear()
+    return b"".join((*pieces, piece))
 
 
 def _prepare(body: bytes, encoding: str, message_class: type[Message] | None, limit: int) -> Converted:

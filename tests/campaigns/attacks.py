@@ -398,14 +398,13 @@ def bodies() -> dict[str, Attack]:
     attacks["body: gRPC, 64 MiB of zeros, 16 at once"] = partial(_whole_messages, hostile.FULL)
     for kind, group in (("dense", hostile.DENSE), ("deep", hostile.DEEP)):
         for name, make_body in group.items():
-            over_http, over_grpc = partial(make_body, hostile.FULL), partial(make_body, hostile.GRPC_FULL)
-            attacks[f"{kind}: {name}, HTTP"] = partial(_over_http, over_http, PROTOBUF, TRACES)
-            attacks[f"{kind}: {name}, gRPC"] = partial(_over_grpc, over_grpc, METHOD)
+            attacks[f"{kind}: {name}, HTTP"] = partial(_over_http, partial(make_body, hostile.FULL), PROTOBUF, TRACES)
+            attacks[f"{kind}: {name}, gRPC"] = partial(_over_grpc, partial(make_body, hostile.GRPC_FULL), METHOD)
     for name in ("tiny spans", "a wide array", "deep values", "same span 1,999,000 times"):
         compressed = partial(hostile.DENSE[name], hostile.FULL)
         attacks[f"dense: {name}, gzip, 16 at once"] = partial(_compressed_over_http, compressed, PROTOBUF)
-    for name, make_body in hostile.JSON.items():
-        attacks[f"JSON: {name}"] = partial(_over_http, make_body, JSON, TRACES)
+    for name, make_json in hostile.JSON.items():
+        attacks[f"JSON: {name}"] = partial(_over_http, make_json, JSON, TRACES)
     for name in ("tiny spans", "open arrays", "tiny values"):
         attacks[f"JSON: {name}, gzip, 16 at once"] = partial(_compressed_over_http, hostile.JSON[name], JSON)
     attacks["noise: mutants"] = _mutants
