@@ -40,8 +40,9 @@ COMMIT_TIMEOUT_S: Final = 30.0
 MAX_GRPC_REQUEST_BYTES: Final = 16 * 1024 * 1024
 """gRPC has a message three times before anybody sees it, and several may be on their way at one moment. A Collector's receiver takes 4 MiB."""
 
-MAX_STREAMS: Final = 128
-"""Calls of one connection at a time. Without a limit, calls that were opened and reset by the thousand wait for their turn."""
+MAX_STREAMS: Final = 32
+"""Calls of one connection at a time; a Collector makes ten. Without a limit, calls that were opened and reset by the thousand wait for their
+turn. And until a client has acknowledged the server's settings, gRPC lets each of so many calls have headers of 16 MiB, which take 40 to 100 in memory."""
 
 THREADS: Final = 8
 """For handlers that are no coroutines: refusals at the door."""

@@ -213,7 +213,8 @@ def _slow(port: str, count: int, opening: bytes, piece: Callable[[int], bytes], 
     with ExitStack() as stack:
         connections = [stack.enter_context(wire.connect(getattr(target, port))) for _ in range(count)]
         for connection in connections:
-            connection.sendall(opening)
+            with suppress(OSError):  # refused and closed before its end
+                connection.sendall(opening)
         _trickle(connections, target.seconds, piece)
         for connection in connections:
             connection.settimeout(0.01)
