@@ -70,6 +70,7 @@ class Signal:
         response: Its Export…ServiceResponse.
         accept: Takes a serialised request; raises DecodeError or StoreError.
         is_quick: `accept` neither decodes nor waits, so it needs no thread.
+        max_bytes: Of a request in protobuf, where that is less than what every signal may have; JSON says the same in more.
     """
 
     path: str
@@ -77,6 +78,7 @@ class Signal:
     response: type[Message]
     accept: Callable[[bytes], Pending]
     is_quick: bool = False
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,23 +152,23 @@ class Receiver:
 
     async def _converted(self, request: Request, signal: Signal, hold: "_Hold") -> Converted:
         encoding = _spoken(request)
-        body = await self._body(request, hold)
         message_class = signal.request if media_type(request) == JSON else None
+        limit = self._limits.max_request_bytes
+        if signal.max_bytes is not None and message_class is None:
+            limit = min(limit, signal.max_bytes)
+        body = await self._body(request, limit, hold)
         if not encoding and message_class is None:
             return Converted(body, ())
         async with self._turn:
             try:
-                converted = await run_in_threadpool(
-                    _prepare, body, encoding, message_class, self._limits.max_request_bytes
-                )
+                converted = await run_in_threadpool(_prepare, body, encoding, message_class, limit)
             except TooLargeError as error:
                 raise _too_large(error) from error
             hold.exactly(len(converted.payload))
         return converted
 
-    async def _body(self, request: Request, hold: "_Hold") -> bytes:
+    async def _body(self, request: Request, limit: int, hold: "_Hold") -> bytes:
         """The body as sent. Raises _RefusedError."""
-        limit = self._limits.max_request_bytes
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise _too_large(too_large(limit))

@@ -15,6 +15,7 @@ from collector.receiver.http_app import create_app
 from collector.receiver.ingest import Ingest
 from collector.receiver.reading import READING, SLOW, Places
 from collector.receiver.signals import MAX_LOGS_BYTES, AccessLogs, logs_service, logs_signal
+from collector.receiver.statuses import PROTOBUF
 from tests.campaigns import wire
 from tests.collector.receiver.receiver_fakes import DEADLINE_S, FakeWriter, http_server
 
@@ -108,12 +109,14 @@ def test_a_log_request_that_is_too_large_is_refused_for_good(port):
 def test_a_log_request_that_is_too_large_is_413_over_http():
     writer = FakeWriter()
     app = create_app(ingest=Ingest(writer), signals=[logs_signal(AccessLogs(writer))])
-    headers = {"content-type": "application/x-protobuf"}
+    headers = {"content-type": PROTOBUF}
     with http_server(app) as port:
         url = f"http://127.0.0.1:{port}/v1/logs"
         refused = httpx.post(url, content=bytes(MAX_LOGS_BYTES + 1), headers=headers, timeout=DEADLINE_S)
+        unread = wire.http(port, wire.head("/v1/logs", content_type=PROTOBUF, content_length=str(MAX_LOGS_BYTES + 1)))
     assert refused.status_code == 413
     assert "send smaller batches" in status_pb2.Status.FromString(refused.content).message
+    assert unread.startswith(b"HTTP/1.1 413"), "before anything of the body is read"
 
 
 def test_a_log_request_of_too_many_records_is_refused(port):
