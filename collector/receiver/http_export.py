@@ -71,6 +71,7 @@ class Signal:
         accept: Takes a serialised request; raises DecodeError or StoreError.
         is_quick: `accept` neither decodes nor waits, so it needs no thread.
         max_bytes: Of a request in protobuf, where that is less than what every signal may have; JSON says the same in more.
+        check_room: Raises StoreError where nothing is accepted now: asked before a body is inflated or converted in vain.
     """
 
     path: str
@@ -79,6 +80,7 @@ class Signal:
     accept: Callable[[bytes], Pending]
     is_quick: bool = False
     max_bytes: int | None = None
+    check_room: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,8 @@ class Receiver:
         if not encoding and message_class is None:
             return Converted(body, ())
         async with self._turn:
+            if signal.check_room is not None:
+                signal.check_room()
             try:
                 converted = await run_in_threadpool(_prepare, body, encoding, message_class, limit)
             except TooLargeError as error:
