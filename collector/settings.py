@@ -180,7 +180,7 @@ def _declared(kind: Kind, default: Any, text: str, metavar: str = "") -> Any:
 class Settings:
     """What a collector is told, with its defaults. Paths are relative to the working directory, also in a TOML file.
 
-    `keep` is in ns; `max_size`, `max_request_bytes` and `memory` are in bytes.
+    `keep` is in ns; `max_size`, `max_request_bytes`, `max_grpc_request_bytes` and `memory` are in bytes.
     """
 
     db: Path = _declared(_PATH, None, "the evidence file; created if it does not exist", "PATH")
@@ -224,6 +224,9 @@ class Settings:
     )
     max_request_bytes: int = _declared(
         _REQUEST_SIZE, 64 * _MIB, "of one request, on both ports, after decompression too", "SIZE"
+    )
+    max_grpc_request_bytes: int = _declared(
+        _REQUEST_SIZE, 16 * _MIB, "of one request over gRPC, where that is less: gRPC holds each three times", "SIZE"
     )
     memory: int | None = _declared(
         _MEMORY_SIZE,

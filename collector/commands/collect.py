@@ -350,7 +350,7 @@ def _serve_grpc(
     server, bound = create_server(
         ingest,
         address=f"{_bracketed(settings.host)}:{settings.grpc_port}",
-        max_request_bytes=settings.max_request_bytes,
+        max_request_bytes=min(settings.max_request_bytes, settings.max_grpc_request_bytes),
         handlers=[logs_service(AccessLogs(writer), places=places)],
         places=places,
         interceptors=[GrpcDoor(trust.credentials, counters)] if trust.credentials.requires("write") else [],

@@ -45,7 +45,7 @@ from collector.schema import arrow_schema
 KINDS: Final = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 STATUS_CODES: Final = ("UNSET", "OK", "ERROR")
 
-LONG_SPAN: Final = "span is longer than 16 MiB"
+LONG_SPAN: Final = "span is longer than 8 MiB"
 SHORT_SPAN: Final = "span is shorter than a trace_id and a span_id"
 TRACE_ID_LENGTH: Final = "trace_id is not 16 bytes"
 TRACE_ID_ZERO: Final = "trace_id is all zeros"
@@ -63,8 +63,9 @@ SLICE_SPANS: Final = 16_384
 SLICE_BYTES: Final = 16 * 1024 * 1024
 """Spans of a large request, and their bytes, that are decoded together, so that it costs what it weighs and not four times as much."""
 
-MAX_SPAN_BYTES: Final = 16 * 1024 * 1024
-"""One value of tens of MiB is copied by every layer that it passes, the database among them, which writes it in one piece."""
+MAX_SPAN_BYTES: Final = 8 * 1024 * 1024
+"""One value of tens of MiB is copied by every layer that it passes, the database among them, which writes it in one piece. Other receivers take
+4 MiB a request."""
 
 MAX_ORIGIN_BYTES: Final = 16 * 1024 * 1024
 """Of a resource or a scope."""

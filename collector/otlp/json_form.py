@@ -23,7 +23,7 @@ from collector.otlp.json_wire import ID_DIGITS, Field, Message, compiled, varint
 ENVELOPES: Final = 3
 """The request, the resource's and the scope's messages: their lists are read item by item."""
 
-MAX_ITEMS: Final = 400_000
+MAX_ITEMS: Final = 200_000
 """Items of all those lists together; the same limit as for protobuf (`projection.MAX_SPANS`)."""
 
 type_: Final = FieldDescriptor

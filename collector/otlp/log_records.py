@@ -16,6 +16,7 @@ import pyarrow as pa
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from collector.otlp import projection, values
+from collector.otlp.fields import fields_of
 from collector.otlp.origins import Origin, read_resource
 from collector.otlp.projection import Projected, lengths, offsets
 
@@ -115,10 +116,12 @@ def open_request(payload: bytes, notes: Counter[str]) -> tuple[list[Origin], lis
     resources: list[Origin] = []
     encoded: list[bytes] = []
     owner: list[int] = []
+    _count(payload, _RESOURCE_LOGS, projection.MAX_ORIGINS)
     request = _REQUEST.parse(payload)
     _RESOURCE_LOGS.limit(len(request.resource_logs), projection.MAX_ORIGINS)
     scopes = 0
     for encoded_resource in request.resource_logs:
+        _count(encoded_resource, _SCOPE_LOGS, projection.MAX_ORIGINS)
         resource_logs = _RESOURCE_LOGS.parse(encoded_resource)
         resource = read_resource(resource_logs.resource, resource_logs.schema_url)
         notes.update(dict(resource.notes))
@@ -126,11 +129,18 @@ def open_request(payload: bytes, notes: Counter[str]) -> tuple[list[Origin], lis
         scopes += len(resource_logs.scope_logs)
         _SCOPE_LOGS.limit(scopes, projection.MAX_ORIGINS)
         for encoded_scope in resource_logs.scope_logs:
+            _count(encoded_scope, _LOG_RECORD, MAX_RECORDS)
             records = _SCOPE_LOGS.parse(encoded_scope).log_records
             _LOG_RECORD.limit(len(encoded) + len(records), MAX_RECORDS)
             encoded.extend(records)
             owner.extend([len(resources) - 1] * len(records))
     return resources, encoded, owner
+
+
+def _count(message: bytes, kind: Projected, most: int) -> None:
+    """Raise DecodeError where a long message has more fields than it may have items of this kind: parsed, four million of two bytes take 300 MB."""
+    if len(message) > projection.COUNTED_BYTES:
+        kind.limit(fields_of(message, most)[0], most)
 
 
 def read_records(encoded: list[bytes], rejected: Counter[str], notes: Counter[str]) -> Iterator[tuple[int, LogRecord]]:

@@ -38,8 +38,8 @@ MAX_ROWS: Final = 400_000
 COUNTED_BYTES: Final = 1024 * 1024
 """Of messages longer than this no more than `MAX_ROWS` fields are decoded together."""
 
-MAX_SPANS: Final = 400_000
-"""In a request. 64 MiB of ordinary spans hold 150 thousand."""
+MAX_SPANS: Final = 200_000
+"""In a request: a row of each is in memory until they are stored. 64 MiB of ordinary spans hold 150 thousand."""
 
 MAX_ORIGINS: Final = 65_536
 """ResourceSpans, and ScopeSpans, in a request: they are read one by one, in Python. A gateway's batch holds 8,192 spans."""

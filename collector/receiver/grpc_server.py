@@ -26,7 +26,7 @@ from google.rpc import status_pb2
 
 from collector.errors import ConfigError, DecodeError, StoreError, StoreFullError
 from collector.receiver.counters import Counters, Reason
-from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest, store_failure
+from collector.receiver.ingest import Ingest, store_failure
 from collector.receiver.reading import CrowdedError, Places, TooSlowError
 from collector.receiver.statuses import DEFECT, bad_request, grpc_trailer, unavailable
 from collector.receiver.waking import Bell
@@ -38,8 +38,12 @@ SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
 COMMIT_TIMEOUT_S: Final = 30.0
 """Longer than any healthy commit; OTLP exporters give up after 10 s by default."""
 
-MAX_STREAMS: Final = 128
-"""Calls of one connection at a time. Without a limit, calls that were opened and reset by the thousand wait for their turn."""
+MAX_GRPC_REQUEST_BYTES: Final = 16 * 1024 * 1024
+"""gRPC has a message three times before anybody sees it, and several may be on their way at one moment. A Collector's receiver takes 4 MiB."""
+
+MAX_STREAMS: Final = 32
+"""Calls of one connection at a time; a Collector makes ten. Without a limit, calls that were opened and reset by the thousand wait for their
+turn. And until a client has acknowledged the server's settings, gRPC lets each of so many calls have headers of 16 MiB, which take 40 to 100 in memory."""
 
 THREADS: Final = 8
 """For handlers that are no coroutines: refusals at the door."""
@@ -84,7 +88,7 @@ def create_server(
     ingest: Ingest,
     *,
     address: str,
-    max_request_bytes: int = MAX_REQUEST_BYTES,
+    max_request_bytes: int = MAX_GRPC_REQUEST_BYTES,
     places: Places | None = None,
     commit_timeout_s: float = COMMIT_TIMEOUT_S,
     handlers: Sequence[grpc.GenericRpcHandler] = (),

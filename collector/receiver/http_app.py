@@ -69,7 +69,14 @@ def create_app(
     """
     counted = counters or Counters()
     receiver = Receiver(Limits(max_request_bytes, room_bytes, read_timeout_s, commit_timeout_s), counted)
-    traces = Signal(TRACES_PATH, ExportTraceServiceRequest, ExportTraceServiceResponse, ingest.traces, is_quick=True)
+    traces = Signal(
+        TRACES_PATH,
+        ExportTraceServiceRequest,
+        ExportTraceServiceResponse,
+        ingest.traces,
+        is_quick=True,
+        check_room=ingest.check_room,
+    )
     served = (traces, *signals)
     app = Starlette(
         routes=[

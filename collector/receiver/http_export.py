@@ -28,7 +28,9 @@ from collector.otlp.json_scan import JsonFormError
 from collector.receiver.counters import Counters, Protocol, Reason
 from collector.receiver.inflate import ENCODINGS, TooLargeError, inflate, is_known, too_large
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Accepted, store_failure
+from collector.receiver.reading import LARGE_BYTES
 from collector.receiver.statuses import JSON, PROTOBUF, RETRY_AFTER_S, as_json, bad_request, status, unavailable
+from collector.store.memory import give_back
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -39,6 +41,10 @@ COMMIT_TIMEOUT_S: Final = 30.0
 
 ROOM_BYTES: Final = MAX_REQUEST_BYTES * 3 // 2
 """One of the largest bodies and many others, or some thousands of ordinary ones."""
+
+
+_PIECE_BYTES: Final = 1024 * 1024
+"""One buffer that grows to 64 MiB is copied from one hole of the heap to the next, and each of them is resident then."""
 
 
 class Pending(Structure):
@@ -64,6 +70,8 @@ class Signal:
         response: Its Export…ServiceResponse.
         accept: Takes a serialised request; raises DecodeError or StoreError.
         is_quick: `accept` neither decodes nor waits, so it needs no thread.
+        max_bytes: Of a request in protobuf, where that is less than what every signal may have; JSON says the same in more.
+        check_room: Raises StoreError where nothing is accepted now: asked before a body is inflated or converted in vain.
     """
 
     path: str
@@ -71,6 +79,8 @@ class Signal:
     response: type[Message]
     accept: Callable[[bytes], Pending]
     is_quick: bool = False
+    max_bytes: int | None = None
+    check_room: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,24 +147,32 @@ class Receiver:
 
     async def _payload(self, request: Request, signal: Signal, hold: "_Hold") -> Converted:
         """The request as protobuf. Raises _RefusedError."""
+        converted = await self._converted(request, signal, hold)
+        if len(converted.payload) >= LARGE_BYTES:
+            give_back()  # the pieces that it came in: they are freed, but the C library keeps them for others
+        return converted
+
+    async def _converted(self, request: Request, signal: Signal, hold: "_Hold") -> Converted:
         encoding = _spoken(request)
-        body = await self._body(request, hold)
         message_class = signal.request if media_type(request) == JSON else None
+        limit = self._limits.max_request_bytes
+        if signal.max_bytes is not None and message_class is None:
+            limit = min(limit, signal.max_bytes)
+        body = await self._body(request, limit, hold)
         if not encoding and message_class is None:
             return Converted(body, ())
         async with self._turn:
+            if signal.check_room is not None:
+                signal.check_room()
             try:
-                converted = await run_in_threadpool(
-                    _prepare, body, encoding, message_class, self._limits.max_request_bytes
-                )
+                converted = await run_in_threadpool(_prepare, body, encoding, message_class, limit)
             except TooLargeError as error:
                 raise _too_large(error) from error
             hold.exactly(len(converted.payload))
         return converted
 
-    async def _body(self, request: Request, hold: "_Hold") -> bytes:
+    async def _body(self, request: Request, limit: int, hold: "_Hold") -> bytes:
         """The body as sent. Raises _RefusedError."""
-        limit = self._limits.max_request_bytes
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise _too_large(too_large(limit))
@@ -175,13 +193,19 @@ class Receiver:
 
 async def _read(request: Request, limit: int, hold: "_Hold") -> bytes:
     """The limit counts what arrives: a chunked body announces no length. Raises TooLargeError."""
-    body = bytearray()
+    pieces: list[bytes] = []
+    piece = bytearray()
+    size = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+        size += len(chunk)
+        if size > limit:
             raise too_large(limit)
-        hold.exactly(len(body))
-    return bytes(body)
+        hold.exactly(size)
+        piece += chunk  # chunks may have a byte each
+        if len(piece) >= _PIECE_BYTES:
+            pieces.append(bytes(piece))
+            piece.clear()
+    return b"".join((*pieces, piece))
 
 
 def _prepare(body: bytes, encoding: str, message_class: type[Message] | None, limit: int) -> Converted:

@@ -6,10 +6,9 @@
 | `deflate`, `zlib` | RFC 1950; bare RFC 1951 too, for "some non-conformant implementations send" it (RFC 9110, 8.4.1.2) | refused |
 | `zstd` | RFC 8878, with a window of at most 8 MiB (RFC 9659) | frames are joined (section 3.1) |
 
-Memory: what came out so far, at most the limit, one step of output, and the decompressor's window.
+Memory: twice what came out, at most the limit, one step of output, and the decompressor's window.
 """
 
-import io
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -161,7 +160,7 @@ _FORMATS: Final[dict[str, Callable[[bytes], _Format]]] = {
 
 
 def _joined(body: bytes, form: _Format, limit: int) -> bytes:
-    inflated = io.BytesIO()
+    out = _Pieces(limit)
     at = members = 0
     while at < len(body):
         members += 1
@@ -169,22 +168,38 @@ def _joined(body: bytes, form: _Format, limit: int) -> bytes:
             what = "goes on after its end" if form.max_members == 1 else f"has more than {form.max_members} members"
             raise DecodeError(f"the {form.name} body {what}, at byte {at}")
         try:
-            at = _one(body, at, form, inflated, limit)
+            at = _one(body, at, form, out)
         except (zlib.error, zstd.ZstdError) as error:
             raise DecodeError(f"the body is not {form.name}: {error}") from error
-    return inflated.getvalue()
+    return b"".join(out.pieces)
 
 
-def _one(body: bytes, at: int, form: _Format, inflated: io.BytesIO, limit: int) -> int:
+class _Pieces:
+    """What came out so far. A buffer that grows would be copied from one hole of the heap to the next, each of them resident then."""
+
+    __slots__ = ("_left", "_limit", "pieces")
+
+    def __init__(self, limit: int) -> None:
+        self._left = self._limit = limit
+        self.pieces: list[bytes] = []
+
+    def add(self, piece: bytes) -> None:
+        """One more. Raises TooLargeError."""
+        self._left -= len(piece)
+        if self._left < 0:
+            raise too_large(self._limit)
+        if piece:
+            self.pieces.append(piece)
+
+
+def _one(body: bytes, at: int, form: _Format, out: _Pieces) -> int:
     """Inflate the member that begins at `at`; returns where it ends."""
     member = form.member()
     while at < len(body):
         data = body[at : at + _INPUT_STEP]
         at += len(data)
         for piece in member.pieces(data):
-            if inflated.tell() + len(piece) > limit:
-                raise too_large(limit)
-            inflated.write(piece)
+            out.add(piece)
         if member.eof:
             return at - len(member.unused_data)
     raise DecodeError(f"the {form.name} body ends early, after {len(body)} bytes")

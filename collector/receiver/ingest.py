@@ -142,11 +142,7 @@ class Ingest:
         with self._changed:
             if self._closing:
                 raise StoreError("the collector is shutting down: send this request again")
-            if self._waiting_bytes and self._waiting_bytes + len(payload) > self._max_waiting_bytes:
-                raise StoreFullError(
-                    f"{self._waiting_bytes} bytes of requests wait to be written, the limit is {self._max_waiting_bytes}: "
-                    "send this request again in a moment"
-                )
+            self.check_room(len(payload))
             self._waiting.append(request)
             self._waiting_bytes += len(payload)
             self._undecoded_bytes += len(payload)
@@ -157,6 +153,14 @@ class Ingest:
         size = len(payload)
         request.committed.add_done_callback(lambda _: self._answered(size))
         return request
+
+    def check_room(self, size_bytes: int = 1) -> None:
+        """Raise StoreFullError where a request of that size would not be taken now."""
+        if self._waiting_bytes and self._waiting_bytes + size_bytes > self._max_waiting_bytes:
+            raise StoreFullError(
+                f"{self._waiting_bytes} bytes of requests wait to be written, the limit is {self._max_waiting_bytes}: "
+                "send this request again in a moment"
+            )
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Take no more requests, and wait until those that are under way are answered."""

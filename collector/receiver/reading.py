@@ -1,4 +1,4 @@
-"""How many gRPC messages are read at once, and how much of them: each may have 64 MiB, and whoever sends one may stop a byte before its end.
+"""How many gRPC messages are read at once, and how much of them: each may have 16 MiB or more, and whoever sends one may stop a byte before its end.
 
 A message is read when there is a place for it; until then it waits in its sender's flow control window. What is whole is read at
 once. What is not here after a quarter of a second needs one of the places for the slow, or is to be sent again: so senders

@@ -12,12 +12,12 @@ from typing import Final
 from collector.receiver.health import rss_bytes
 from collector.store.memory import give_back, give_back_code, mapped_bytes
 
-ENOUGH_BYTES: Final = 280_000_000
-"""What the process may hold without being asked: more than under full load of ordinary requests."""
+ENOUGH_BYTES: Final = 220_000_000
+"""What the process may hold without being asked: about what full load of ordinary requests needs, which being asked costs nothing that can be measured."""
 
 AGAIN_SECONDS: Final = 1.0
 USELESS_SECONDS: Final = 20.0
-"""How long not to ask again where asking gave little back."""
+"""How long not to ask again where asking gave little back, unless the process has grown since."""
 
 CODE_BYTES: Final = 80_000_000
 """Pages of libraries that may stay mapped: full load needs some 55 MB of them, and starting leaves 100."""
@@ -25,6 +25,7 @@ CODE_BYTES: Final = 80_000_000
 CODE_AGAIN_SECONDS: Final = 60.0
 
 _LITTLE_BYTES: Final = 20_000_000
+_MUCH_BYTES: Final = 40_000_000
 
 
 class Relief:
@@ -32,6 +33,8 @@ class Relief:
 
     def __init__(self) -> None:
         self._next = 0.0
+        self._useless_until = 0.0
+        self._left = 0
         self._code_next = 0.0
 
     def look(self) -> int:
@@ -43,7 +46,11 @@ class Relief:
         held = rss_bytes() or 0
         if held <= ENOUGH_BYTES or now < self._next:
             return 0
+        if now < self._useless_until and held < self._left + _MUCH_BYTES:
+            return 0
         give_back()
-        given = max(0, held - (rss_bytes() or 0))
-        self._next = now + (AGAIN_SECONDS if given > _LITTLE_BYTES else USELESS_SECONDS)
+        self._left = rss_bytes() or 0
+        given = max(0, held - self._left)
+        self._next = now + AGAIN_SECONDS
+        self._useless_until = 0.0 if given > _LITTLE_BYTES else now + USELESS_SECONDS
         return given

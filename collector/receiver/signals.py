@@ -140,7 +140,8 @@ def logs_service(
 
 def logs_signal(logs: AccessLogs) -> Signal:
     """/v1/logs for the HTTP application."""
-    return Signal(LOGS_PATH, ExportLogsServiceRequest, ExportLogsServiceResponse, logs.logs)
+    response = ExportLogsServiceResponse
+    return Signal(LOGS_PATH, ExportLogsServiceRequest, response, logs.logs, max_bytes=MAX_LOGS_BYTES)
 
 
 def _refuse(context: Any, code: Any, body: Status) -> bytes:

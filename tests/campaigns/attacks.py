@@ -168,6 +168,11 @@ def _whole_bodies(target: Target) -> None:
     at_once(AT_ONCE, lambda _: target.post(body))
 
 
+def _whole_messages(size_bytes: int, target: Target) -> None:
+    body = bytes(size_bytes)
+    at_once(AT_ONCE, lambda _: target.call(body))
+
+
 def _over_http(make: Callable[[], bytes], kind: str, path: str, target: Target) -> None:
     body = make()
     for _ in range(2):  # one after the other: two at once would be refused for want of room
@@ -208,7 +213,8 @@ def _slow(port: str, count: int, opening: bytes, piece: Callable[[int], bytes], 
     with ExitStack() as stack:
         connections = [stack.enter_context(wire.connect(getattr(target, port))) for _ in range(count)]
         for connection in connections:
-            connection.sendall(opening)
+            with suppress(OSError):  # refused and closed before its end
+                connection.sendall(opening)
         _trickle(connections, target.seconds, piece)
         for connection in connections:
             connection.settimeout(0.01)
@@ -248,8 +254,8 @@ def _half_messages_of_one(target: Target) -> None:
 
 
 def _big_half_messages(target: Target) -> None:
-    """Sixty-four messages of 64 MiB, each of which stops a byte before its end."""
-    message = struct.pack(">BI", 0, hostile.FULL) + bytes(hostile.FULL)
+    """Sixty-four messages of 16 MiB, each of which stops a byte before its end."""
+    message = struct.pack(">BI", 0, hostile.GRPC_FULL) + bytes(hostile.GRPC_FULL)
     end = time.monotonic() + target.seconds * 2
 
     def send(_: int) -> None:
@@ -389,16 +395,17 @@ def bodies() -> dict[str, Attack]:
     attacks["body: chunks of one byte"] = _tiny_chunks
     attacks["body: 1 GiB announced, 16 at once"] = _announced
     attacks["body: 64 MiB of zeros, 16 at once"] = _whole_bodies
-    for name, make_body in hostile.DENSE.items():
-        attacks[f"dense: {name}, HTTP"] = partial(_over_http, make_body, PROTOBUF, TRACES)
-        attacks[f"dense: {name}, gRPC"] = partial(_over_grpc, make_body, METHOD)
+    attacks["body: gRPC, 16 MiB of zeros, 16 at once"] = partial(_whole_messages, hostile.GRPC_FULL)
+    attacks["body: gRPC, 64 MiB of zeros, 16 at once"] = partial(_whole_messages, hostile.FULL)
+    for kind, group in (("dense", hostile.DENSE), ("deep", hostile.DEEP)):
+        for name, make_body in group.items():
+            attacks[f"{kind}: {name}, HTTP"] = partial(_over_http, partial(make_body, hostile.FULL), PROTOBUF, TRACES)
+            attacks[f"{kind}: {name}, gRPC"] = partial(_over_grpc, partial(make_body, hostile.GRPC_FULL), METHOD)
     for name in ("tiny spans", "a wide array", "deep values", "same span 1,999,000 times"):
-        attacks[f"dense: {name}, gzip, 16 at once"] = partial(_compressed_over_http, hostile.DENSE[name], PROTOBUF)
-    for name, make_body in hostile.DEEP.items():
-        attacks[f"deep: {name}, HTTP"] = partial(_over_http, make_body, PROTOBUF, TRACES)
-        attacks[f"deep: {name}, gRPC"] = partial(_over_grpc, make_body, METHOD)
-    for name, make_body in hostile.JSON.items():
-        attacks[f"JSON: {name}"] = partial(_over_http, make_body, JSON, TRACES)
+        compressed = partial(hostile.DENSE[name], hostile.FULL)
+        attacks[f"dense: {name}, gzip, 16 at once"] = partial(_compressed_over_http, compressed, PROTOBUF)
+    for name, make_json in hostile.JSON.items():
+        attacks[f"JSON: {name}"] = partial(_over_http, make_json, JSON, TRACES)
     for name in ("tiny spans", "open arrays", "tiny values"):
         attacks[f"JSON: {name}, gzip, 16 at once"] = partial(_compressed_over_http, hostile.JSON[name], JSON)
     attacks["noise: mutants"] = _mutants
@@ -415,7 +422,7 @@ def connections() -> dict[str, Attack]:
         "slow: gRPC, a byte in a frame": partial(_slow, "grpc_port", 100, CALL, _byte_of_data),
         "slow: gRPC, 40 halves of messages": _half_messages,
         "slow: gRPC, 100 halves of messages on one connection": _half_messages_of_one,
-        "slow: gRPC, 64 messages of 64 MiB without their ends": _big_half_messages,
+        "slow: gRPC, 64 messages of 16 MiB without their ends": _big_half_messages,
         "idle: 2,000 HTTP connections": partial(_idle, "http_port", b""),
         "idle: 2,000 HTTP connections with half a head": partial(_idle, "http_port", POST),
         "idle: 2,000 gRPC connections": partial(_idle, "grpc_port", wire.PREFACE + wire.frame(wire.SETTINGS, 0, 0)),

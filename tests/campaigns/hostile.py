@@ -11,15 +11,23 @@ from functools import cache
 
 import numpy as np
 
+from collector.receiver.grpc_server import MAX_GRPC_REQUEST_BYTES
 from collector.receiver.ingest import MAX_REQUEST_BYTES
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 FULL = MAX_REQUEST_BYTES - 4096
-"""As large as a request may be, with room for what is around it."""
+"""As large as a request may be, with room for what is around it, and """
+GRPC_FULL = MAX_GRPC_REQUEST_BYTES - 4096
+"""over gRPC."""
 
 ROWS = 1_999_000
-"""About as many messages of one kind as a request may have."""
+"""Messages of some thirty bytes in 64 MiB."""
+
+
+def scaled(count: int, full: int) -> int:
+    """So many of what 64 MiB has `count` of."""
+    return count * full // FULL
 
 
 def varint(number: int) -> bytes:
@@ -109,49 +117,49 @@ def _same_key(count: int) -> bytes:
 
 
 DENSE = {
-    "same span 1,999,000 times": lambda: request(_tiny_span(IDS) * ROWS),
-    "tiny spans": lambda: request(numbered(_tiny_span(IDS), 6, 8, ROWS)),
-    "tiny attributes": lambda: request(_same_key(ROWS)),
-    "a million keys": lambda: request(span(_many_attributes(9, 8, 1_000_000))),
-    "a million keys, one a span": lambda: request(
-        numbered(span(attribute(b"k" * 8, field(1, b"v"))), span(attribute(b"k" * 8, b"")).index(b"k" * 8), 8, 1_000_000)
+    "same span 1,999,000 times": lambda full: request(_tiny_span(IDS) * scaled(ROWS, full)),
+    "tiny spans": lambda full: request(numbered(_tiny_span(IDS), 6, 8, scaled(ROWS, full))),
+    "tiny attributes": lambda full: request(_same_key(scaled(ROWS, full))),
+    "a million keys": lambda full: request(span(_many_attributes(9, 8, scaled(1_000_000, full)))),
+    "a million keys, one a span": lambda full: request(
+        numbered(span(attribute(b"k" * 8, field(1, b"v"))), span(attribute(b"k" * 8, b"")).index(b"k" * 8), 8, scaled(1_000_000, full))
     ),
-    "a resource of a million keys": lambda: request(span(), resource=_many_attributes(1, 8, 1_000_000)),
-    "a scope of a million keys": lambda: request(span(), scope=_many_attributes(3, 8, 1_000_000)),
-    "tiny events": lambda: request(span(field(11, b"\x12\x01e") * ROWS)),
-    "tiny links": lambda: request(span(field(13, IDS) * ROWS)),
-    "attributes of events": lambda: request(span(field(11, attribute(b"k", field(1, b"v"), 3) * 20) * 90_000)),
-    "deep values": lambda: request(span(attribute(b"deep", deep_value(80)) * (FULL // len(attribute(b"d", deep_value(80))) // 2))),
-    "a wide array": lambda: request(span(attribute(b"wide", field(5, field(1, b"\x10\x01") * (FULL // 4))))),
-    "a wide kvlist": lambda: request(span(attribute(b"wide", field(6, field(1, b"\x0a\x01k\x12\x02\x10\x01") * (FULL // 9))))),
-    "wide arrays": lambda: request(span(attribute(b"wide", field(5, field(1, b"\x10\x01") * 100)) * (FULL // 420))),
-    "one string": lambda: request(span(attribute(b"k", field(1, b"s" * FULL)))),
-    "one string of bad UTF-8": lambda: request(span(attribute(b"k", field(1, b"\xff" * FULL)))),
-    "one value of bytes": lambda: request(span(attribute(b"k", field(7, b"\0" * FULL)))),
-    "one key": lambda: request(span(attribute(b"k" * FULL, field(1, b"v")))),
-    "names": lambda: request(span(field(5, b"n" * 1_000_000)) * 64),
-    "unknown groups": lambda: _groups(FULL // 4),
-    "unknown groups in a span": lambda: request(span(_groups(FULL // 4))),
-    "unknown fields": lambda: request(span(b"\xa8\x06\x01" * (FULL // 3))),
-    "empty resources": lambda: b"\x0a\x00" * (FULL // 2),
-    "65,000 resources and scopes": lambda: field(1, field(1, b"") + field(2, field(1, b"") + span())) * 65_000,
-    "empty scopes": lambda: field(1, b"\x12\x00" * (FULL // 2)),
-    "empty spans": lambda: request(b"\x12\x00" * (FULL // 2)),
-    "empty attributes": lambda: request(span(b"\x4a\x00" * (FULL // 2))),
-    "empty events": lambda: request(span(b"\x5a\x00" * (FULL // 2))),
-    "empty attributes of a resource": lambda: request(span(), resource=b"\x0a\x00" * (FULL // 2)),
-    "repeated scalars": lambda: request(span(b"\x30\x01" * (FULL // 2))),
+    "a resource of a million keys": lambda full: request(span(), resource=_many_attributes(1, 8, scaled(1_000_000, full))),
+    "a scope of a million keys": lambda full: request(span(), scope=_many_attributes(3, 8, scaled(1_000_000, full))),
+    "tiny events": lambda full: request(span(field(11, b"\x12\x01e") * scaled(ROWS, full))),
+    "tiny links": lambda full: request(span(field(13, IDS) * scaled(ROWS, full))),
+    "attributes of events": lambda full: request(span(field(11, attribute(b"k", field(1, b"v"), 3) * 20) * scaled(90_000, full))),
+    "deep values": lambda full: request(span(attribute(b"deep", deep_value(80)) * (full // len(attribute(b"d", deep_value(80))) // 2))),
+    "a wide array": lambda full: request(span(attribute(b"wide", field(5, field(1, b"\x10\x01") * (full // 4))))),
+    "a wide kvlist": lambda full: request(span(attribute(b"wide", field(6, field(1, b"\x0a\x01k\x12\x02\x10\x01") * (full // 9))))),
+    "wide arrays": lambda full: request(span(attribute(b"wide", field(5, field(1, b"\x10\x01") * 100)) * (full // 420))),
+    "one string": lambda full: request(span(attribute(b"k", field(1, b"s" * full)))),
+    "one string of bad UTF-8": lambda full: request(span(attribute(b"k", field(1, b"\xff" * full)))),
+    "one value of bytes": lambda full: request(span(attribute(b"k", field(7, b"\0" * full)))),
+    "one key": lambda full: request(span(attribute(b"k" * full, field(1, b"v")))),
+    "names": lambda full: request(span(field(5, b"n" * 1_000_000)) * (full >> 20)),
+    "unknown groups": lambda full: _groups(full // 4),
+    "unknown groups in a span": lambda full: request(span(_groups(full // 4))),
+    "unknown fields": lambda full: request(span(b"\xa8\x06\x01" * (full // 3))),
+    "empty resources": lambda full: b"\x0a\x00" * (full // 2),
+    "65,000 resources and scopes": lambda full: field(1, field(1, b"") + field(2, field(1, b"") + span())) * 65_000,
+    "empty scopes": lambda full: field(1, b"\x12\x00" * (full // 2)),
+    "empty spans": lambda full: request(b"\x12\x00" * (full // 2)),
+    "empty attributes": lambda full: request(span(b"\x4a\x00" * (full // 2))),
+    "empty events": lambda full: request(span(b"\x5a\x00" * (full // 2))),
+    "empty attributes of a resource": lambda full: request(span(), resource=b"\x0a\x00" * (full // 2)),
+    "repeated scalars": lambda full: request(span(b"\x30\x01" * (full // 2))),
 }  # fmt: skip
-"""By name: 64 MiB, or as many messages as are accepted, of a legal trace request."""
+"""By name: `full` bytes of a legal trace request, or as many messages as 64 MiB may have, in proportion."""
 
 DEEP = {
-    "values 100 deep": lambda: request(span(attribute(b"deep", deep_value(100)))),
-    "values 100,000 deep": lambda: request(span(attribute(b"deep", deep_tags(100_000)))),
-    "values 10,000,000 deep": lambda: request(span(attribute(b"deep", deep_tags(10_000_000)))),
-    "groups 1,000,000 deep": lambda: _nested_groups(1_000_000),
-    "groups 8,000,000 deep in a span": lambda: request(span(_nested_groups(8_000_000))),
-    "groups 2,000 deep in a small span": lambda: request(span(_nested_groups(1_000))),
-    "open groups": lambda: varint(100 << 3 | 3) * (FULL // 2),
+    "values 100 deep": lambda full: request(span(attribute(b"deep", deep_value(100)))),
+    "values 100,000 deep": lambda full: request(span(attribute(b"deep", deep_tags(100_000)))),
+    "values 10,000,000 deep": lambda full: request(span(attribute(b"deep", deep_tags(scaled(10_000_000, full))))),
+    "groups 1,000,000 deep": lambda full: _nested_groups(1_000_000),
+    "groups 8,000,000 deep in a span": lambda full: request(span(_nested_groups(scaled(8_000_000, full)))),
+    "groups 2,000 deep in a small span": lambda full: request(span(_nested_groups(1_000))),
+    "open groups": lambda full: varint(100 << 3 | 3) * (full // 2),
 }
 
 

@@ -113,7 +113,7 @@ LINES = {
         _record(_log_attribute(b"response_code", field(1, b"9" * 400)) + _log_attribute(b"duration", field(1, b"-" + b"9" * 400)))
         * 25_000
     ),
-    "unknown groups": lambda: _logs(_record(hostile.DEEP["open groups"]()[: FULL - 999])),
+    "unknown groups": lambda: _logs(_record(hostile.DEEP["open groups"](FULL)[: FULL - 999])),
     "64 MiB": lambda: _logs(b"\x12\x00" * (hostile.FULL // 2)),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.errors import ConfigError
+from collector.receiver.grpc_server import MAX_GRPC_REQUEST_BYTES
 from collector.receiver.ingest import MAX_REQUEST_BYTES
 from collector.settings import CONFIG_ENV, Loaded, Settings, flag, load, markdown_table, variable
 from collector.units import MAX_AGE_NS, parse_age, parse_size, show_age, show_size
@@ -71,6 +72,7 @@ def test_no_limit_is_a_limit_unless_it_is_given() -> None:
     settings = loaded("--db", "x").settings
     assert (settings.keep, settings.max_size, settings.memory) == (None, None, None)
     assert settings.max_request_bytes == MAX_REQUEST_BYTES
+    assert settings.max_grpc_request_bytes == MAX_GRPC_REQUEST_BYTES
 
 
 @given(size=st.integers(1, 2**60))

@@ -373,6 +373,20 @@ def test_a_request_that_is_larger_than_it_may_be_is_refused_on_both_ports(start:
     assert stored(collector.db, "SELECT name FROM spans") == ["small"]
 
 
+def test_grpc_may_have_a_smaller_limit_of_its_own(start: Starter) -> None:
+    collector = start("--max-grpc-request-bytes", "64KiB")
+    large = request(*(f"span {n:0100}" for n in range(700)))
+    with grpc.insecure_channel(collector.grpc) as channel:
+        export = channel.unary_unary(EXPORT, request_serializer=bytes, response_deserializer=bytes)
+        with pytest.raises(grpc.RpcError) as refused:
+            export(large, timeout=DEADLINE, wait_for_ready=True)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    headers = {"content-type": "application/x-protobuf"}
+    assert httpx.post(f"{collector.url}/v1/traces", content=large, headers=headers, timeout=DEADLINE).status_code == 200
+    assert collector.stop() == 0
+    assert stored(collector.db, "SELECT count(*) FROM spans") == [700]
+
+
 # --- guarded --------------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
 from collector.errors import DecodeError
-from collector.otlp import access_logs, log_records, values
+from collector.otlp import access_logs, log_records, projection, values
 from collector.otlp.access_logs import decode_access_logs
 from collector.schema import arrow_schema
 from collector.witnesses.envoy import KNOWN_KEYS, MAX_LINE_BYTES, Origin, decode_line
@@ -365,6 +365,30 @@ def nested(tag, message):
         length.append(rest & 0x7F | 0x80)
         rest >>= 7
     return bytes([tag << 3 | 2, *length, rest]) + message
+
+
+@pytest.mark.parametrize(
+    ("level", "most"),
+    [(0, projection.MAX_ORIGINS), (1, projection.MAX_ORIGINS), (2, log_records.MAX_RECORDS)],
+)
+def test_items_of_long_messages_are_counted_before_they_are_parsed(monkeypatch, level, most):
+    payload = bytes([0x0A if level == 0 else 0x12, 0]) * (projection.COUNTED_BYTES // 2 + 1)
+    for tag in (b"\x12", b"\x0a")[2 - level :]:
+        payload = tag + _varint(len(payload)) + payload
+    kind = (log_records._REQUEST, log_records._RESOURCE_LOGS, log_records._SCOPE_LOGS)[level]
+    parse = type(kind).parse
+
+    def parsed(self, message):
+        assert self is not kind
+        return parse(self, message)
+
+    monkeypatch.setattr(type(kind), "parse", parsed)
+    with pytest.raises(DecodeError, match=f"at most {most} are accepted"):
+        decode_access_logs(payload, received_unix_nano=1)
+
+
+def _varint(number):
+    return bytes([*(number >> shift & 127 | 128 for shift in (0, 7, 14)), number >> 21])
 
 
 def test_a_value_that_is_nested_too_deep_is_kept_as_bytes():

@@ -264,6 +264,9 @@ class Broken:
     def traces(self, payload):
         raise RuntimeError("the password is hunter2")
 
+    def check_room(self):
+        """There is some."""
+
 
 @both
 async def test_a_defect_is_a_500_that_tells_nothing_of_the_inside(language):
@@ -400,6 +403,20 @@ async def test_what_a_body_inflates_to_counts_until_it_is_decoded():
     body = gzip.compress(bytes(900))
     response = await send(client(max_request_bytes=1000, room_bytes=500), body, content_encoding="gzip")
     assert response.status_code == 503
+
+
+async def test_while_nothing_is_taken_nothing_is_inflated():
+    writer = FakeWriter(held=True)
+    ingest = Ingest(writer, max_waiting_bytes=1)
+    ingest.traces(trace_request(1).SerializeToString())
+    transport = httpx.ASGITransport(app=create_app(ingest=ingest))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as c:
+        headers = {"content-type": PROTOBUF, "content-encoding": "gzip"}
+        response = await c.post("/v1/traces", content=b"no gzip", headers=headers)
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        writer.wait_for(1)
+        writer.commit(writer.futures[0])
+        assert (await c.post("/v1/traces", content=b"no gzip", headers=headers)).status_code == 400
 
 
 # --- on a socket ------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_a_bomb_stops_at_the_limit(packing):
     assert peak < 4 * MIB + 4 * MIB
 
 
-def test_a_result_as_large_as_the_limit_is_held_once():
+def test_a_result_as_large_as_the_limit_is_held_in_pieces_and_once_whole():
     body = gzip.compress(bytes(32 * MIB))
     tracemalloc.start()
     try:
@@ -112,7 +112,7 @@ def test_a_result_as_large_as_the_limit_is_held_once():
     finally:
         tracemalloc.stop()
     assert len(inflated) == 32 * MIB
-    assert peak < 32 * MIB * 1.4
+    assert peak < 2 * 32 * MIB + 2 * MIB
 
 
 def zstd_frame_with_window(log):

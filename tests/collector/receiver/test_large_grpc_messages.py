@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from collector.otlp.synthetic import trace_request
 from collector.receiver.grpc_server import create_server
-from collector.receiver.ingest import Ingest
+from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest
 from collector.receiver.reading import GROWTH_BYTES, LARGE_BYTES, NO_MEMORY, CrowdedError, Places, TooSlowError
 from collector.receiver.statuses import GRPC_DETAILS
 from collector.store.memory import resident_bytes
@@ -194,7 +194,9 @@ def test_who_runs_into_the_time_out_is_the_first_no_longer() -> None:
 
 @contextmanager
 def listening(places: Places) -> Iterator[int]:
-    server, port = create_server(Ingest(FakeWriter()), address="127.0.0.1:0", places=places)
+    server, port = create_server(
+        Ingest(FakeWriter()), address="127.0.0.1:0", places=places, max_request_bytes=MAX_REQUEST_BYTES
+    )
     server.start()
     try:
         yield port

@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from collector.errors import StoreError
 from collector.otlp.synthetic import trace_request
-from collector.receiver.grpc_server import SERVICE, create_server
+from collector.receiver.grpc_server import MAX_GRPC_REQUEST_BYTES, SERVICE, create_server
 from collector.receiver.http_app import create_app
 from collector.receiver.ingest import MAX_REQUEST_BYTES, Ingest
 from collector.receiver.statuses import GRPC_DETAILS
@@ -66,7 +66,7 @@ def export(writer, **options):
     server, port = create_server(Ingest(writer), address="127.0.0.1:0", **options)
     server.start()
     try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.max_send_message_length", -1)]) as channel:
             call: Any = channel.unary_unary(f"/{SERVICE}/Export")
             yield lambda payload: call(payload, timeout=DEADLINE_S)
     finally:
@@ -82,8 +82,20 @@ def details(error, message_class):
     return made
 
 
-def test_the_limit_is_the_recommended_one():
+def test_the_limit_over_http_is_the_recommended_one_and_over_grpc_a_quarter_of_it():
     assert MAX_REQUEST_BYTES == 64 * 1024 * 1024
+    assert MAX_GRPC_REQUEST_BYTES == 16 * 1024 * 1024
+    with export(FakeWriter()) as call:
+        call(ignored(MAX_GRPC_REQUEST_BYTES))
+        with pytest.raises(grpc.RpcError) as caught:
+            call(ignored(MAX_GRPC_REQUEST_BYTES + 1))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def ignored(size):
+    """A request of that size, of one field that nobody knows."""
+    head = b"\xfa\x3f" + bytes([*(size - 6 >> shift & 127 | 128 for shift in (0, 7, 14)), size - 6 >> 21])
+    return head + bytes(size - 6)
 
 
 def test_over_grpc_unavailable_carries_retry_info():

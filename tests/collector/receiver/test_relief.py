@@ -47,7 +47,7 @@ def test_much_that_is_held_is_given_back(machine: Machine) -> None:
 
 
 def test_what_full_load_needs_is_left_alone(machine: Machine) -> None:
-    machine.held = 250 * MB
+    machine.held = 200 * MB
 
     assert relief.Relief().look() == 0
     assert machine.asked == 0
@@ -64,6 +64,15 @@ def test_where_nothing_comes_back_it_is_not_asked_again_for_a_while(machine: Mac
     machine.now += relief.USELESS_SECONDS
     looking.look()
     assert machine.asked == 2
+
+
+def test_where_nothing_came_back_it_is_asked_again_once_the_process_has_grown(machine: Machine) -> None:
+    machine.free = 0
+    looking = relief.Relief()
+    looking.look()
+    machine.held, machine.free, machine.now = 700 * MB, 100 * MB, machine.now + 1.5
+
+    assert looking.look() == 100 * MB
 
 
 def test_where_much_came_back_it_is_asked_again_soon(machine: Machine) -> None:

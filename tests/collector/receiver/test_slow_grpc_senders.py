@@ -10,15 +10,17 @@ import httpx
 import pytest
 from google.rpc import status_pb2
 
-from collector.receiver.grpc_server import create_server
+from collector.receiver.grpc_server import MAX_STREAMS, create_server
 from collector.receiver.http_app import create_app
 from collector.receiver.ingest import Ingest
 from collector.receiver.reading import READING, SLOW, Places
 from collector.receiver.signals import MAX_LOGS_BYTES, AccessLogs, logs_service, logs_signal
+from collector.receiver.statuses import PROTOBUF
 from tests.campaigns import wire
 from tests.collector.receiver.receiver_fakes import DEADLINE_S, FakeWriter, http_server
 
 TRACES = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+ENHANCE_YOUR_CALM = struct.pack(">I", 11)
 LOGS = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 
 
@@ -83,6 +85,21 @@ def test_stalled_senders_do_not_keep_out_a_good_one(port, path):
     assert waited < 5.0, "a good sender waits for nobody's time-out"
 
 
+def test_a_client_that_acknowledges_no_settings_has_no_more_calls_than_others(port):
+    beyond = [2 * number + 1 for number in range(MAX_STREAMS, MAX_STREAMS + 8)]
+    opened = [
+        wire.frame(wire.HEADERS, wire.END_HEADERS, 2 * n + 1, wire.export_fields(TRACES))
+        for n in range(MAX_STREAMS + 8)
+    ]
+    with wire.connect(port, DEADLINE_S) as connection:
+        connection.sendall(wire.PREFACE + wire.frame(wire.SETTINGS, 0, 0) + b"".join(opened))
+        said = b""
+        while any(wire.frame(wire.RST_STREAM, 0, stream, ENHANCE_YOUR_CALM) not in said for stream in beyond):
+            piece = connection.recv(65_536)
+            assert piece, "the server ended the connection"
+            said += piece
+
+
 def test_a_log_request_that_is_too_large_is_refused_for_good(port):
     code, words = refusal(port, bytes(MAX_LOGS_BYTES + 1))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -92,12 +109,14 @@ def test_a_log_request_that_is_too_large_is_refused_for_good(port):
 def test_a_log_request_that_is_too_large_is_413_over_http():
     writer = FakeWriter()
     app = create_app(ingest=Ingest(writer), signals=[logs_signal(AccessLogs(writer))])
-    headers = {"content-type": "application/x-protobuf"}
+    headers = {"content-type": PROTOBUF}
     with http_server(app) as port:
         url = f"http://127.0.0.1:{port}/v1/logs"
         refused = httpx.post(url, content=bytes(MAX_LOGS_BYTES + 1), headers=headers, timeout=DEADLINE_S)
+        unread = wire.http(port, wire.head("/v1/logs", content_type=PROTOBUF, content_length=str(MAX_LOGS_BYTES + 1)))
     assert refused.status_code == 413
     assert "send smaller batches" in status_pb2.Status.FromString(refused.content).message
+    assert unread.startswith(b"HTTP/1.1 413"), "before anything of the body is read"
 
 
 def test_a_log_request_of_too_many_records_is_refused(port):
