@@ -16,9 +16,9 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from tests.benchmarks.http_client import HttpConnections, RefusedError
 from tests.benchmarks.payloads import TEMPLATES, Encoding, bodies
 
 METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+CONNECTIONS: Final = 4
 TIMEOUT_S: Final = 60
 RETRY_S: Final = 0.1
 CONTENT_TYPES: Final = {"http": "application/x-protobuf", "json": "application/json"}
@@ -79,14 +80,19 @@ def is_retryable(error: "grpc.aio.AioRpcError | RefusedError") -> bool:
 
 @asynccontextmanager
 async def over_grpc(endpoint: str) -> AsyncIterator[Post]:
-    """One channel; bytes in, bytes out."""
-    options = [("grpc.max_send_message_length", -1)]
-    async with grpc.aio.insecure_channel(endpoint, options=options) as channel:
-        await asyncio.wait_for(channel.channel_ready(), TIMEOUT_S)
-        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(METHOD)
+    """Bytes in, bytes out, over connections that take turns: clients that are many do not share one."""
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(grpc.aio.insecure_channel(endpoint, options=options))
+            for _ in range(CONNECTIONS)
+        ]
+        for channel in channels:
+            await asyncio.wait_for(channel.channel_ready(), TIMEOUT_S)
+        calls: cycle[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = cycle([c.unary_unary(METHOD) for c in channels])
 
         async def post(body: bytes) -> None:
-            await call(body, timeout=TIMEOUT_S)
+            await next(calls)(body, timeout=TIMEOUT_S)
 
         yield post
 
