@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import pyarrow as pa
@@ -26,10 +26,19 @@ from collector.store.database import release
 from collector.store.kept import read_kept
 from collector.store.reader import Interrupt, Limits, QueryTimeoutError, Reader
 
-API_LIMITS: Final = Limits(rows=2_000_000, size_bytes=256 * 1024 * 1024, seconds=60.0)
+API_LIMITS: Final = Limits(rows=2_000_000, size_bytes=256 * 1024 * 1024, seconds=60.0, guarded=True)
 MAX_BODY_BYTES: Final = 1024 * 1024
 CONCURRENT_QUERIES: Final = 4
 """Further ones wait: each uses every core that it gets, and the writer needs some."""
+
+
+def api_limits(memory_bytes: int) -> Limits:
+    """What a question may cost where all of them together have so much memory (`Allowance.largest`).
+
+    Beside that the process has answers, as Arrow and as they are sent, what functions build within one step, and what ingesting takes.
+    """
+    return replace(API_LIMITS, process_bytes=2 * memory_bytes + 2 * (API_LIMITS.size_bytes or 0))
+
 
 _TOTALS: Final = """\
 SELECT (SELECT count(*) FROM spans) AS spans,

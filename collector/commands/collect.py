@@ -313,7 +313,8 @@ def _app(
     health: "Health",
     trust: _Trust,
 ) -> "ASGIApp":
-    from collector.api import API_LIMITS, api_routes
+    from collector.api import api_limits, api_routes
+    from collector.commands.anew import start_anew
     from collector.receiver.doors import HttpDoor
     from collector.receiver.http_app import create_app
     from collector.receiver.http_export import ROOM_BYTES
@@ -322,7 +323,8 @@ def _app(
     from collector.store.reader import Reader
 
     sockets = SocketReports(writer, health.counters)
-    routes = api_routes(Reader(store, API_LIMITS), database=str(store.path), access_logs=follower.status)
+    reader = Reader(store, api_limits(store.memory.largest), on_deaf=start_anew)
+    routes = api_routes(reader, database=str(store.path), access_logs=follower.status)
     app = create_app(
         ingest=ingest,
         signals=[logs_signal(AccessLogs(writer))],

@@ -1,22 +1,21 @@
 """One SELECT in, Arrow out: everything that anybody may ask of the evidence, and nothing else.
 
-Five walls, each enough against most of it:
+Six walls, each enough against most of it:
 1. DuckDB's own parser must see exactly one statement, a SELECT or an EXPLAIN of one.
 2. Every table function in its syntax tree must be on a list; a few scalar functions are refused, and those that build
    large values from small arguments must have small ones, also inside each other (see growth.py): DuckDB looks at no
    interrupt and no limit inside one value.
 3. It runs in a transaction that was begun READ ONLY.
 4. The database was opened without files, network and extensions, and its configuration is locked (see database.py).
-5. Rows, bytes and seconds are limited; what takes longer is interrupted.
+5. Rows, bytes and seconds are limited, and what the process may have; what takes more is interrupted (see watch.py).
+6. Whoever asks over the network gives no function a list, map or text of unlimited length (see guards.py).
 
     Reader.query(sql) -> pyarrow.Table       raises QueryError, QueryTimeoutError
 """
 
 import json
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -28,6 +27,10 @@ from collector.errors import QueryError
 from collector.store.arrow import plain_types
 from collector.store.database import Store, message
 from collector.store.growth import arguments, check_growth, literal
+from collector.store.guards import guards
+from collector.store.watch import Bounds, Interrupt, QueryInterruptedError, QueryTimeoutError, watched
+
+__all__ = ["Interrupt", "Limits", "QueryInterruptedError", "QueryTimeoutError", "Reader"]
 
 TABLE_FUNCTIONS: Final = frozenset({
     "duckdb_columns", "duckdb_constraints", "duckdb_databases", "duckdb_functions", "duckdb_indexes", "duckdb_keywords",
@@ -57,6 +60,9 @@ MAX_GROWN: Final = 10_000
 # would need a recursion as deep as the expression.
 _FUNCTION_NAME: Final = re.compile(r'(?<!\\)"function_name":"((?:[^"\\]|\\.)*)"')
 
+_SYSTEM: Final = re.compile(r'(?<!\\)"(?:catalog|schema)":"system"', re.IGNORECASE)
+"""What is qualified with the catalog of DuckDB's own functions."""
+
 MAX_DEPTH: Final = 200
 """Of brackets. The detectors' SQL, the deepest that we know, has 44."""
 
@@ -64,15 +70,6 @@ _OPENING: Final = frozenset({b"(", b"[", b"{"})
 _CLOSING: Final = frozenset({b")", b"]", b"}"})
 
 _BATCH_ROWS: Final = 8192
-_INTERRUPT_AGAIN_SECONDS: Final = 0.05
-
-
-class QueryTimeoutError(QueryError):
-    """The query ran into its time limit."""
-
-
-class QueryInterruptedError(QueryError):
-    """Somebody interrupted the query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,59 +80,43 @@ class Limits:
         rows: Of the answer.
         size_bytes: Of the answer, as Arrow.
         seconds: From its start to its last row.
+        process_bytes: Of the whole process while it runs.
+        guarded: Whether the lists, maps and texts are limited that functions are given (see guards.py).
     """
 
     rows: int | None = None
     size_bytes: int | None = None
     seconds: float | None = None
-
-
-class Interrupt:
-    """A switch that ends one query from another thread, whether it runs already or not."""
-
-    __slots__ = ("_requested", "_wake")
-
-    def __init__(self) -> None:
-        self._requested = False
-        self._wake = threading.Event()
-
-    def __call__(self) -> None:
-        """End the query: it raises QueryInterruptedError. Nothing happens if it is over."""
-        self._requested = True
-        self._wake.set()
-
-    @property
-    def requested(self) -> bool:
-        """Whether somebody asked for it."""
-        return self._requested
-
-    def release(self) -> None:
-        """Wake who waits: the query is over."""
-        self._wake.set()
-
-    def wait(self, seconds: float | None) -> bool:
-        """Wait for a request or a release; False when the time ran out first."""
-        return self._wake.wait(seconds)
+    process_bytes: int | None = None
+    guarded: bool = False
 
 
 class Reader:
-    """Answers queries on one store; any thread may ask, each query has a connection of its own."""
+    """Answers queries on one store; any thread may ask, each query has a connection of its own.
 
-    def __init__(self, store: Store, limits: Limits | None = None) -> None:
+    `on_deaf` is told of a query that does not heed its interrupt, in a sentence for the log, from another thread.
+    """
+
+    def __init__(
+        self, store: Store, limits: Limits | None = None, *, on_deaf: Callable[[str], None] | None = None
+    ) -> None:
         self._store = store
         self._limits = limits or Limits()
+        self._bounds = Bounds(self._limits.seconds, self._limits.process_bytes, on_deaf)
 
     def query(self, sql: str, *, interrupt: Interrupt | None = None) -> pa.Table:
         """The answer to one SELECT.
 
         UUIDs come as text, 128-bit sums as 64-bit integers where they fit, intervals as text.
-        Raises QueryError for SQL that is refused or fails, QueryTimeoutError, QueryInterruptedError; StoreError when the
-        store is closed.
+        Raises QueryError for SQL that is refused or fails, QueryTimeoutError, QueryMemoryError, QueryInterruptedError;
+        StoreError when the store is closed.
         """
         try:
             with self._store.memory.asking(self._store.cursor) as cursor:
-                statement = _one_statement(cursor, sql)
-                with _watched(cursor, self._limits.seconds, interrupt or Interrupt()):
+                statement, called = _one_statement(cursor, sql, guarded=self._limits.guarded)
+                for guard in guards(called) if self._limits.guarded else ():
+                    cursor.execute(guard)
+                with watched(cursor, self._bounds, interrupt or Interrupt()):
                     cursor.execute("BEGIN TRANSACTION READ ONLY")
                     return plain_types(_fetch(cursor, statement, self._limits))
         except duckdb.Error as e:
@@ -144,8 +125,13 @@ class Reader:
             raise QueryError(f"the answer has a value that cannot be sent ({e}); cast it to VARCHAR") from e
 
 
-def _one_statement(cursor: duckdb.DuckDBPyConnection, sql: str) -> str | duckdb.Statement:
-    """The one statement, if it is one that we run: parsed already where its text is all that was written, else its text."""
+def _one_statement(
+    cursor: duckdb.DuckDBPyConnection, sql: str, *, guarded: bool
+) -> tuple[str | duckdb.Statement, frozenset[str]]:
+    """The one statement, if it is one that we run, and the names of the functions that it calls.
+
+    It is parsed already where its text is all that was written, else it is its text.
+    """
     if "\0" in sql:
         raise QueryError("the query has a NUL character, where DuckDB 1.5 would stop reading; remove it")
     _check_depth(sql)
@@ -164,9 +150,9 @@ def _one_statement(cursor: duckdb.DuckDBPyConnection, sql: str) -> str | duckdb.
     text = statement.query
     match _type(statement):
         case duckdb.StatementType.SELECT:
-            _check_functions(cursor, text)
+            called = _check_functions(cursor, text, guarded=guarded)
         case duckdb.StatementType.EXPLAIN:
-            _check_functions(cursor, _explained(text))
+            called = _check_functions(cursor, _explained(text), guarded=guarded)
         case duckdb.StatementType.MULTI:
             raise QueryError(
                 "this statement needs several steps (a PIVOT?): give PIVOT its values with ON column IN (...)"
@@ -175,7 +161,7 @@ def _one_statement(cursor: duckdb.DuckDBPyConnection, sql: str) -> str | duckdb.
             raise QueryError(f"only SELECT is answered here, not {other.name}; the evidence cannot be changed")
     # What was checked is the text: only where that is the whole of it, what was parsed is surely the same. Of a detector's statement,
     # each parsing takes a tenth of a second.
-    return statement if text == sql else text
+    return (statement if text == sql else text), called
 
 
 def _check_depth(sql: str) -> None:
@@ -229,13 +215,15 @@ def _after(sql: str, keyword: str) -> str | None:
     return text[end:].decode() if text[start:end].lower() == keyword.encode() else None
 
 
-def _check_functions(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
-    """Refuse every function that is not harmless, by the syntax tree that DuckDB itself will run."""
+def _check_functions(cursor: duckdb.DuckDBPyConnection, sql: str, *, guarded: bool) -> frozenset[str]:
+    """Refuse every function that is not harmless, by the syntax tree that DuckDB itself will run; the names of the others."""
     row = cursor.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
     tree = str(row[0]) if row else ""
     if not tree.startswith('{"error":false'):
         raise QueryError("only SELECT is answered here; the evidence cannot be changed")
-    called = {name.lower() for name in _FUNCTION_NAME.findall(tree)}
+    called = frozenset(name.lower() for name in _FUNCTION_NAME.findall(tree))
+    if guarded and _SYSTEM.search(tree):
+        raise QueryError("names are written without system. here: it would lead past the guards of functions")
     refused = called & (REFUSED_FUNCTIONS | _other_table_functions())
     if refused:
         raise QueryError(f"not available here: {', '.join(sorted(refused))}; ask the tables of the evidence")
@@ -247,6 +235,7 @@ def _check_functions(cursor: duckdb.DuckDBPyConnection, sql: str) -> None:
                 "for rows, write FROM range(...)"
             )
     check_growth(tree)
+    return called
 
 
 def _is_bounded(name: str, tree: str, at: int) -> bool:
@@ -308,40 +297,6 @@ def _fetch(cursor: duckdb.DuckDBPyConnection, sql: str | duckdb.Statement, limit
                 raise QueryError(
                     f"the answer has more than {limits.size_bytes} bytes; name fewer columns or add a LIMIT"
                 )
-    except pa.ArrowException as e:  # how a DuckDB error arrives from inside a stream
+    except (pa.ArrowException, OSError) as e:  # how an error of DuckDB 1.5, or 2.0, arrives from inside a stream
         raise QueryError(str(e)) from e
     return pa.Table.from_batches(batches, reader.schema)
-
-
-@contextmanager
-def _watched(cursor: duckdb.DuckDBPyConnection, seconds: float | None, interrupt: Interrupt) -> Iterator[None]:
-    """Interrupt what runs on the cursor when the time is over or somebody asks, and tell which it was."""
-    if interrupt.requested:
-        raise QueryInterruptedError("the query was interrupted")
-    over = threading.Event()
-    timed_out = threading.Event()
-
-    def watch() -> None:
-        if not interrupt.wait(seconds):
-            timed_out.set()
-        # One interrupt may come between two steps of the query and be lost: so again, until it is over.
-        while not over.is_set():
-            cursor.interrupt()
-            over.wait(_INTERRUPT_AGAIN_SECONDS)
-
-    watcher = threading.Thread(target=watch, name="query-watch", daemon=True)
-    watcher.start()
-    try:
-        yield
-    except (duckdb.Error, QueryError) as e:
-        if timed_out.is_set():
-            raise QueryTimeoutError(
-                f"the query took longer than {seconds:g} s; narrow its time range or add a LIMIT"
-            ) from e
-        if interrupt.requested:
-            raise QueryInterruptedError("the query was interrupted") from e
-        raise
-    finally:
-        over.set()
-        interrupt.release()
-        watcher.join()  # so that the cursor is closed only when nobody interrupts it any more

@@ -270,7 +270,10 @@ def test_every_table_function_of_this_duckdb_is_listed_or_refused(store: Store) 
 
 
 def test_even_a_statement_that_passes_every_check_cannot_write(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("collector.store.reader._one_statement", lambda _, sql: sql)
+    def unchecked(_: object, sql: str, *, guarded: bool) -> tuple[str, frozenset[str]]:
+        return sql, frozenset()
+
+    monkeypatch.setattr("collector.store.reader._one_statement", unchecked)
     reader = Reader(store)
 
     for sql in ("DELETE FROM spans", "CREATE TABLE t (a INT)", "COPY spans TO '/dev/null'", "ATTACH '/dev/null' AS x"):
