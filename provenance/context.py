@@ -16,7 +16,8 @@ REQUEST_ID_BYTES: Final = 16
 
 _VARIANT: Final = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
 
-_serving: ContextVar[str | None] = ContextVar("provenance.request_id", default=None)
+served_id: Final[ContextVar[str | None]] = ContextVar("provenance.request_id", default=None)
+"""Of the request that is being served; set by `serving`, and by whoever has a usable one and no time for that."""
 
 
 def usable(request_id: str | None) -> str | None:
@@ -33,19 +34,19 @@ class serving:  # noqa: N801  (a context manager, four times as fast as a genera
         self._request_id = usable(request_id)
 
     def __enter__(self) -> None:
-        self._token = _serving.set(self._request_id)
+        self._token = served_id.set(self._request_id)
 
     def __exit__(self, _kind: object, _error: object, _traceback: object) -> None:
         # A generator that was started in one context may be closed in another; then there is nothing to restore there.
         try:
-            _serving.reset(self._token)
+            served_id.reset(self._token)
         except ValueError:
             return
 
 
 def current_request_id() -> str | None:
     """The id of the request being served here, if it brought one."""
-    return _serving.get()
+    return served_id.get()
 
 
 def outgoing_request_id(randomness: bytes | None = None) -> str:
@@ -53,7 +54,7 @@ def outgoing_request_id(randomness: bytes | None = None) -> str:
 
     `randomness` is 16 bytes to make it of, from a caller who fetched more than these at once: each fetch is a system call.
     """
-    return _serving.get() or _new_request_id(randomness or os.urandom(REQUEST_ID_BYTES))
+    return served_id.get() or _new_request_id(randomness or os.urandom(REQUEST_ID_BYTES))
 
 
 def _new_request_id(randomness: bytes) -> str:

@@ -80,42 +80,38 @@ def stamp_call(
     does a `content-digest`: ours beside it would be another line of the same dictionary, and alter what it says.
     """
     method, target, hash_hex, size, own = request
-    replaced = _WITH_DIGEST if names.STAMP in own and _digest_of_another_call(own, hash_hex) else _STAMP_ALONE
-    headers: tuple[tuple[str, str], ...] = ()
-    digest = None if replaced is _WITH_DIGEST else _combined(own, names.CONTENT_DIGEST)
-    if hash_hex is not None and digest is None:
-        headers = ((names.CONTENT_DIGEST, render_content_digest(hash_hex)),)
-        promised: str | None = hash_hex
-    else:
-        promised = promised_hash(digest)
+    replaced, promised, headers = _STAMP_ALONE, hash_hex, []
+    if names.CONTENT_DIGEST in own and not _digest_of_another_call(own, hash_hex):
+        promised = promised_hash(_combined(own, names.CONTENT_DIGEST))
+    elif hash_hex is not None:
+        headers.append((names.CONTENT_DIGEST, render_content_digest(hash_hex)))
+        if names.CONTENT_DIGEST in own:
+            replaced = _WITH_DIGEST
     signed = None
     if key is not None:
-        seen = Seen(method, target, promised, _combined(own, names.TRACEPARENT))
+        seen = tuple.__new__(Seen, (method, target, promised, _combined(own, names.TRACEPARENT)))
         stamp, signed = signed_stamp(stamp, seen, key)
-    headers += ((names.STAMP, render(stamp)),)
+    headers.append((names.STAMP, render(stamp)))
     attributes = stamp_attributes(stamp, signed, recording)
     if hash_hex is not None:
-        recording.add_request(attributes, stamp.nonce, hash_hex, size)
+        recording.add_request(attributes, stamp[3], hash_hex, size)
     if request_id is not None:
         attributes[names.REQUEST_ID_ATTRIBUTE] = request_id
         if names.REQUEST_ID not in own:
-            headers += ((names.REQUEST_ID, request_id),)
-    return Outgoing(headers, replaced, attributes)
+            headers.append((names.REQUEST_ID, request_id))
+    return tuple.__new__(Outgoing, (tuple(headers), replaced, attributes))
 
 
 def stamp_now(span: RecordingSpan | None, request: Request) -> Outgoing:
     """`stamp_call` with this moment, fresh randomness and this process's identity and key."""
     service, own = current_service(span), request.own
     randomness = os.urandom(NONCE_BYTES + REQUEST_ID_BYTES)
-    return stamp_call(
-        request,
-        trusted(service, time.time_ns() // _NS_PER_MS, randomness[:NONCE_BYTES], None, None),
-        key=signing_key(service),
-        recording=current_recording(),
-        request_id=usable(own[names.REQUEST_ID][0])
-        if names.REQUEST_ID in own
-        else outgoing_request_id(randomness[NONCE_BYTES:]),
-    )
+    if names.REQUEST_ID in own:
+        request_id = usable(own[names.REQUEST_ID][0])
+    else:
+        request_id = outgoing_request_id(randomness[NONCE_BYTES:])
+    stamp = trusted(service, time.time_ns() // _NS_PER_MS, randomness[:NONCE_BYTES], None, None)
+    return stamp_call(request, stamp, key=signing_key(service), recording=current_recording(), request_id=request_id)
 
 
 def _combined(own: OwnHeaders, name: str) -> str | None:
@@ -128,7 +124,7 @@ def _digest_of_another_call(own: OwnHeaders, hash_hex: str | None) -> bool:
 
     Only a digest that stands beside a stamp, which the caller knows, looks like ours and is provably not this body's.
     """
-    if hash_hex is None:
+    if hash_hex is None or names.STAMP not in own:
         return False
     match own.get(names.CONTENT_DIGEST):
         case [digest]:

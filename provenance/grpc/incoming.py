@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from opentelemetry.trace import SpanKind
 
 from provenance import names
 from provenance.addresses import peer_attributes
+from provenance.context import usable
 from provenance.digest import StreamHash, request_hash
 from provenance.enforcement import current_guard
 from provenance.faults import Contained, report
@@ -33,12 +34,15 @@ request and many responses, many and one, many and many."""
 
 def observed(handler: Any, method: str, *, may_serialise_early: bool, observe: "Observe") -> Any:
     """The handler of a call, with an `IncomingCall` that listens; `observe` makes the behaviour's shell."""
-    call = IncomingCall(handler, method, may_serialise_early=may_serialise_early)
-    behaviour = _BEHAVIOURS + 2 * bool(handler.request_streaming) + bool(handler.response_streaming)
-    fields = list(handler)  # `_replace` takes twice as long, and this is done for every call
+    fields = list(handler)  # `_replace` takes four times as long, and this is done for every call
+    streams_requests, streams_responses, deserializer, serializer, *_ = fields
+    call = IncomingCall(
+        method, deserializer, serializer, may_serialise_early, StreamHash() if streams_requests else None
+    )
+    at = _BEHAVIOURS + 2 * bool(streams_requests) + bool(streams_responses)
     fields[_DESERIALIZER], fields[_SERIALIZER] = call.deserialise, call.serialise
-    fields[behaviour] = observe(handler, fields[behaviour], call)
-    return handler._make(fields)
+    fields[at] = observe(handler, fields[at], call)
+    return tuple.__new__(type(handler), fields)
 
 
 @lru_cache(maxsize=64)  # a server's interceptors are the same at every call
@@ -56,7 +60,7 @@ def is_opentelemetry(interceptor: object) -> bool:
 
 
 class IncomingCall:
-    """One call. gRPC calls `deserialise` for every request, then the behaviour calls `begin` and `responded`.
+    """One call, of a stream of requests if there is a `stream` to hash. gRPC calls `deserialise` for every request, then the behaviour calls `begin` and `responded`.
 
     A call with one request has its hash before `begin`; a stream's is complete once `requests_ended` was called.
     """
@@ -79,12 +83,19 @@ class IncomingCall:
         "refusal",
     )
 
-    def __init__(self, handler: Any, method: str, *, may_serialise_early: bool) -> None:
+    def __init__(
+        self,
+        method: str,
+        deserializer: Callable[[bytes], Any] | None,
+        serializer: Callable[[Any], Any] | None,
+        may_serialise_early: bool,  # noqa: FBT001
+        stream: StreamHash | None,
+    ) -> None:
         self._method = method
-        self._deserializer: Callable[[bytes], Any] | None = handler.request_deserializer
-        self._serializer: Callable[[Any], Any] | None = handler.response_serializer
+        self._deserializer = deserializer
+        self._serializer = serializer
         self._may_serialise_early = may_serialise_early
-        self._stream = StreamHash() if handler.request_streaming else None
+        self._stream = stream
         self.refusal: str | None = None
         """After `begin`: why the call is refused; always None in observe mode."""
         self._intact = True
@@ -96,6 +107,11 @@ class IncomingCall:
         self._response: Any = _NOT_SERIALISED
         self._raw_response = b""
         self._response_size = 0
+
+    @property
+    def streams_requests(self) -> bool:
+        """Whether there may be any number of requests."""
+        return self._stream is not None
 
     def deserialise(self, raw: bytes) -> Any:
         """Hash a request's bytes, then let the user's deserialiser work."""
@@ -111,15 +127,13 @@ class IncomingCall:
         return raw if self._deserializer is None else self._deserializer(raw)
 
     def begin(self, context: Any, *, describe: bool = True) -> str | None:
-        """Describe the call on the server span, if there is one; returns the request id to carry on.
+        """Describe the call on the server span, if there is one; returns the request id to carry on, if it can be used.
 
         Not `describe`: `answered` or `failed` will do so, together with what is known then. A refused call is described now.
         """
-        request_id = None
         headers: dict[str, str] = {}
         try:
             headers = combined(context.invocation_metadata())
-            request_id = headers.get(names.REQUEST_ID)
             span = own_span(SpanKind.SERVER, FOREIGN_TO_RPC)
             if span is not None:
                 self._attributes = incoming_attributes(
@@ -135,6 +149,10 @@ class IncomingCall:
                 self._span = span
         except Exception as error:  # noqa: BLE001  (as above)
             report(PLACE, error)
+        if self._attributes is None:
+            request_id = usable(headers.get(names.REQUEST_ID))
+        else:
+            request_id = cast("str | None", self._attributes.get(names.REQUEST_ID_ATTRIBUTE))
         guard = current_guard()
         if guard is not None:
             self.refusal = guard.refusal(headers, method=HTTP_METHOD, target=self._method, actual_hash=self._hash_hex)
@@ -192,6 +210,8 @@ class IncomingCall:
 
 def _certified(context: Any) -> str | None:
     """The principal in the client's certificate; None on a connection without one."""
+    if context.peer_identities() is None:  # a sixth of what it takes to ask for all that is known of the connection
+        return None
     names_there = context.auth_context().get("x509_subject_alternative_name")
     return certified_principal(name.decode("utf-8", "replace") for name in names_there) if names_there else None
 
@@ -201,8 +221,12 @@ Observe = Callable[[Any, Callable[..., Any], IncomingCall], Callable[..., Any]]
 
 def combined(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
     """Text metadata by key; of several values of one key the combined field, as RFC 9651 section 4.2 combines lines."""
-    headers: dict[str, str] = {}
-    for key, value in metadata or ():
+    entries = tuple(metadata or ())
+    headers: dict[str, Any] = dict(entries)
+    if len(headers) == len(entries):  # as nearly always; what is binary has keys that nobody asks for
+        return headers
+    headers.clear()
+    for key, value in entries:
         if isinstance(value, str):
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
     return headers

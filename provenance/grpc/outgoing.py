@@ -1,8 +1,7 @@
 """What sync and aio clients share: a call's stamp in its metadata, its requests' hash, its responses' size."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -15,7 +14,7 @@ from provenance.digest import StreamHash, request_hash
 from provenance.egress_guard import check_address
 from provenance.faults import Contained, report
 from provenance.grpc.incoming import HTTP_METHOD
-from provenance.outgoing import Outgoing, Request, stamp_now
+from provenance.outgoing import Request, stamp_now
 from provenance.patching import Patch
 from provenance.recording import late_request
 from provenance.spans import FOREIGN_TO_RPC, RecordingSpan, add_attributes, own_span, say
@@ -24,6 +23,13 @@ PLACE: Final = "grpc.client"
 
 METADATA_ROOM_BYTES: Final = 7 * 1024
 """Metadata above this goes out without a stamp: servers refuse calls beyond 8 kB, and a stamp must not be the last drop."""
+
+_READ: Final[Mapping[str | bytes, str]] = {
+    form: name
+    for name in (names.STAMP, names.CONTENT_DIGEST, names.REQUEST_ID, names.TRACEPARENT)
+    for form in (name, name.encode())
+}
+"""What of the caller's metadata a stamp looks at. gRPC takes keys as text or bytes, and refuses a call with a capital in one."""
 
 _METADATA_ENTRY_OVERHEAD: Final = 32  # HPACK's accounting, which gRPC's limit uses (RFC 7541 section 4.1)
 
@@ -122,32 +128,31 @@ def stamp_stream(patch: Patch, own: Metadata, callee: Callee) -> Stamped | None:
 
 def _stamp(own: Metadata, callee: Callee, hash_hex: str | None, size: int) -> Stamped:
     span = own_span(SpanKind.CLIENT, FOREIGN_TO_RPC)
-    headers: dict[str, list[str]] = {}
+    said: dict[str, list[str]] = {}
     for key, value in own:
-        name = key.lower() if isinstance(key, str) else text(key).lower()
-        said = value if isinstance(value, str) else text(value)
-        if name in headers:
-            headers[name].append(said)
-        else:
-            headers[name] = [said]
-    outgoing = stamp_now(span, Request(HTTP_METHOD, callee.method, hash_hex, size, headers))
-    kept = own if outgoing.replaced.isdisjoint(headers) else _without(own, outgoing.replaced)
-    return Stamped(add_metadata(kept, outgoing), span, outgoing.attributes, callee.address)
+        if (name := _READ.get(key)) is not None:
+            said.setdefault(name, []).append(text(value))
+    method, address = callee
+    headers, replaced, attributes = stamp_now(span, tuple.__new__(Request, (HTTP_METHOD, method, hash_hex, size, said)))
+    kept = own if replaced.isdisjoint(said) else _without(own, replaced)
+    return tuple.__new__(Stamped, (add_metadata(kept, headers), span, attributes, address))
 
 
 def _without(own: Metadata, replaced: frozenset[str]) -> Metadata:
     """Without what somebody forwarded from another call: it is not this call's."""
-    return tuple(entry for entry in own if text(entry[0]).lower() not in replaced)
+    return tuple(entry for entry in own if _READ.get(entry[0]) not in replaced)
 
 
-def add_metadata(own: Metadata, outgoing: Outgoing) -> Metadata:
+def add_metadata(own: Metadata, headers: Metadata) -> Metadata:
     """The caller's metadata, as it is and in its order, and the stamp's after it.
 
     Raises:
         MetadataFullError: The call would come close to the limit of what servers accept.
     """
-    metadata = own + outgoing.headers
-    size = len(metadata) * _METADATA_ENTRY_OVERHEAD + sum(map(len, chain.from_iterable(metadata)))
+    metadata = own + headers
+    size = len(metadata) * _METADATA_ENTRY_OVERHEAD
+    for key, value in metadata:
+        size += len(key) + len(value)
     if size > METADATA_ROOM_BYTES:
         message = f"{size} bytes of metadata with a stamp, over {METADATA_ROOM_BYTES}: the call goes without one"
         raise MetadataFullError(message)

@@ -40,6 +40,9 @@ class Context:
         """What TLS says of the caller."""
         return {}
 
+    def peer_identities(self) -> None:
+        """Who that is by TLS: nobody, without it."""
+
     def peer(self) -> str:
         """Who calls."""
         return "ipv4:127.0.0.1:40000"
