@@ -25,6 +25,7 @@ from collector.store import failures, machine
 from collector.store.birth import make_whole
 from collector.store.failures import message
 from collector.store.memory import WRITING_BYTES, Allowance
+from collector.store.spilled import forget_spilled, spill_folder
 
 __all__ = [
     "CATALOG",
@@ -137,6 +138,8 @@ class Store:
         if not read_only:
             make_whole(path, lambda unfinished: _attach(unfinished, limit, read_only=False).close())
         connection = _connect(path, limit, read_only=read_only)
+        if not read_only:
+            forget_spilled(path)
         memory = Allowance(limit if read_only else WRITING_BYTES, limit)
         missing = _stand_ins(connection, path) if read_only else ()
         return cls(path, read_only, connection, _identity(path), memory, _stand_ins=missing)
@@ -303,7 +306,7 @@ def _connect(path: Path, memory_bytes: int, *, read_only: bool) -> duckdb.DuckDB
 
 
 def _attach(path: Path, memory_bytes: int, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-    limits = {"memory_limit": f"{memory_bytes}B", "temp_directory": f"{path}.tmp"}
+    limits = {"memory_limit": f"{memory_bytes}B", "temp_directory": str(spill_folder(path))}
     connection = duckdb.connect(":memory:", config=_CONFIG | limits)
     try:
         quoted = str(path).replace("'", "''")
